@@ -1,0 +1,1 @@
+"""Data sets: PASCAL VOC and SBD, in-memory arrays, generated scenes."""

@@ -1,0 +1,187 @@
+"""The confusion matrix of a set of label maps, and PASCAL VOC's scores read off it. Pure torch.
+
+Shapes: C classes; label maps may have any shape, (H, W) as a rule. Scores are fractions in 0..1.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SHOWN = 8  # offending values that an error message lists before it says "..."
+
+
+def count_bins(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
+    """Count every pixel by (label, prediction) in one pass, the impossible ones included.
+
+    Nothing is checked here beyond shapes and types; the overflow bins say afterwards what was wrong. (On a GPU
+    `bincount` waits for its input once, to size its output.)
+
+    Args:
+        prediction: predicted class of every pixel, integer, any shape.
+        label: true class of every pixel, integer, the same shape.
+        num_classes: C.
+        ignore_index: label of the pixels that do not count; None where all count.
+
+    Returns:
+        (C + 2, C + 1) int64 on the device of the inputs. Rows: labels 0..C-1, labels out of range, ignored pixels.
+        Columns: predictions 0..C-1, predictions out of range.
+
+    Raises:
+        TypeError: an input is not of an integer type.
+        ValueError: the shapes differ, or there are no classes.
+    """
+    for name, tensor in (("prediction", prediction), ("label", label)):
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+            raise TypeError(f"{name} must hold integer class numbers, not {tensor.dtype}")
+    if prediction.shape != label.shape:
+        raise ValueError(f"prediction is {tuple(prediction.shape)} and label is {tuple(label.shape)}: they must agree")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    # bincount needs every value in range: what is not goes to a bin of its own instead of being dropped
+    column = prediction.reshape(-1).long()
+    column = column.masked_fill((column < 0) | (column >= num_classes), num_classes)
+    label = label.reshape(-1).long()
+    row = label.masked_fill((label < 0) | (label >= num_classes), num_classes)
+    if ignore_index is not None:
+        row = row.masked_fill(label == ignore_index, num_classes + 1)
+    columns = num_classes + 1
+    return torch.bincount(row * columns + column, minlength=(num_classes + 2) * columns).view(-1, columns)
+
+
+def _complaint(name: str, values: Tensor, wrong: Tensor, num_classes: int) -> str:
+    """Say which values of a label map are out of range, how many pixels hold them, and where the first one is."""
+    where = wrong.nonzero()
+    bad = values[wrong].unique().tolist()
+    listed = ", ".join(str(value) for value in bad[:SHOWN]) + (", ..." if len(bad) > SHOWN else "")
+    first = tuple(where[0].tolist())
+    return f"{len(where)} of {values.numel()} {name}s are out of range 0..{num_classes - 1}: {listed}, first at {first}"
+
+
+def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int | None = 255) -> Tensor:
+    """Count the pixels of each true class that went to each predicted class.
+
+    `matrix[i, j]` is the number of pixels with label i and prediction j, ignored pixels left out. Matrices of
+    several images add up to the matrix of the set.
+
+    Args:
+        prediction: predicted class of every pixel, integer, any shape, all in 0..C-1 (ignored pixels included, as
+            VOC's own evaluation code demands).
+        label: true class of every pixel, integer, the same shape and device, in 0..C-1 or `ignore_index`.
+        num_classes: C.
+        ignore_index: label of the pixels that do not count; None where all count. An index given is always
+            honoured, so with more than 255 classes pass another one than 255.
+
+    Returns:
+        (C, C) int64 on the device of the inputs, rows = label, columns = prediction.
+
+    Raises:
+        TypeError: an input is not of an integer type.
+        ValueError: the shapes differ, or a prediction or a label is out of range: it says which, where and how many.
+    """
+    bins = count_bins(prediction, label, num_classes, ignore_index)
+    if int(bins[:, num_classes].sum() + bins[num_classes].sum()):
+        prediction, label = prediction.long(), label.long()  # torch does not compare uint16
+        problems = []
+        wrong = (prediction < 0) | (prediction >= num_classes)
+        if wrong.any():
+            problems.append(_complaint("prediction", prediction, wrong, num_classes))
+        wrong = (label < 0) | (label >= num_classes)
+        if ignore_index is not None:
+            wrong &= label != ignore_index
+        if wrong.any():
+            ignored = "nothing is ignored" if ignore_index is None else f"{ignore_index} is ignored"
+            problems.append(f"{_complaint('label', label, wrong, num_classes)} ({ignored})")
+        raise ValueError("; ".join(problems))
+    return bins[:num_classes, :num_classes]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """VOC's scores of one confusion matrix, as fractions in 0..1.
+
+    Attributes:
+        class_names: the C classes.
+        iou: intersection over union of every class, NaN where the class occurs in neither label nor prediction.
+        miou: mean of `iou` over the classes that occur; NaN where none does.
+        pixel_accuracy: correct pixels over all pixels that count; NaN where there are none.
+        absent: names of the classes left out of `miou`.
+        headline_classes: the classes chosen for the headline, None where none were chosen.
+        headline_miou: mean of `iou` over those of `headline_classes` that occur, None where none were chosen.
+    """
+
+    class_names: tuple[str, ...]
+    iou: tuple[float, ...]
+    miou: float
+    pixel_accuracy: float
+    absent: tuple[str, ...]
+    headline_classes: tuple[str, ...] | None = None
+    headline_miou: float | None = None
+
+
+def check_headline(class_names: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse a headline that cannot be a mean over distinct known classes.
+
+    Args:
+        class_names: the names of all classes.
+        classes: the names of those chosen.
+
+    Raises:
+        ValueError: `classes` is empty, names a class twice, or names one that is not known (the message lists those
+            that are).
+    """
+    unknown = [name for name in classes if name not in class_names]
+    if unknown:
+        raise ValueError(f"unknown class(es) {', '.join(map(repr, unknown))}; known are {', '.join(class_names)}")
+    if not classes or len(set(classes)) != len(classes):
+        raise ValueError(f"the headline needs one or more different classes, not {list(classes)}")
+
+
+def _mean(values: Sequence[float]) -> float:
+    present = [value for value in values if not math.isnan(value)]
+    return math.fsum(present) / len(present) if present else math.nan
+
+
+def scores(matrix: Tensor, class_names: Sequence[str], classes: Sequence[str] | None = None) -> Scores:
+    """Read VOC's scores off the confusion matrix of a whole set.
+
+    `IoU_c = TP_c / (TP_c + FP_c + FN_c)` with the counts of the set, not averaged over images (Everingham et al.,
+    The PASCAL Visual Object Classes Challenge, section 4.4); `mIoU` is its mean over classes with TP + FP + FN > 0.
+    Computed in float64 on the CPU: counts stay exact up to 2**53 pixels.
+
+    Args:
+        matrix: (C, C) integer counts, rows = label, columns = prediction.
+        class_names: the C names in the order of the rows.
+        classes: names of the classes whose mean IoU is the headline; None for no headline.
+
+    Returns:
+        The scores, as fractions in 0..1.
+
+    Raises:
+        ValueError: the matrix is not square, `class_names` does not fit it or holds a name twice, or `classes` is
+            empty, names a class twice or names an unknown class (the message lists the known ones).
+    """
+    names = tuple(class_names)
+    if matrix.shape != (len(names), len(names)):
+        raise ValueError(f"a matrix of shape {tuple(matrix.shape)} does not fit {len(names)} class names")
+    if len(set(names)) != len(names):
+        raise ValueError(f"class names must differ: {', '.join(names)}")
+    counts = matrix.detach().cpu().double()
+    hit, total = counts.diagonal(), counts.sum()
+    # 0 / 0 is NaN, which is what a class without a pixel has
+    iou = tuple((hit / (counts.sum(0) + counts.sum(1) - hit)).tolist())
+    headline = None
+    if classes is not None:
+        check_headline(names, classes)
+        headline = _mean([iou[names.index(name)] for name in classes])
+    return Scores(
+        class_names=names,
+        iou=iou,
+        miou=_mean(iou),
+        pixel_accuracy=float(hit.sum() / total),
+        absent=tuple(name for name, value in zip(names, iou, strict=True) if math.isnan(value)),
+        headline_classes=None if classes is None else tuple(classes),
+        headline_miou=headline,
+    )

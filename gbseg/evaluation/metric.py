@@ -1,0 +1,273 @@
+"""PASCAL VOC's mIoU as a metric for MMEngine's runners, and the predictions as PNGs on the way."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, all_reduce, get_dist_info, is_main_process
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+from mmengine.registry import METRICS
+from PIL import Image
+from torch import Tensor
+
+from gbseg.data.voc import VOC_PALETTE
+from gbseg.evaluation.confusion import Scores, check_headline, count_bins, scores
+
+LISTED = 10  # images with impossible values that an error message names
+
+
+@METRICS.register_module()
+class VOCMetric(BaseMetric):
+    """mIoU by VOC's definition, from one confusion matrix of the whole set.
+
+    `IoU_c = TP_c / (TP_c + FP_c + FN_c)`, summed over the set; pixels whose label is `ignore_index` do not count. The
+    matrix stays on the device of the predictions and is added up over the processes once, at the end of the epoch;
+    images that a sampler repeats to give every process equally many are counted once. Works from any MMSegmentation
+    config: `val_evaluator = dict(type='VOCMetric', headline=['background', 'cat'])`.
+
+    The metrics, all in percent and unrounded: `mIoU` over the classes that occur in labels or predictions, `mIoU-<n>`
+    over those of the n headline classes, `aAcc` (correct pixels over all that count) and `IoU/<class>`, NaN where
+    the class does not occur. With `save_best='mIoU'` or `'mIoU-7'` mmengine knows that greater is better.
+
+    Args:
+        headline: names of the classes whose mean is reported as `mIoU-<n>`; None for no such figure.
+        out_dir: folder for the predictions, one indexed PNG an image (values 0..C-1, VOC's palette, the image's
+            original size, the image's stem as name); None to write none.
+        format_only: write the PNGs and compute nothing, for sets without labels. Needs `out_dir`.
+        ignore_index: label of the pixels that do not count.
+        collect_device: accepted for MMEngine's sake; nothing is collected but one tensor.
+        prefix: put before every metric's name, with a slash.
+
+    Raises:
+        ValueError: `format_only` without `out_dir`; at the end of the epoch, if a label or prediction of any image is
+            out of range (the message names the images), no image was seen, or some were seen twice.
+    """
+
+    def __init__(
+        self,
+        headline: Sequence[str] | None = None,
+        out_dir: str | Path | None = None,
+        format_only: bool = False,
+        ignore_index: int = 255,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        if format_only and out_dir is None:
+            raise ValueError("VOCMetric(format_only=True) computes no score, so it needs an out_dir to write to")
+        self.headline = None if headline is None else tuple(headline)
+        self.out_dir = None if out_dir is None else Path(out_dir)
+        self.format_only = format_only
+        self.ignore_index = ignore_index
+        self._reset()
+
+    def _reset(self) -> None:
+        self._names: list[str] = []
+        self._earlier: Tensor | None = None  # bins of all images but the last
+        self._last: Tensor | None = None
+        self._bounds: list[Tensor] = []  # of every image, see _count
+        self._written: dict[str, str] = {}  # stem of a PNG -> the image it belongs to
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, from the data set's `metainfo`."""
+        if not self.dataset_meta or "classes" not in self.dataset_meta:
+            raise ValueError("VOCMetric needs dataset_meta['classes']: the data set has no metainfo with class names")
+        return tuple(self.dataset_meta["classes"])
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Count the pixels of a batch, and write its predictions.
+
+        Args:
+            data_batch: not used.
+            data_samples: MMSegmentation's samples as dicts, with `pred_sem_seg.data` and (unless `format_only`)
+                `gt_sem_seg.data`, (1, H, W) integer tensors; for the PNGs `img_path`, and `ori_shape` (height, width)
+                where it differs from that of the prediction.
+
+        Raises:
+            KeyError: a sample has no label, or no `img_path` to name its PNG by.
+            ValueError: label and prediction differ in shape, two images have one stem, or a prediction that is to be
+                written is out of range.
+        """
+        class_names = self.class_names
+        if self.headline is not None:
+            check_headline(class_names, self.headline)  # before the epoch is spent, not after
+        for sample in data_samples:
+            path = sample.get("img_path") or sample.get("seg_map_path") or f"image {len(self._names)}"
+            name = Path(str(path)).name
+            self._names.append(name)
+            prediction = sample["pred_sem_seg"]["data"].squeeze(0)
+            if not self.format_only:
+                if "gt_sem_seg" not in sample:
+                    raise KeyError(f"{name} has no gt_sem_seg; for a set without labels use format_only=True")
+                self._count(name, prediction, sample["gt_sem_seg"]["data"].squeeze(0), len(class_names))
+            if self.out_dir is not None:
+                self._write(name, sample, prediction, len(class_names))
+
+    def _count(self, name: str, prediction: Tensor, label: Tensor, num_classes: int) -> None:
+        """Add an image to the matrix and note, on the device, what is impossible in it."""
+        label = label.to(prediction.device)
+        try:
+            bins = count_bins(prediction, label, num_classes, self.ignore_index)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from error
+        if self._last is not None:
+            self._earlier = self._last if self._earlier is None else self._earlier + self._last
+        self._last = bins
+        known = label.long().masked_fill(label == self.ignore_index, 0)
+        # predictions out of range, least and greatest prediction, then the same for the labels
+        self._bounds.append(
+            torch.stack(
+                [
+                    bins[:, num_classes].sum(),
+                    *prediction.long().aminmax(),
+                    bins[num_classes].sum(),
+                    *known.aminmax(),
+                ]
+            )
+        )
+
+    def _write(self, name: str, sample: dict, prediction: Tensor, num_classes: int) -> None:
+        """Write a prediction to `out_dir` at the image's original size."""
+        assert self.out_dir is not None
+        if not sample.get("img_path"):
+            raise KeyError(f"{name} has no img_path, so there is no name for its PNG in {self.out_dir}")
+        values = prediction.cpu().numpy()
+        # a PNG has one byte a pixel: what does not fit would be wrapped around
+        if values.min() < 0 or values.max() >= min(num_classes, 256):
+            raise ValueError(f"{name}: predictions {values.min()}..{values.max()} are out of range 0..{num_classes - 1}")
+        stem, path = Path(name).stem, str(sample["img_path"])
+        if self._written.setdefault(stem, path) != path:
+            raise ValueError(f"{self._written[stem]} and {path} would both be written as {stem}.png")
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        write_indexed_png(self.out_dir / f"{stem}.png", values, sample.get("ori_shape"))
+
+    def evaluate(self, size: int) -> dict:
+        """Add the matrices of all processes up and compute the metrics, the same in every process.
+
+        Args:
+            size: number of images in the set.
+
+        Returns:
+            The metrics by name; empty with `format_only`.
+
+        Raises:
+            ValueError: see the class.
+        """
+        try:
+            metrics = self.compute_metrics([self._gather(size)])
+        finally:
+            self._reset()
+            self.results.clear()
+        return {f"{self.prefix}/{key}": value for key, value in metrics.items()} if self.prefix else metrics
+
+    def _gather(self, size: int) -> dict[str, Any]:
+        """Sum up over the processes: the matrix, the number of images, and what was out of range."""
+        rank, world = get_dist_info()
+        num_classes = len(self.class_names)
+        bins = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64)
+        if self._last is not None:
+            # samplers deal the images out in turn and start again from the first to fill the last round: what is at or
+            # beyond `size` in that order is an image that another process has counted already
+            repeated = (len(self._names) - 1) * world + rank >= size
+            bins = torch.zeros_like(self._last) if repeated else self._last
+            bins = bins if self._earlier is None else bins + self._earlier
+        faults = _faults(self._names, self._bounds, num_classes)
+        packed = torch.cat([bins.flatten(), bins.new_tensor([len(self._names), len(faults)])])
+        all_reduce(packed)
+        *_, images, faulty = packed.tolist()
+        if images >= size + world:
+            raise ValueError(f"VOCMetric has seen {images} images, but the set holds {size}: some would count twice")
+        if faulty:  # the same sum in every process, so all of them take part
+            faults = list(dict.fromkeys(fault for part in all_gather_object(faults) for fault in part))
+        matrix = packed[:-2].view_as(bins)[:num_classes, :num_classes]
+        return {"matrix": matrix, "images": min(images, size), "faults": faults}
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Turn the sums over all processes into metrics, and log the table of the classes.
+
+        Args:
+            results: one dict with `matrix` (C, C), `images` and `faults`.
+
+        Returns:
+            The metrics by name, in percent; empty with `format_only`.
+
+        Raises:
+            ValueError: see the class.
+        """
+        (result,) = results
+        if not result["images"]:
+            raise ValueError("VOCMetric has seen no image")
+        if self.format_only:
+            print_log(f"{result['images']} predictions are in {self.out_dir}", logger="current")
+            return {}
+        if result["faults"]:
+            faults = result["faults"]
+            more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+            listed = "; ".join(faults[:LISTED]) + more
+            raise ValueError(f"{len(faults)} of {result['images']} images hold values out of range: {listed}")
+        result_scores = scores(result["matrix"], self.class_names, self.headline)
+        metrics = {"mIoU": 100 * result_scores.miou}
+        if result_scores.headline_miou is not None and self.headline is not None:
+            metrics[f"mIoU-{len(self.headline)}"] = 100 * result_scores.headline_miou
+        metrics["aAcc"] = 100 * result_scores.pixel_accuracy
+        if is_main_process():
+            print_log(_table(result_scores, result["images"], metrics), logger="current")
+        per_class = zip(result_scores.class_names, result_scores.iou, strict=True)
+        return metrics | {f"IoU/{name}": 100 * value for name, value in per_class}
+
+
+def write_indexed_png(path: Path, values: np.ndarray, shape: Sequence[int] | None = None) -> None:
+    """Write a label map as VOC does: an indexed PNG in VOC's palette, its values the class numbers.
+
+    Written beside and moved, so that a process that is killed leaves no half a PNG to be submitted.
+
+    Args:
+        path: the file; its folder must exist.
+        values: (H, W) class numbers in 0..255.
+        shape: (height, width) to enlarge or shrink to by nearest neighbour; None to leave the size alone.
+    """
+    image = Image.fromarray(values.astype(np.uint8))
+    if shape is not None and image.size != (shape[1], shape[0]):
+        image = image.resize((shape[1], shape[0]), Image.Resampling.NEAREST)
+    image.putpalette([channel for colour in VOC_PALETTE for channel in colour])
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        image.save(part, format="PNG")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _faults(names: Sequence[str], bounds: Sequence[Tensor], num_classes: int) -> list[str]:
+    """Describe every image whose values are out of range; the one time that the bounds are fetched from the device."""
+    described = []
+    # format_only keeps no bounds
+    for name, row in zip(names, torch.stack(list(bounds)).tolist() if bounds else [], strict=False):
+        parts = [
+            f"{count} {kind}(s) outside 0..{num_classes - 1} (values go from {least} to {greatest})"
+            for kind, (count, least, greatest) in (("prediction", row[:3]), ("label", row[3:]))
+            if count
+        ]
+        if parts:
+            described.append(f"{name}: {', '.join(parts)}")
+    return described
+
+
+def _table(result: Scores, images: int, metrics: dict[str, float]) -> str:
+    """Lay the scores out for the log: one line a class, headline classes starred, percent."""
+    width = max(map(len, result.class_names))
+    headline = result.headline_classes or ()
+    lines = [f"IoU of {images} images, percent" + (", * = in the headline" if headline else "")]
+    for name, value in zip(result.class_names, result.iou, strict=True):
+        star = "*" if name in headline else " "
+        lines.append(f"  {name:<{width}} {star} " + ("absent" if math.isnan(value) else f"{100 * value:6.2f}"))
+    lines += [f"  {key:<{width}}   {value:6.2f}" for key, value in metrics.items()]
+    if result.absent:
+        lines.append(f"  left out of the mean, in neither labels nor predictions: {', '.join(result.absent)}")
+    return "\n".join(lines)

@@ -1,0 +1,175 @@
+"""Hypercolumns: what the feature maps of a trunk hold at single pixels, and their first linear layer.
+
+Pixel ``x`` of an image reads a feature map of stride ``s`` at the map position ``(x + offset + 0.5)/s - 0.5``, clamped to
+the map, bilinearly (half-pixel centres; ``offset`` is the padding in front of the image, 0 by default). Where the image is
+a multiple of the stride, that is ``F.grid_sample(align_corners=False, padding_mode='border')``.
+
+Shapes: N images, P points an image, C_l channels of level l (K their sum), h_l x w_l its map, D units of the first layer.
+Points are (row, column) pixels of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Level", "gather", "gather_linear", "hypercolumn_linear_reference", "hypercolumns_reference"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One feature map of a hypercolumn.
+
+    Attributes:
+        feature: (N, C_l, h_l, w_l).
+        stride: pixels of the image per position of the map, (rows, columns).
+        offset: pixels of padding that the trunk put in front of the image.
+        origin: position (row, column) of ``feature`` inside the whole map, when it is a crop of it.
+        size: (h_l, w_l) of the whole map, where positions are clamped; None when ``feature`` is the whole map.
+    """
+
+    feature: Tensor
+    stride: tuple[float, float]
+    offset: float = 0.0
+    origin: tuple[int, int] = (0, 0)
+    size: tuple[int, int] | None = None
+
+    def positions(self, pixels: Tensor, axis: int) -> Tensor:
+        """Map positions of pixel coordinates along ``axis`` (0 rows, 1 columns), clamped to the whole map."""
+        extent = (self.size or tuple(self.feature.shape[2:]))[axis]
+        # at least float32: bfloat16 holds no more than 256 positions
+        dtype = torch.float64 if self.feature.dtype == torch.float64 else torch.float32
+        position = (pixels.to(dtype) + (self.offset + 0.5)) / self.stride[axis] - 0.5
+        return position.clamp(0, extent - 1)
+
+    def crop(self, rows: tuple[int, int], columns: tuple[int, int]) -> Level:
+        """The part of the map that the pixels of ``rows`` and ``columns`` (each first, last) read."""
+        bounds = []
+        for axis, pixels in enumerate((rows, columns)):
+            ends = self.positions(torch.tensor(pixels), axis).tolist()
+            bounds.append((int(ends[0]), min(int(ends[1]) + 2, self.feature.shape[2 + axis])))
+        (top, bottom), (left, right) = bounds
+        return Level(
+            self.feature[:, :, top:bottom, left:right],
+            self.stride,
+            self.offset,
+            (top, left),
+            tuple(self.feature.shape[2:]),
+        )
+
+
+def _corners(level: Level, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The four positions around each point, as rows of the (N*h*w, C) table, and their weights; both (N*P, 4)."""
+    height, width = level.feature.shape[2:]
+    y, x = (level.positions(points[..., axis], axis) - level.origin[axis] for axis in (0, 1))
+    top, left = y.floor(), x.floor()
+    dy, dx = y - top, x - left
+    top, left = top.long(), left.long()
+    bottom, right = (top + 1).clamp(max=height - 1), (left + 1).clamp(max=width - 1)
+    image = torch.arange(points.shape[0], device=points.device).unsqueeze(1) * (height * width)
+    rows = (top * width + left, top * width + right, bottom * width + left, bottom * width + right)
+    weights = ((1 - dy) * (1 - dx), (1 - dy) * dx, dy * (1 - dx), dy * dx)
+    index = torch.stack([image + row for row in rows], dim=-1)
+    return index.reshape(-1, 4), torch.stack(weights, dim=-1).reshape(-1, 4)
+
+
+def _table(feature: Tensor) -> Tensor:
+    """(N, C, h, w) as (N*h*w, C); a view if the feature is channels_last."""
+    return feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1])
+
+
+def gather(level: Level, points: Tensor) -> Tensor:
+    """Bilinear values of one feature map at points.
+
+    A weighted sum of four rows of the (positions x channels) table: `F.embedding_bag` does that in one pass, several times
+    faster than `F.grid_sample` for many channels.
+
+    Args:
+        level: the map.
+        points: (N, P, 2) integer pixels (row, column).
+
+    Returns:
+        (N, P, C_l), float32 or float64.
+    """
+    index, weights = _corners(level, points)
+    table = _table(level.feature)
+    if table.dtype not in (torch.float32, torch.float64) and index.numel() < len(table):
+        # embedding_bag wants one dtype, and weights of bfloat16 would be off by up to 0.4 %; of a large map in half
+        # precision only the rows that are read are converted
+        values = (F.embedding(index, table).float() * weights.unsqueeze(-1)).sum(1)
+    else:
+        values = F.embedding_bag(index, _full(table), per_sample_weights=weights, mode="sum")
+    return values.view(*points.shape[:2], -1)
+
+
+def _full(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def gather_linear(levels: Sequence[Level], points: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The first linear layer over the hypercolumns at points, without building the hypercolumns.
+
+    A linear layer commutes with interpolation, so each level is projected and interpolated in the order that takes less
+    arithmetic: a map with fewer positions than there are points is projected first, a larger one is gathered first. All
+    projected maps make one table, of which each point's sum over levels and corners is one bag. Sums are in float32.
+
+    Args:
+        levels: the feature maps.
+        points: (N, P, 2) integer pixels (row, column).
+        weight: (D, K), its columns in the order of the levels.
+        bias: (D,), added once.
+
+    Returns:
+        (N, P, D), float32 or float64.
+
+    Raises:
+        ValueError: the levels do not have K channels together.
+    """
+    channels = [level.feature.shape[1] for level in levels]
+    if sum(channels) != weight.shape[1] or not channels:
+        raise ValueError(f"the feature maps have {channels} channels, the first layer was made for {weight.shape[1]}.")
+    gathered, columns = [], []
+    tables, indices, corner_weights = [], [], []
+    rows = 0
+    for level, part in zip(levels, weight.split(channels, dim=1), strict=True):
+        if level.feature[0, 0].numel() >= points.shape[1]:
+            gathered.append(gather(level, points))
+            columns.append(part)
+            continue
+        index, corners = _corners(level, points)
+        tables.append(_full(F.linear(_table(level.feature), part)))
+        indices.append(index + rows)
+        corner_weights.append(corners)
+        rows += len(tables[-1])
+    total: Tensor | float = 0.0 if bias is None else bias
+    if gathered:
+        # under autocast the product is bfloat16, so it is brought back before the sum
+        total = total + _full(F.linear(torch.cat(gathered, -1), torch.cat(columns, 1)))
+    if tables:
+        bags = F.embedding_bag(
+            torch.cat(indices, 1), torch.cat(tables), per_sample_weights=torch.cat(corner_weights, 1), mode="sum"
+        )
+        total = total + bags.view(*points.shape[:2], -1)
+    return total
+
+
+def hypercolumns_reference(levels: Sequence[Level], points: Tensor) -> Tensor:
+    """The hypercolumns at points, (N, P, K), by `F.grid_sample`: what the functions above are tested against."""
+    columns = []
+    for level in levels:
+        height, width = level.feature.shape[2:]
+        y, x = (level.positions(points[..., axis], axis) for axis in (0, 1))
+        # grid_sample's coordinates are -1..1 from edge to edge of the map
+        grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1).to(level.feature.dtype)
+        values = F.grid_sample(level.feature, grid.unsqueeze(1), align_corners=False, padding_mode="border")
+        columns.append(values.squeeze(2).transpose(1, 2))
+    return torch.cat(columns, dim=-1)
+
+
+def hypercolumn_linear_reference(levels: Sequence[Level], points: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The plain form of `gather_linear`: concatenate, then multiply."""
+    return F.linear(hypercolumns_reference(levels, points), weight, bias)

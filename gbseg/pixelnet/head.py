@@ -1,0 +1,221 @@
+"""PixelNet's head: an MLP over hypercolumns, trained at sampled pixels and evaluated at all of them.
+
+Shapes: N images, P points an image, K channels of a hypercolumn, C classes, H x W the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from gbseg.pixelnet.gather import Level, gather_linear
+from gbseg.pixelnet.sampling import PixelSampler
+
+__all__ = ["PixelNetHead"]
+
+_NORMS = {"BN": nn.BatchNorm1d, "LN": nn.LayerNorm}
+
+
+@MODELS.register_module()
+class PixelNetHead(BaseModule):
+    """MLP over hypercolumns of any list of feature maps, as an MMSegmentation decode head.
+
+    Training evaluates the sampled pixels only; prediction is dense, ``chunk`` pixels at a time, so that its memory beyond
+    the feature maps and the (N, C, H, W) logits does not grow with the image. The logits at a sampled pixel are the logits
+    that the dense network gives there.
+
+    Args:
+        in_channels: channels of each feature map.
+        num_classes: C.
+        in_index: which of the backbone's outputs; None is all of them in their order.
+        strides: pixels of the image per position of each map; None divides the image's size by the map's (for trunks whose
+            maps do not follow a stride).
+        hidden: widths of the hidden layers (authors: two of 4096).
+        dropout: behind every hidden layer.
+        norm: 'BN', 'LN' or None, between a hidden layer and its ReLU.
+        tap_scale: constant factors of the feature maps, one each; None is 1. VGG-16's maps differ 100-fold in scale, which
+            the authors leave to 100,000 iterations.
+        sampler: a registered pixel sampler.
+        loss_decode: the loss, or a list of losses (each logged under its ``loss_name``).
+        ignore_index: label that counts nowhere.
+        init_std: standard deviation of the Gaussian weights (authors: 0.001); biases are 0. None: He initialisation of the
+            hidden layers and 0.001 in the last, so that training starts at the output bias and not at chance logits, whose
+            exponentials can be large.
+        init_bias: None; 'prior': the first loss's `prior_logits` of uniform frequencies; or a list of C frequencies.
+        chunk: pixels that a prediction evaluates at once.
+        offset: the trunk's ``image_padding``.
+        align_corners: read by MMSegmentation's segmentors when they resize logits.
+        init_cfg: mmengine's.
+
+    Raises:
+        ValueError: settings of different lengths, an unknown norm, or ``init_bias`` with a loss that has no link.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        in_index: Sequence[int] | None = None,
+        strides: Sequence[float] | None = None,
+        hidden: Sequence[int] = (4096, 4096),
+        dropout: float = 0.5,
+        norm: str | None = None,
+        tap_scale: Sequence[float] | None = None,
+        sampler: dict | PixelSampler | None = None,
+        loss_decode: dict | Sequence[dict] | None = None,
+        ignore_index: int = 255,
+        init_std: float | None = 0.001,
+        init_bias: str | Sequence[float] | None = None,
+        chunk: int = 16384,
+        offset: float = 0.0,
+        align_corners: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        for name, values in (("in_index", in_index), ("strides", strides), ("tap_scale", tap_scale)):
+            if values is not None and len(values) != len(in_channels):
+                raise ValueError(f"PixelNetHead: {name} has {len(values)} values for {len(in_channels)} feature maps.")
+        if norm is not None and norm not in _NORMS:
+            raise ValueError(f"PixelNetHead: norm must be one of {sorted(_NORMS)} or None, got {norm!r}.")
+        if chunk < 1:
+            raise ValueError(f"PixelNetHead: chunk is a number of pixels and must be >= 1, got {chunk}.")
+        if not hidden:
+            raise ValueError("PixelNetHead: hidden needs at least one layer.")
+        self.in_channels = tuple(in_channels)
+        self.in_index = tuple(in_index) if in_index is not None else tuple(range(len(self.in_channels)))
+        self.strides = None if strides is None else tuple(strides)
+        self.tap_scale = tap_scale if tap_scale is None else tuple(tap_scale)
+        self.num_classes = self.out_channels = num_classes
+        self.ignore_index = ignore_index
+        self.init_std = init_std
+        self.init_bias = init_bias
+        self.chunk = chunk
+        self.offset = offset
+        self.align_corners = align_corners
+        self.threshold = None
+        self.sampler = MODELS.build(sampler or dict(type="UniformPixelSampler")) if not callable(sampler) else sampler
+        losses = loss_decode if loss_decode is not None else dict(type="ExpGBLoss")
+        losses = [losses] if isinstance(losses, dict) else losses
+        self.loss_decode = nn.ModuleList(MODELS.build(loss) for loss in losses)
+        widths = [sum(self.in_channels), *hidden]
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, [*hidden, num_classes], strict=True))
+        self.norms = nn.ModuleList(nn.Identity() if norm is None else _NORMS[norm](width) for width in hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def init_weights(self) -> None:
+        """Gaussian or He weights, zero biases, and the output bias that ``init_bias`` names."""
+        for linear in self.linears:
+            if self.init_std is None and linear is not self.linears[-1]:
+                nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+            else:
+                nn.init.normal_(linear.weight, std=self.init_std or 0.001)
+            nn.init.zeros_(linear.bias)
+        if self.init_bias is None:
+            return
+        frequencies = torch.full((self.num_classes,), 1 / self.num_classes)
+        if not isinstance(self.init_bias, str):
+            frequencies = torch.tensor(self.init_bias)
+        elif self.init_bias != "prior":
+            raise ValueError(f"PixelNetHead: init_bias is None, 'prior' or a list of frequencies, got {self.init_bias!r}.")
+        loss = self.loss_decode[0]
+        if not hasattr(loss, "prior_logits"):
+            raise ValueError(f"PixelNetHead: init_bias needs a loss with prior_logits; {type(loss).__name__} has none.")
+        with torch.no_grad():
+            self.linears[-1].bias.copy_(loss.prior_logits(frequencies))
+
+    def levels(self, inputs: Sequence[Tensor], size: tuple[int, int]) -> list[Level]:
+        """The feature maps as levels of hypercolumns, for an image of ``size`` (H, W)."""
+        features = [inputs[index] for index in self.in_index]
+        if self.strides is None:
+            strides = [(size[0] / f.shape[2], size[1] / f.shape[3]) for f in features]
+        else:
+            strides = [(stride, stride) for stride in self.strides]
+        return [Level(f, stride, self.offset) for f, stride in zip(features, strides, strict=True)]
+
+    def classify(self, levels: Sequence[Level], points: Tensor) -> Tensor:
+        """Logits (N, P, C) at points (N, P, 2), (row, column)."""
+        first = self.linears[0]
+        weight = first.weight
+        if self.tap_scale is not None:
+            # scaling a tap is scaling its columns; done by parts so that no host tensor is copied to the device
+            parts = weight.split(self.in_channels, dim=1)
+            weight = torch.cat([part * scale for part, scale in zip(parts, self.tap_scale, strict=True)], dim=1)
+        x = gather_linear(levels, points, weight, first.bias)
+        for linear, norm in zip(self.linears[1:], self.norms, strict=True):
+            # a batch normalisation counts every point of every image as a row
+            x = norm(x.flatten(0, 1)).view_as(x)
+            x = linear(self.dropout(torch.relu(x)))
+        return x
+
+    def forward(self, inputs: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
+        """Dense logits (N, C, H, W).
+
+        Args:
+            inputs: the backbone's feature maps.
+            size: the image's (H, W); None takes the first map's size times its stride.
+
+        Raises:
+            ValueError: no size and no strides to find it from.
+        """
+        if size is None:
+            if self.strides is None:
+                raise ValueError("PixelNetHead: give the image's size (H, W), or strides from which it follows.")
+            height, width = inputs[self.in_index[0]].shape[2:]
+            size = (round(height * self.strides[0]), round(width * self.strides[0]))
+        levels = self.levels(inputs, size)
+        batch = levels[0].feature.shape[0]
+        logits = inputs[0].new_empty((batch, self.num_classes, *size), dtype=torch.float32)
+        if levels[0].feature.dtype == torch.float64:
+            logits = logits.double()
+        for image in range(batch):
+            one = [Level(level.feature[image : image + 1], level.stride, level.offset) for level in levels]
+            for rows, columns in _tiles(size, self.chunk):
+                grid = torch.meshgrid(
+                    torch.arange(rows[0], rows[1] + 1, device=logits.device),
+                    torch.arange(columns[0], columns[1] + 1, device=logits.device),
+                    indexing="ij",
+                )
+                points = torch.stack(grid, dim=-1).reshape(1, -1, 2)
+                tile = self.classify([level.crop(rows, columns) for level in one], points)
+                shape = (rows[1] - rows[0] + 1, columns[1] - columns[0] + 1)
+                place = (slice(rows[0], rows[1] + 1), slice(columns[0], columns[1] + 1))
+                logits[image, :, place[0], place[1]] = tile[0].T.reshape(-1, *shape).to(logits.dtype)
+        return logits
+
+    def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict | None = None) -> dict[str, Tensor]:
+        """The losses at sampled pixels, and ``acc_seg``, the percentage of them that are right."""
+        label = torch.stack([sample.gt_sem_seg.data for sample in batch_data_samples]).squeeze(1)
+        points, label = self.sampler(label, self.num_classes, self.ignore_index)
+        size = tuple(batch_data_samples[0].gt_sem_seg.shape)
+        logits = self.classify(self.levels(inputs, size), points).transpose(1, 2)
+        losses: dict[str, Tensor] = {}
+        for loss in self.loss_decode:
+            value = loss(logits, label, ignore_index=self.ignore_index)
+            losses[loss.loss_name] = losses[loss.loss_name] + value if loss.loss_name in losses else value
+        with torch.no_grad():
+            labelled = label != self.ignore_index
+            right = (logits.argmax(1) == label) & labelled
+            losses["acc_seg"] = 100 * right.sum() / labelled.sum().clamp(min=1)
+        return losses
+
+    def predict(self, inputs: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: dict | None = None) -> Tensor:
+        """Dense logits (N, C, H, W) of images whose metadata name their size at the network's input."""
+        meta = batch_img_metas[0]
+        # a batch is padded to one shape; where nothing was padded, there is only img_shape
+        size = meta["img_shape"] if isinstance(meta["img_shape"], torch.Size) else meta.get("pad_shape", meta["img_shape"])
+        return self.forward(inputs, (int(size[0]), int(size[1])))
+
+
+def _tiles(size: tuple[int, int], chunk: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """(first, last) rows and columns of tiles of at most ``chunk`` pixels, whole rows where a row fits."""
+    height, width = size
+    wide = min(width, chunk)
+    high = max(1, chunk // wide)
+    for top in range(0, height, high):
+        for left in range(0, width, wide):
+            yield (top, min(top + high, height) - 1), (left, min(left + wide, width) - 1)

@@ -1,0 +1,141 @@
+"""The confusion matrix and the scores against scikit-learn, a loop over pixels, and numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+
+from gbseg.evaluation import confusion_matrix, scores
+
+NAMES = tuple(f"class{i}" for i in range(7))
+
+
+def _random_maps(
+    seed: int, classes: int = 7, shape: tuple[int, int] = (31, 53), ignored: float = 0.1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, classes, shape)
+    prediction = np.where(rng.random(shape) < 0.6, label, rng.integers(0, classes, shape))
+    label[rng.random(shape) < ignored] = 255
+    return torch.from_numpy(prediction), torch.from_numpy(label)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_matrix_against_sklearn(dtype: torch.dtype) -> None:
+    """The matrix is scikit-learn's, for every integer type that label maps come in."""
+    prediction, label = _random_maps(0)
+    kept = label != 255
+    expected = metrics.confusion_matrix(label[kept], prediction[kept], labels=range(7))
+    found = confusion_matrix(prediction.to(dtype), label.to(dtype), 7)
+    assert found.dtype == torch.int64 and found.shape == (7, 7)
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("ignore_index", [255, 3, -1, None])
+def test_matrix_against_loop(ignore_index: int | None) -> None:
+    """The matrix is that of a loop over the pixels, whatever is ignored: a class, a negative index, nothing."""
+    prediction, label = _random_maps(1, shape=(9, 11), ignored=0.0)
+    if ignore_index is not None:
+        label[2:4] = ignore_index
+    expected = torch.zeros(7, 7, dtype=torch.int64)
+    for p, t in zip(prediction.flatten().tolist(), label.flatten().tolist(), strict=True):
+        if t != ignore_index:
+            expected[t, p] += 1
+    assert torch.equal(confusion_matrix(prediction, label, 7, ignore_index), expected)
+
+
+def test_matrices_add_up() -> None:
+    """The matrices of images add up to that of the set."""
+    maps = [_random_maps(seed) for seed in range(3)]
+    whole = confusion_matrix(torch.cat([p for p, _ in maps]), torch.cat([t for _, t in maps]), 7)
+    assert torch.equal(sum(confusion_matrix(p, t, 7) for p, t in maps), whole)
+
+
+def test_out_of_range() -> None:
+    """Impossible values are named, counted and located."""
+    prediction, label = torch.zeros(4, 5, dtype=torch.uint8), torch.zeros(4, 5, dtype=torch.uint8)
+    prediction[1, 2], prediction[3, 0] = 21, 30
+    label[2, 4], label[0, 0] = 77, 255
+    with pytest.raises(ValueError, match="out of range") as caught:
+        confusion_matrix(prediction, label, 21)
+    assert str(caught.value) == (
+        "2 of 20 predictions are out of range 0..20: 21, 30, first at (1, 2); "
+        "1 of 20 labels are out of range 0..20: 77, first at (2, 4) (255 is ignored)"
+    )
+    with pytest.raises(ValueError, match=r"1 of 20 labels .* 255, first at \(0, 0\) \(nothing is ignored\)"):
+        confusion_matrix(torch.zeros_like(label), label.clamp(max=255).where(label == 255, 0), 21, ignore_index=None)
+    with pytest.raises(ValueError, match=r"1 of 2 labels .* -1, first at \(1,\)"):
+        confusion_matrix(torch.tensor([0, 0]), torch.tensor([0, -1]), 21)
+    with pytest.raises(ValueError, match=r"0\.\.20: 100, 101, 102, 103, 104, 105, 106, 107, \.\.\., first"):
+        confusion_matrix(torch.arange(100, 120), torch.zeros(20).long(), 21)
+
+
+def test_out_of_range_where_ignored() -> None:
+    """A prediction out of range is an error at ignored pixels too, as in VOC's own code."""
+    with pytest.raises(ValueError, match=r"1 of 1 predictions .* 255"):
+        confusion_matrix(torch.tensor([255]), torch.tensor([255]), 21)
+
+
+def test_shapes_and_types() -> None:
+    """Shapes that differ, labels that are no integers and an empty list of classes are refused."""
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(3, 2\)"):
+        confusion_matrix(torch.zeros(2, 3).long(), torch.zeros(3, 2).long(), 2)
+    with pytest.raises(TypeError, match="label must hold integer class numbers"):
+        confusion_matrix(torch.zeros(2).long(), torch.zeros(2), 2)
+    with pytest.raises(ValueError, match="at least 1"):
+        confusion_matrix(torch.zeros(2).long(), torch.zeros(2).long(), 0)
+
+
+def test_scores_against_sklearn() -> None:
+    """IoU, its means and the accuracy are scikit-learn's."""
+    prediction, label = _random_maps(2)
+    kept = label != 255
+    found = scores(confusion_matrix(prediction, label, 7), NAMES, classes=["class5", "class0"])
+    expected = metrics.jaccard_score(label[kept], prediction[kept], labels=range(7), average=None)
+    np.testing.assert_allclose(found.iou, expected, rtol=1e-14)
+    assert found.miou == pytest.approx(expected.mean(), rel=1e-14)
+    assert found.headline_miou == pytest.approx((expected[5] + expected[0]) / 2, rel=1e-14)
+    assert found.pixel_accuracy == pytest.approx(metrics.accuracy_score(label[kept], prediction[kept]), rel=1e-14)
+    assert found.absent == () and found.headline_classes == ("class5", "class0")
+
+
+def test_absent_classes() -> None:
+    """Absent classes are left out and named, those that are only predicted count as zero."""
+    # rows = label: a is right 3 times of 4, its miss went to c, which has no pixel of its own; b does not occur
+    matrix = torch.tensor([[3, 0, 1], [0, 0, 0], [0, 0, 0]])
+    found = scores(matrix, ["a", "b", "c"], classes=["b", "c"])
+    assert found.iou[0] == 0.75 and math.isnan(found.iou[1]) and found.iou[2] == 0.0
+    assert found.miou == 0.375 and found.pixel_accuracy == 0.75
+    assert found.absent == ("b",) and found.headline_miou == 0.0
+    assert scores(matrix, ["a", "b", "c"]).headline_miou is None
+    assert math.isnan(scores(matrix, ["a", "b", "c"], ["b"]).headline_miou or 0.0)
+
+
+def test_empty_set() -> None:
+    """A set without a pixel that counts scores NaN."""
+    found = scores(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"])
+    assert math.isnan(found.miou) and math.isnan(found.pixel_accuracy) and found.absent == ("a", "b")
+
+
+def test_large_counts() -> None:
+    """Counts that float32 cannot hold stay exact."""
+    # 2**24 + 1 is the first integer that float32 lacks
+    found = scores(torch.tensor([[2**24 + 1, 1], [0, 1]]), ["a", "b"])
+    assert found.iou[0] == (2**24 + 1) / (2**24 + 2)
+
+
+def test_names_that_do_not_fit() -> None:
+    """Names that do not fit the matrix, and headlines of unknown, repeated or no classes, are refused."""
+    matrix = torch.eye(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"unknown class.* 'dogs', 'cow'; known are cat, dog, person"):
+        scores(matrix, ["cat", "dog", "person"], classes=["cat", "dogs", "cow"])
+    with pytest.raises(ValueError, match=r"\(3, 3\) does not fit 2 class names"):
+        scores(matrix, ["cat", "dog"])
+    with pytest.raises(ValueError, match="must differ"):
+        scores(matrix, ["cat", "cat", "dog"])
+    with pytest.raises(ValueError, match="one or more different classes"):
+        scores(matrix, ["cat", "dog", "person"], classes=[])
+    with pytest.raises(ValueError, match="one or more different classes"):
+        scores(matrix, ["cat", "dog", "person"], classes=["cat", "cat"])

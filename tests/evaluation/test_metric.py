@@ -1,0 +1,273 @@
+"""`VOCMetric` against MMSegmentation's IoUMetric, in one process, in two, and under a real runner."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("mmengine")
+from mmengine.dist import get_rank
+from mmengine.registry import METRICS
+
+from gbseg.evaluation import VOCMetric
+
+CLASSES = tuple(f"class{i}" for i in range(21))
+
+
+def _sample(index: int, folder: str = "JPEGImages", with_label: bool = True) -> dict:
+    """One sample as mmseg's `SegDataSample.to_dict` gives it: every image of its own size, and five classes absent."""
+    rng = np.random.default_rng(index)
+    shape = (1, 12 + index, 17 - index)
+    label = rng.integers(0, 16, shape)
+    prediction = np.where(rng.random(shape) < 0.5, label, rng.integers(0, 16, shape))
+    label[rng.random(shape) < 0.1] = 255
+    sample = {
+        "pred_sem_seg": {"data": torch.from_numpy(prediction)},
+        "img_path": f"{folder}/2007_{index:06d}.jpg",
+        "ori_shape": shape[1:],
+    }
+    if with_label:
+        sample["gt_sem_seg"] = {"data": torch.from_numpy(label.astype(np.uint8))}
+    return sample
+
+
+def _metric(**settings: Any) -> VOCMetric:
+    metric = METRICS.build({"type": "VOCMetric", **settings})
+    metric.dataset_meta = {"classes": CLASSES}
+    return metric
+
+
+def _evaluated(samples: list[dict], **settings: Any) -> dict:
+    metric = _metric(**settings)
+    metric.process(None, samples[:2])
+    metric.process(None, samples[2:])
+    return metric.evaluate(len(samples))
+
+
+def test_scores_against_mmseg() -> None:
+    """Every score is that of MMSegmentation's IoUMetric, but unrounded."""
+    mmseg_metrics = pytest.importorskip("mmseg.evaluation")
+    samples = [_sample(i) for i in range(5)]
+    reference = mmseg_metrics.IoUMetric()
+    reference.dataset_meta = {"classes": CLASSES}
+    reference.process(None, samples)
+    areas = [sum(part) for part in zip(*reference.results, strict=True)]
+    per_class = reference.total_area_to_metrics(*areas, metrics=["mIoU"])
+    rounded = reference.evaluate(len(samples))
+
+    found = _evaluated(samples)
+    iou = [found[f"IoU/{name}"] for name in CLASSES]
+    np.testing.assert_allclose(iou, 100 * per_class["IoU"], rtol=1e-6)  # mmseg counts in float32
+    assert [name for name, value in zip(CLASSES, iou, strict=True) if math.isnan(value)] == list(CLASSES[16:])
+    assert found["mIoU"] == pytest.approx(rounded["mIoU"], abs=0.0051)
+    assert found["aAcc"] == pytest.approx(rounded["aAcc"], abs=0.0051)
+    assert found["mIoU"] != round(found["mIoU"], 2)
+
+
+def test_headline_and_keys() -> None:
+    """The headline is the mean over its classes that occur; all keys carry the prefix and hold plain floats."""
+    found = _evaluated([_sample(i) for i in range(3)], headline=["class1", "class4", "class20"], prefix="val")
+    assert found["val/mIoU-3"] == pytest.approx((found["val/IoU/class1"] + found["val/IoU/class4"]) / 2, rel=1e-14)
+    assert set(found) == {"val/mIoU", "val/mIoU-3", "val/aAcc"} | {f"val/IoU/{name}" for name in CLASSES}
+    assert all(type(value) is float for value in found.values())
+
+
+def test_unknown_headline() -> None:
+    """An unknown headline class is refused with the first batch, not after the epoch."""
+    metric = _metric(headline=["class1", "dog"])
+    with pytest.raises(ValueError, match="'dog'; known are class0"):
+        metric.process(None, [_sample(0)])
+
+
+def test_reset() -> None:
+    """Every epoch starts from nothing, after an error too."""
+    metric = _metric()
+    metric.process(None, [_sample(0)])
+    first = metric.evaluate(1)
+    bad = _sample(1)
+    bad["pred_sem_seg"]["data"][0, 0, 0] = 21
+    metric.process(None, [bad])
+    with pytest.raises(ValueError, match="2007_000001"):
+        metric.evaluate(1)
+    metric.process(None, [_sample(0)])
+    np.testing.assert_equal(metric.evaluate(1), first)
+
+
+def test_out_of_range() -> None:
+    """Values out of range raise at the end of the epoch, with the images' names, and are never dropped."""
+    samples = [_sample(i) for i in range(4)]
+    samples[1]["pred_sem_seg"]["data"][0, 0, :3] = torch.tensor([21, -1, 40])
+    samples[3]["gt_sem_seg"]["data"][0, 1, 1] = 99
+    metric = _metric()
+    metric.process(None, samples)
+    with pytest.raises(ValueError) as caught:
+        metric.evaluate(4)
+    assert str(caught.value) == (
+        "2 of 4 images hold values out of range: "
+        "2007_000001.jpg: 3 prediction(s) outside 0..20 (values go from -1 to 40); "
+        "2007_000003.jpg: 1 label(s) outside 0..20 (values go from 0 to 99)"
+    )
+
+
+def test_wrong_use(tmp_path: Path) -> None:
+    """Settings and samples that cannot work are refused with a message that says what to do."""
+    with pytest.raises(ValueError, match="needs an out_dir"):
+        _metric(format_only=True)
+    with pytest.raises(KeyError, match=r"2007_000000.jpg has no gt_sem_seg.*format_only=True"):
+        _metric().process(None, [_sample(0, with_label=False)])
+    sample = _sample(0)
+    sample["gt_sem_seg"]["data"] = sample["gt_sem_seg"]["data"][:, :-1]
+    with pytest.raises(ValueError, match=r"2007_000000.jpg: prediction is \(12, 17\) and label is \(11, 17\)"):
+        _metric().process(None, [sample])
+    with pytest.raises(ValueError, match="seen no image"):
+        _metric().evaluate(0)
+    metric = _metric()
+    metric.process(None, [_sample(i) for i in range(3)])
+    with pytest.raises(ValueError, match="seen 3 images, but the set holds 2"):
+        metric.evaluate(2)
+    with pytest.raises(ValueError, match=r"a/2007_000000.jpg and b/2007_000000.jpg would both"):
+        _metric(out_dir=tmp_path).process(None, [_sample(0, "a"), _sample(0, "b")])
+    metric = VOCMetric()
+    with pytest.raises(ValueError, match="no metainfo with class names"):
+        metric.process(None, [_sample(0)])
+
+
+def test_pngs(tmp_path: Path) -> None:
+    """Predictions come back from their PNGs: mode P, VOC's palette, original size, named by the image's stem."""
+    samples = [_sample(i, with_label=False) for i in range(3)]
+    height, width = samples[2]["ori_shape"]
+    samples[2]["ori_shape"] = (2 * height, 2 * width)
+    assert _evaluated(samples, out_dir=tmp_path / "png", format_only=True) == {}
+    # no half-written file is left beside them
+    assert sorted(p.name for p in (tmp_path / "png").iterdir()) == [f"2007_{i:06d}.png" for i in range(3)]
+    for i, sample in enumerate(samples):
+        image = Image.open(tmp_path / "png" / f"2007_{i:06d}.png")
+        values = sample["pred_sem_seg"]["data"][0].numpy()
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), values.repeat(2, 0).repeat(2, 1) if i == 2 else values)
+    # colours of VOC's devkit, from its own label files
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 8: (64, 0, 0), 12: (64, 0, 128), 15: (192, 128, 128), 255: (224, 224, 192)}
+    palette = image.getpalette()
+    assert palette is not None and len(palette) == 768
+    assert {value: tuple(palette[3 * value : 3 * value + 3]) for value in known} == known
+
+
+def test_png_out_of_range(tmp_path: Path) -> None:
+    """A prediction that a PNG cannot hold is not written at all."""
+    sample = _sample(0)
+    sample["pred_sem_seg"]["data"][0, 0, 0] = 256
+    with pytest.raises(ValueError, match=r"2007_000000.jpg: predictions 0..256 are out of range 0..20"):
+        _metric(out_dir=tmp_path).process(None, [sample])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_png_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that breaks off leaves the file that was there, and nothing beside it."""
+    sample = _sample(0)
+    _metric(out_dir=tmp_path).process(None, [sample])
+    before = (tmp_path / "2007_000000.png").read_bytes()
+
+    def half(image: Image.Image, path: Path, **settings: Any) -> None:
+        Path(path).write_bytes(before[:20])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(OSError, match="no space left"):
+        _metric(out_dir=tmp_path).process(None, [sample])
+    assert [path.name for path in tmp_path.iterdir()] == ["2007_000000.png"]
+    assert (tmp_path / "2007_000000.png").read_bytes() == before
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    samples = [_sample(i) for i in range(5)]
+    mine = [samples[i] for i in ([0, 2, 4], [1, 3, 0])[rank]]  # as DefaultSampler deals out five: the first again
+    metric = _metric(headline=["class1", "class4"])
+    metric.process(None, mine)
+    found = metric.evaluate(5)
+    mine[1]["pred_sem_seg"]["data"][0, 0, 0] = 21 + rank
+    metric.process(None, mine)
+    message = ""
+    try:
+        metric.evaluate(5)
+    except ValueError as error:
+        message = str(error)
+    torch.save((found, message, get_rank()), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """Two processes count what one counts, the repeated image once, and both stop at a fault of either."""
+    torch.multiprocessing.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
+    expected = _evaluated([_sample(i) for i in range(5)], headline=["class1", "class4"])
+    for rank in range(2):
+        found, message, its_rank = torch.load(tmp_path / f"{rank}.pt")
+        assert its_rank == rank
+        np.testing.assert_equal(found, expected)
+        # both processes stop, and both name the images of both
+        assert "2007_000002.jpg" in message and "2007_000003.jpg" in message and "2 of 5 images" in message
+
+
+def test_runner(tmp_path: Path) -> None:
+    """MMEngine's runner finds the metric, validates with it and keeps the best checkpoint by its keys."""
+    from mmengine.model import BaseModel
+    from mmengine.runner import Runner
+    from mmengine.structures import BaseDataElement, PixelData
+
+    class Echo(BaseModel):
+        """Predicts what it is given; one weight, so that there is something to train and save."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, inputs: torch.Tensor, label: torch.Tensor, mode: str = "tensor") -> Any:
+            """Give mmseg's kind of samples, or a loss."""
+            if mode == "loss":
+                return {"loss": self.weight**2}
+            made = []
+            for image, target in zip(inputs, label, strict=True):
+                sample = BaseDataElement(metainfo={"img_path": "a.jpg", "ori_shape": tuple(image.shape[1:])})
+                sample.set_data({"pred_sem_seg": PixelData(data=image), "gt_sem_seg": PixelData(data=target)})
+                made.append(sample)
+            return made
+
+    class Pairs(torch.utils.data.Dataset):
+        """Two images of 4 x 4 pixels: all of class a, a quarter of the second taken for b."""
+
+        metainfo = {"classes": ("a", "b")}  # noqa: RUF012
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> dict:
+            prediction = torch.zeros(1, 4, 4, dtype=torch.int64)
+            prediction[:, 0] = index
+            return {"inputs": prediction, "label": torch.zeros(1, 4, 4, dtype=torch.uint8)}
+
+    loader = {"batch_size": 2, "num_workers": 0, "dataset": Pairs(), "sampler": {"type": "DefaultSampler"}}
+    keep = {"type": "CheckpointHook", "interval": -1, "by_epoch": False, "save_best": ["mIoU", "mIoU-1"]}
+    runner = Runner(
+        model=Echo(),
+        work_dir=str(tmp_path),
+        train_dataloader=loader,
+        val_dataloader=loader,
+        train_cfg={"type": "IterBasedTrainLoop", "max_iters": 2, "val_interval": 1},
+        val_cfg={},
+        val_evaluator={"type": "VOCMetric", "headline": ["a"]},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
+        default_hooks={"checkpoint": keep},
+        log_processor={"by_epoch": False},
+        experiment_name=tmp_path.name,
+        log_level="WARNING",
+    )
+    runner.train()
+    # class a: 28 of 32 pixels right; class b: 4 predicted, none right
+    assert runner.message_hub.get_info("best_score_mIoU") == 43.75
+    assert runner.message_hub.get_info("best_score_mIoU-1") == 87.5
+    assert len(list(tmp_path.glob("best_mIoU_iter_*.pth"))) == len(list(tmp_path.glob("best_mIoU-1_iter_*.pth"))) == 1
