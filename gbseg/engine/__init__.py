@@ -1,0 +1,31 @@
+"""The training engine, thin over `mmengine.runner.Runner`: configs, hooks, loops, checkpoints, progress, commands.
+
+Importing it registers the components that configs name.
+"""
+
+from gbseg.engine.amp import CpuAmpOptimWrapper, enable_amp
+from gbseg.engine.checkpoint import DurableCheckpointHook
+from gbseg.engine.comparison import compare_runs
+from gbseg.engine.config import load_config
+from gbseg.engine.guard import NonFiniteGuardHook, NonFiniteLossError
+from gbseg.engine.loop import ResumableIterLoop
+from gbseg.engine.position import ResumableSampler
+from gbseg.engine.progress import ProgressHook
+from gbseg.engine.test import OverlayHook, test
+from gbseg.engine.train import train
+
+__all__ = [
+    "CpuAmpOptimWrapper",
+    "DurableCheckpointHook",
+    "NonFiniteGuardHook",
+    "NonFiniteLossError",
+    "OverlayHook",
+    "ProgressHook",
+    "ResumableIterLoop",
+    "ResumableSampler",
+    "compare_runs",
+    "enable_amp",
+    "load_config",
+    "test",
+    "train",
+]

@@ -1,0 +1,78 @@
+"""What a config with several runs ends in: their table, their curves, and their predictions side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.device import get_device
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+
+from gbseg.engine.config import run_configs
+from gbseg.engine.durable import newest_readable_checkpoint
+from gbseg.report.compare import compare
+from gbseg.report.overlay import prediction_sheet
+
+__all__ = ["compare_runs", "draw_predictions"]
+
+
+def draw_predictions(runs: dict[str, tuple[Config, Path]], images: list[int] | int, path: Path) -> None:
+    """Draw validation images with their ground truth and the prediction of every run.
+
+    Args:
+        runs: config and folder of each run by name; the newest checkpoint of each is used.
+        images: positions in the validation set, or how many, taken at equal distances.
+        path: the PNG to write.
+
+    Raises:
+        FileNotFoundError: a run has no checkpoint yet.
+    """
+    config = next(iter(runs.values()))[0]
+    init_default_scope(config.get("default_scope", "mmseg"))
+    dataset = DATASETS.build(config.val_dataloader.dataset)
+    if isinstance(images, int):
+        images = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int).tolist()
+    rows = []
+    for index in images:
+        sample = dataset[index]["data_samples"]
+        rows.append([cv2.imread(sample.img_path), sample.gt_sem_seg.data[0].numpy().astype(np.uint8)])
+    for name, (one, folder) in runs.items():
+        checkpoint = newest_readable_checkpoint(folder)
+        if checkpoint is None:
+            raise FileNotFoundError(f"the run {name} has no checkpoint in {folder}: train it first.")
+        model = MODELS.build(one.model).to(get_device())
+        load_checkpoint(model, str(checkpoint), map_location="cpu")
+        model.eval()
+        for row, index in zip(rows, images, strict=True):
+            with torch.no_grad():
+                (result,) = model.test_step(pseudo_collate([dataset[index]]))
+            row.append(result.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8))
+    prediction_sheet(rows, ["image", "ground truth", *runs], path, class_names=dataset.metainfo["classes"])
+
+
+def compare_runs(config: Config, work_dir: Path | str) -> None:
+    """Write and print the comparison of a config's runs, from what they left in ``work_dir``.
+
+    ``config.compare`` has ``metric`` (a key of the validation), ``baseline`` (the name of a run), ``epoch_length``
+    (iterations an epoch, for the table) and ``images`` (see `draw_predictions`).
+    """
+    work_dir = Path(work_dir)
+    runs = run_configs(config, work_dir)
+    settings = config.compare
+    result = compare(
+        {name: folder for name, (_, folder) in runs.items()},
+        work_dir,
+        settings.metric,
+        settings.baseline,
+        epoch_length=settings.get("epoch_length"),
+    )
+    draw_predictions(runs, settings.get("images", 4), work_dir / "predictions.png")
+    print(f"\n{result.table()}\n")
+    print(f"The curves are in      {work_dir / 'curve.png'}")
+    print(f"Predictions are in     {work_dir / 'predictions.png'}")
+    print(f"The table is in        {work_dir / 'comparison.md'} (also .csv and .json)")

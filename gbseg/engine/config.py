@@ -1,0 +1,86 @@
+"""Reading configs: files, ``gbseg::`` and ``mmseg::`` inheritance, and the options of a command line."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from unittest.mock import patch
+
+from mmengine.config import Config
+
+__all__ = ["config_folder", "load_config", "run_configs"]
+
+
+def config_folder(package: str) -> Path:
+    """Where the configs of 'gbseg', 'mmseg' or 'mmpretrain' lie: in the wheel, or beside the package in a checkout.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"configs of {package} were asked for, and {package} is not installed.")
+    home = Path(spec.origin).parent
+    places = [home / "configs", home.parent / "configs"] if package == "gbseg" else [home / ".mim" / "configs"]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+@contextmanager
+def _inheritance() -> Iterator[None]:
+    """mmengine asks for the distribution called mmsegmentation and knows no gbseg; both prefixes are resolved here."""
+    original = Config._get_cfg_path
+
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        package, _, name = cfg_path.partition("::")
+        if package not in ("gbseg", "mmseg") or not name:
+            return original(cfg_path, filename)
+        # the scope makes mmengine look up the base's types in that package
+        return str(config_folder(package) / name), "mmseg" if package == "mmseg" else None
+
+    with patch.object(Config, "_get_cfg_path", staticmethod(get_cfg_path)):
+        yield
+
+
+def load_config(path: str | Path, options: Mapping[str, object] | None = None) -> Config:
+    """Read a config file.
+
+    Args:
+        path: a file, or ``gbseg::demo_expgb.py`` and ``mmseg::...`` for those that are installed.
+        options: keys with dots and their values, which override the file's (``--cfg-options``).
+
+    Raises:
+        FileNotFoundError: there is no such config; the message lists where it was looked for.
+    """
+    package, _, name = str(path).partition("::")
+    file = config_folder(package) / name if name else Path(path)
+    if not file.is_file():
+        known = config_folder("gbseg")
+        names = sorted(str(p.relative_to(known)) for p in known.rglob("*.py") if not p.name.startswith("_"))
+        names = [n for n in names if not n.startswith("_")]
+        raise FileNotFoundError(f"there is no config {file}. gbseg brings: {', '.join('gbseg::' + n for n in names)}.")
+    with _inheritance():
+        config = Config.fromfile(str(file))
+    if options:
+        config.merge_from_dict(dict(options))
+    return config
+
+
+def run_configs(config: Config, work_dir: Path) -> dict[str, tuple[Config, Path]]:
+    """The runs of a config by name, each with its own config and folder; a config without ``runs`` is one run, ''.
+
+    ``runs`` maps a name to what that run changes in the config around it. A run lies in ``work_dir/<name>``.
+    """
+    runs = config.get("runs")
+    if not runs:
+        return {"": (config, work_dir)}
+    found = {}
+    for name, changes in runs.items():
+        one = copy.deepcopy(config)
+        for key in ("runs", "prepare", "compare"):
+            one.pop(key, None)
+        one.merge_from_dict(dict(changes))
+        found[name] = (one, work_dir / name)
+    return found

@@ -1,0 +1,80 @@
+"""The states of the global random generators: python, numpy, torch on the CPU and torch on every CUDA device.
+
+The legacy generator of numpy is meant on purpose: it is the one that mmcv's, mmseg's and mmpretrain's transforms draw from.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+
+__all__ = ["preserved_rng", "rng_state", "seed_cpu_rng", "set_rng_state"]
+
+
+def rng_state(cuda: bool = True) -> dict[str, Any]:
+    """Return the states of all global generators, made of nothing but tensors and built-in types.
+
+    Args:
+        cuda: Whether those of the CUDA devices are wanted too. They are left out where CUDA was never used.
+
+    Returns:
+        ``python``, ``numpy``, ``torch`` and, perhaps, ``cuda``; `torch.load` reads it with ``weights_only=True``.
+    """
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    state = {
+        "python": random.getstate(),
+        # a tensor, since an array would need an entry in the allow-list of torch.load; torch has no uint32 arithmetic
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if cuda and torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Set the global generators to what `rng_state` returned.
+
+    The states of CUDA devices are used only where there are as many devices as there were; otherwise a warning says so.
+    """
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    # .cpu(): a checkpoint that was loaded with map_location='cuda' brings even these tensors to the device
+    torch.set_rng_state(state["torch"].cpu())
+    devices = state.get("cuda", [])
+    if len(devices) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([device.cpu() for device in devices])
+    elif devices:
+        print_log(
+            f"The random states of {len(devices)} CUDA devices are not restored: there are {torch.cuda.device_count()} "
+            "here, so what is drawn on a device will differ from the run without interruption.",
+            logger="current",
+            level=logging.WARNING,
+        )
+
+
+def seed_cpu_rng(*entropy: int) -> None:
+    """Seed python, numpy and torch's CPU generator from ``entropy``; those of the devices are left alone."""
+    words = np.random.SeedSequence(entropy).generate_state(4, np.uint32)
+    random.seed(words.tobytes())
+    np.random.seed(words)  # noqa: NPY002
+    # not torch.manual_seed, which would seed every CUDA device as well
+    torch.default_generator.manual_seed(int(words[:2].view(np.uint64)[0]))
+
+
+@contextmanager
+def preserved_rng(cuda: bool = True) -> Iterator[dict[str, Any]]:
+    """Leave the global generators afterwards as they were before; gives that state."""
+    state = rng_state(cuda)
+    try:
+        yield state
+    finally:
+        set_rng_state(state)

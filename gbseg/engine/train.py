@@ -1,0 +1,84 @@
+"""Training: one run, or the preparation and the runs that a config lists, and their comparison."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dist import barrier, is_main_process
+from mmengine.registry import FUNCTIONS, RUNNERS
+from mmengine.runner import Runner
+
+from gbseg.data.scenes import write_scenes
+from gbseg.engine.amp import enable_amp
+from gbseg.engine.comparison import compare_runs
+from gbseg.engine.config import run_configs
+
+__all__ = ["build_runner", "train"]
+
+FUNCTIONS.register_module(name="write_scenes", module=write_scenes)
+
+
+def build_runner(config: Config, work_dir: Path, name: str = "", **changes: object) -> Runner:
+    """mmengine's runner of a config, as training and testing use it.
+
+    Args:
+        config: of one run; it is not changed.
+        work_dir: where logs and checkpoints go.
+        name: of the run, where a config has several.
+        changes: top-level keys that replace the config's.
+    """
+    config = copy.deepcopy(config)
+    config.work_dir = str(work_dir)
+    # loggers and visualisers are found by this name: two runs of one process must not share them
+    config.experiment_name = "_".join(part for part in (Path(config.filename or "run").stem, name) if part)
+    if "visualizer" in config:
+        config.visualizer.pop("name", None)
+    for key, value in changes.items():
+        config[key] = value
+    if "runner_type" in config:
+        return RUNNERS.build(config)
+    return Runner.from_cfg(config)
+
+
+def train(
+    config: Config, work_dir: Path | str | None = None, resume: bool = False, amp: bool = False, launcher: str = "none"
+) -> Path:
+    """Prepare, train and compare whatever a config asks for.
+
+    * ``prepare``: a registered function and its arguments, called first, e.g. ``dict(type='write_scenes', root=...)``;
+    * ``runs``: several runs, one after the other, each in its own sub-folder (see `gbseg.engine.config.run_configs`);
+    * ``compare``: with ``runs``, what `gbseg.engine.comparison.compare_runs` draws at the end.
+
+    Args:
+        config: from `gbseg.engine.config.load_config`.
+        work_dir: where everything goes; by default ``work_dirs/<name of the config>``.
+        resume: continue from the newest readable checkpoint of each run; finished runs are left as they are.
+        amp: mixed precision; bfloat16 on a CPU.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi', as `mmengine.runner.Runner` takes it.
+
+    Returns:
+        The work dir.
+    """
+    work_dir = Path(work_dir or config.get("work_dir") or Path("work_dirs") / Path(config.filename).stem)
+    if "prepare" in config:
+        settings = dict(config.prepare)
+        FUNCTIONS.get(settings.pop("type"))(**settings)
+    runs = run_configs(config, work_dir)
+    for name, (one, folder) in runs.items():
+        if amp:
+            enable_amp(one)
+            one.val_cfg.fp16 = True
+        runner = build_runner(one, folder, name, launcher=launcher, resume=resume or one.get("resume", False))
+        runner.train()
+        # workers of a finished run would hold memory and a core for as long as its loaders live
+        del runner
+    if "runs" in config and "compare" in config:
+        if launcher != "none":
+            barrier()
+        if is_main_process():
+            compare_runs(config, work_dir)
+    elif is_main_process():
+        print(f"Logs and checkpoints are in {work_dir}")
+    return work_dir
