@@ -3,7 +3,7 @@
 #   python tools/train.py configs/pixelnet_pow3gb.py --amp
 #
 # The paper gives rate 5e-5 and 40 epochs; alpha, beta and the targets are its CIFAR-10 values. Else as pixelnet_expgb.py.
-_base_ = ['pixelnet_expgb.py']
+_base_ = ["pixelnet_expgb.py"]
 
-model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type='Pow3GBLoss', alpha=0.001, beta=0.4, targets=(0, 10))))
+model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type="Pow3GBLoss", alpha=0.001, beta=0.4, targets=(0, 10))))
 optim_wrapper = dict(optimizer=dict(lr=5e-5))

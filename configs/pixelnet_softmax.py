@@ -5,9 +5,9 @@
 #
 # The paper gives rate 1e-3 and 60 epochs. avg_non_ignore divides by the pixels that count, as the boosted losses do. Else as
 # pixelnet_expgb.py.
-_base_ = ['pixelnet_expgb.py']
+_base_ = ["pixelnet_expgb.py"]
 
-model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type='CrossEntropyLoss', avg_non_ignore=True)))
+model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type="CrossEntropyLoss", avg_non_ignore=True)))
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 train_cfg = dict(max_iters=100776)
 # every 8,398 iterations (5 epochs), so that the checkpoint of epoch 40 is one of them; all twelve are kept

@@ -4,7 +4,7 @@
 #
 # The rate is the best of five (results/subset/README.md); the clip norm is t_pos times the softmax's (DESIGN's identity:
 # exp-GB is cross-entropy, t_pos times as strong, plus a penalty on the normaliser).
-_base_ = ['_base_.py']
+_base_ = ["_base_.py"]
 
-model = dict(decode_head=dict(loss_decode=dict(type='ExpGBLoss', alpha=0.1, targets=(0, 16))))
+model = dict(decode_head=dict(loss_decode=dict(type="ExpGBLoss", alpha=0.1, targets=(0, 16))))
 optim_wrapper = dict(optimizer=dict(lr=0.003), clip_grad=dict(max_norm=80))

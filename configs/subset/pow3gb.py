@@ -3,8 +3,7 @@
 #   python tools/train.py configs/subset/pow3gb.py --amp
 #
 # The rate is the best of five (results/subset/README.md); the clip norm is t_pos times the softmax's.
-_base_ = ['_base_.py']
+_base_ = ["_base_.py"]
 
-model = dict(
-    decode_head=dict(loss_decode=dict(_delete_=True, type='Pow3GBLoss', alpha=0.001, beta=0.4, targets=(0, 10))))
-optim_wrapper = dict(optimizer=dict(lr=0.003), clip_grad=dict(max_norm=50))
+model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type="Pow3GBLoss", alpha=0.001, beta=0.4, targets=(0, 10))))
+optim_wrapper = dict(optimizer=dict(lr=0.01), clip_grad=dict(max_norm=50))

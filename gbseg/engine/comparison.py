@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ from gbseg.engine.config import run_configs
 from gbseg.engine.durable import newest_readable_checkpoint
 from gbseg.report.compare import compare
 from gbseg.report.overlay import prediction_sheet
+from gbseg.report.provenance import provenance
 
 __all__ = ["compare_runs", "draw_predictions"]
 
@@ -58,6 +60,8 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: list[int] | i
 def compare_runs(config: Config, work_dir: Path | str) -> None:
     """Write and print the comparison of a config's runs, from what they left in ``work_dir``.
 
+    Beside the table and the figures lies ``provenance.json``: date, commit, hardware, versions and seed of this call.
+
     ``config.compare`` has ``metric`` (a key of the validation), ``baseline`` (the name of a run), ``epoch_length``
     (iterations an epoch, for the table) and ``images`` (see `draw_predictions`).
     """
@@ -71,6 +75,9 @@ def compare_runs(config: Config, work_dir: Path | str) -> None:
         settings.baseline,
         epoch_length=settings.get("epoch_length"),
     )
+    seed = config.get("randomness", {}).get("seed")
+    facts = provenance(f"gbseg train {Path(config.filename).stem}", seed)
+    (work_dir / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
     draw_predictions(runs, settings.get("images", 4), work_dir / "predictions.png")
     print(f"\n{result.table()}\n")
     print(f"The curves are in      {work_dir / 'curve.png'}")

@@ -65,22 +65,28 @@ def load_config(path: str | Path, options: Mapping[str, object] | None = None) -
         config = Config.fromfile(str(file))
     if options:
         config.merge_from_dict(dict(options))
+        # runs that are files of their own get the same options
+        config.cfg_options = dict(options)
     return config
 
 
 def run_configs(config: Config, work_dir: Path) -> dict[str, tuple[Config, Path]]:
     """The runs of a config by name, each with its own config and folder; a config without ``runs`` is one run, ''.
 
-    ``runs`` maps a name to what that run changes in the config around it. A run lies in ``work_dir/<name>``.
+    ``runs`` maps a name to what that run changes in the config around it, or to a config file beside it. A run lies in
+    ``work_dir/<name>``.
     """
     runs = config.get("runs")
     if not runs:
         return {"": (config, work_dir)}
     found = {}
     for name, changes in runs.items():
-        one = copy.deepcopy(config)
-        for key in ("runs", "prepare", "compare"):
-            one.pop(key, None)
-        one.merge_from_dict(dict(changes))
+        if isinstance(changes, str):
+            one = load_config(Path(config.filename).parent / changes, config.get("cfg_options"))
+        else:
+            one = copy.deepcopy(config)
+            for key in ("runs", "prepare", "compare"):
+                one.pop(key, None)
+            one.merge_from_dict(dict(changes))
         found[name] = (one, work_dir / name)
     return found

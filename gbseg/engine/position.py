@@ -39,7 +39,7 @@ class Draw(int):
 
     def __reduce__(self) -> tuple[type[Draw], tuple[int, int, int]]:
         """Make it travel to the workers; what int gives would call ``__new__`` with the index alone."""
-        return int, (int(self),)
+        return Draw, (int(self), self.draw, self.seed)
 
 
 @DATA_SAMPLERS.register_module()
