@@ -18,7 +18,7 @@ model = dict(
         norm="BN",
         init_std=None,
         init_bias="prior",
-        sampler=dict(type="UniformPixelSampler", num=1000),
+        sampler=dict(type="BalancedPixelSampler", num=1000),
         loss_decode=dict(type="ExpGBLoss", alpha=0.1, targets=(0, 16)),
     ),
     test_cfg=dict(input="original"),
@@ -49,7 +49,10 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=3e-3, weight_decay=1e-4))
-param_scheduler = [dict(type="LinearLR", start_factor=0.1, begin=0, end=30, by_epoch=False)]
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.1, begin=0, end=30, by_epoch=False),
+    dict(type="PolyLR", power=1.0, eta_min=0.0, begin=30, end=360, by_epoch=False),
+]
 # 30 iterations are one epoch of 240 scenes
 train_cfg = dict(type="ResumableIterLoop", max_iters=360, val_interval=60)
 val_cfg = dict(type="ValLoop")

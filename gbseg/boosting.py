@@ -67,7 +67,7 @@ class Boost(ABC):
 
     @abstractmethod
     def scaled_excess(self, x: Tensor, level: float, dim: int) -> Tensor:
-        """``g(x) - level`` times a positive factor, shared along ``dim``, that keeps every value finite."""
+        """``g(x) - level`` times a positive factor, shared along ``dim``, under which no positive value overflows."""
 
     def check_target(self, name: str, value: float) -> None:  # noqa: B027  (most boosts reach every value)
         """Refuse a target value at which the loss has no lower bound."""
@@ -113,13 +113,20 @@ class ExponentialBoost(Boost):
         return torch.where(t < 0, torch.inf, torch.special.xlogy(t, t / self.alpha) - t)
 
     def divergence(self, x: Tensor, t: Tensor) -> Tensor:
-        """``t*(expm1(u) - u)`` with ``u = x - ln(t/alpha)``; ``alpha*exp(x)`` at ``t = 0``."""
+        """``t*(expm1(u) - u)`` with ``u = x - ln(t/alpha)``, for u > 1 ``alpha*exp(x) - t*(1 + u)``; ``alpha*exp(x)`` at t = 0.
+
+        NaN where ``t`` is negative or NaN: there is no such loss.
+        """
         reachable = t > 0
-        # a stand-in target and logit keep the branch that is not taken finite: 0 * inf in its gradient would be NaN
+        # stand-ins keep the branches that are not taken finite: 0 * inf in their gradients would be NaN
         some_t = torch.where(reachable, t, 1.0)
-        u = torch.where(reachable, x - torch.log(some_t / self.alpha), 0.0)
-        at_zero = self.alpha * torch.exp(torch.where(reachable, 0.0, x))
-        return torch.where(reachable, some_t * (torch.expm1(u) - u), at_zero)
+        u = x - torch.log(some_t / self.alpha)
+        near = reachable & (u <= 1)
+        u_near = torch.where(near, u, 0.0)
+        # away from the optimum nothing cancels, and exp(u) would overflow for a tiny t where alpha*exp(x) does not
+        far = self.alpha * torch.exp(torch.where(near, 0.0, x)) - torch.where(reachable & ~near, t * (1 + u), 0.0)
+        loss = torch.where(near, some_t * (torch.expm1(u_near) - u_near), far)
+        return torch.where(t >= 0, loss, torch.nan)
 
     def scaled_excess(self, x: Tensor, level: float, dim: int) -> Tensor:
         """``exp(-m) * (g(x) - level)`` with ``m`` the maximum of ``x`` along ``dim``."""
@@ -175,8 +182,8 @@ class CubicBoost(Boost):
         return self.alpha / 4 * (x - x0) ** 2 * (x**2 + 2 * x * x0 + 3 * x0**2)
 
     def scaled_excess(self, x: Tensor, level: float, dim: int) -> Tensor:
-        """``(g(x) - level) / r^3`` with ``r`` the larger of 1 and the maximum of ``|x|`` along ``dim``."""
-        reach = x.abs().amax(dim, keepdim=True).clamp(min=1)
+        """``(g(x) - level) / r^3`` with ``r`` the larger of 1 and the maximum of ``x`` along ``dim``."""
+        reach = x.amax(dim, keepdim=True).clamp(min=1)
         return self.alpha * (x / reach) ** 3 + (self.beta - level) * reach**-3
 
 
@@ -205,8 +212,8 @@ class LinearBoost(Boost):
         return (x - t) ** 2 / 2
 
     def scaled_excess(self, x: Tensor, level: float, dim: int) -> Tensor:
-        """``(x - level) / r`` with ``r`` the larger of 1 and the maximum of ``|x|`` along ``dim``."""
-        reach = x.abs().amax(dim, keepdim=True).clamp(min=1)
+        """``(x - level) / r`` with ``r`` the larger of 1 and the maximum of ``x`` along ``dim``."""
+        reach = x.amax(dim, keepdim=True).clamp(min=1)
         return x / reach - level / reach
 
 
@@ -267,8 +274,8 @@ class MirroredExponentialBoost(Boost):
         return torch.where(in_jump, jump, torch.where(same_side, near, far))
 
     def scaled_excess(self, x: Tensor, level: float, dim: int) -> Tensor:
-        """``exp(-m) * (g(x) - level)`` with ``m`` the maximum of ``|x|`` along ``dim``."""
-        reach = x.abs().amax(dim, keepdim=True)
+        """``exp(-m) * (g(x) - level)`` with ``m`` the larger of 0 and the maximum of ``x`` along ``dim``."""
+        reach = x.amax(dim, keepdim=True).clamp(min=0)
         return self.alpha * torch.sign(x) * torch.exp(x.abs() - 1 - reach) + (self.beta - level) * torch.exp(-reach)
 
 

@@ -6,4 +6,4 @@
 _base_ = ["_base_.py"]
 
 model = dict(decode_head=dict(init_bias=None, loss_decode=dict(_delete_=True, type="CrossEntropyLoss", avg_non_ignore=True)))
-optim_wrapper = dict(optimizer=dict(lr=0.3), clip_grad=dict(max_norm=5))
+optim_wrapper = dict(optimizer=dict(lr=0.1), clip_grad=dict(max_norm=5))

@@ -1,1 +1,1 @@
-"""Data sets: PASCAL VOC and SBD, in-memory arrays, generated scenes."""
+"""Data sets: PASCAL VOC and generated scenes in its layout."""

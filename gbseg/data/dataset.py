@@ -39,11 +39,12 @@ class VOCSegmentation(BaseSegDataset):
 
     def load_data_list(self) -> list[dict]:
         """One dict of paths an image, in the order of the list."""
-        where = f"(data_root={self.data_root!r}, looked for from {Path.cwd().name}/)"
+        where = f"(looked for in {Path(self.data_root or '.').resolve()})"
         how = (
             "VOC 2012 is fetched by: python -c \"import torchvision; torchvision.datasets.VOCSegmentation('data', year='2012', "
             "image_set='trainval', download=True)\"; data/README.md says what goes where, also for the lists made with SBD. "
-            "Another place is given by --cfg-options data_root=FOLDER."
+            "Data that lie elsewhere: link them there, or name them by --cfg-options train_dataloader.dataset.data_root=FOLDER "
+            "val_dataloader.dataset.data_root=FOLDER test_dataloader.dataset.data_root=FOLDER."
         )
         if self.ann_file and not Path(self.ann_file).is_file():
             raise FileNotFoundError(f"VOC: there is no list {self.ann_file} {where}. {how}")
@@ -53,7 +54,11 @@ class VOCSegmentation(BaseSegDataset):
         data = super().load_data_list()
         if not data:
             raise FileNotFoundError(f"VOC: {self.ann_file or self.data_prefix['img_path']} names no image {where}. {how}")
-        missing = [entry["img_path"] for entry in data if not Path(entry["img_path"]).is_file()]
-        if missing:
-            raise FileNotFoundError(f"VOC: {len(missing)} of {len(data)} listed images are missing, first {missing[0]}. {how}")
+        for kind in ("img_path", "seg_map_path"):
+            paths = [entry[kind] for entry in data if entry.get(kind)]
+            missing = [path for path in paths if not Path(path).is_file()]
+            if missing:
+                raise FileNotFoundError(
+                    f"VOC: {len(missing)} of {len(data)} listed files are missing, first {missing[0]}. {how}"
+                )
         return data

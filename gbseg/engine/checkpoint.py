@@ -55,6 +55,8 @@ class DurableCheckpointHook(CheckpointHook):
         NonFiniteLossError: while training, instead of writing parameters that are not finite.
     """
 
+    keep_ckpt_ids: deque[int]
+
     def __init__(self, max_keep_ckpts: int = 2, **kwargs: Any) -> None:
         if max_keep_ckpts in (0, 1):
             raise ValueError(
@@ -108,7 +110,7 @@ class DurableCheckpointHook(CheckpointHook):
             )
         state, self._loaded = self._loaded, None
         # weights that were merely loaded leave the iteration at 0: a new run, with its own random numbers
-        if state is None or runner.iter == 0 or state["iter"] != runner.iter:
+        if state is None or state["iter"] != runner.iter:
             return
         if Path(runner._load_from or "").parent == Path(self.out_dir):
             for name in state["outdated"]:

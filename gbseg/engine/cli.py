@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 __all__ = ["main"]
@@ -40,7 +44,8 @@ def _train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], ob
         from gbseg.engine import load_config, train
 
         config = load_config(arguments.config, arguments.cfg_options)
-        return train(config, arguments.work_dir, arguments.resume, arguments.amp, arguments.launcher)
+        a = arguments
+        return train(config, a.work_dir, a.resume, a.amp, a.launcher, command=a.command_line)
 
     return run
 
@@ -69,9 +74,10 @@ def _compare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
 
     def run(arguments: argparse.Namespace) -> object:
         from gbseg.engine import compare_runs, load_config
+        from gbseg.engine.config import default_work_dir
 
         config = load_config(arguments.config, arguments.cfg_options)
-        return compare_runs(config, arguments.work_dir or Path("work_dirs") / Path(arguments.config).stem)
+        return compare_runs(config, arguments.work_dir or default_work_dir(config))
 
     return run
 
@@ -90,6 +96,9 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
         The exit status: 0, or 1 after an error of the input (its message goes to stderr, without a traceback).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if find_spec("mmseg") is None:
+        print("gbseg: the commands need the MM packages: pip install 'gbseg[mm]'", file=sys.stderr)
+        return 1
     prog = None if command else "gbseg"
     parser = argparse.ArgumentParser(prog=prog, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     if command:
@@ -98,13 +107,18 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
         commands = parser.add_subparsers(dest="command", required=True)
         runs = {name: add(commands.add_parser(name)) for name, add in _COMMANDS.items()}
     arguments = parser.parse_args(argv)
+    arguments.command_line = shlex.join([f"tools/{command}.py" if command else "gbseg", *argv])
     if not command:
         run = runs[arguments.command]
+    # said by the MM packages at every start, about nothing that a user of gbseg can change
+    for message in ("Fail to import ``MultiScaleDeformableAttention``", "The draw is False", "__array_wrap__"):
+        warnings.filterwarnings("ignore", message=message)
     try:
         run(arguments)
-    except (FileNotFoundError, FileExistsError, ValueError, RuntimeError) as error:
-        # what a user can mend is said in a sentence; everything else is a bug and keeps its traceback
-        if not type(error).__module__.startswith(("gbseg", "builtins")):
+    except (OSError, ValueError, RuntimeError) as error:
+        # what gbseg itself refuses is said in a sentence; what breaks elsewhere may be a bug and keeps its traceback
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals.get("__name__", "").startswith("gbseg."):
             raise
         print(f"\ngbseg: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,6 @@ from gbseg.engine.config import run_configs
 from gbseg.engine.durable import newest_readable_checkpoint
 from gbseg.report.compare import compare
 from gbseg.report.overlay import prediction_sheet
-from gbseg.report.provenance import provenance
 
 __all__ = ["compare_runs", "draw_predictions"]
 
@@ -30,9 +29,6 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: list[int] | i
         runs: config and folder of each run by name; the newest checkpoint of each is used.
         images: positions in the validation set, or how many, taken at equal distances.
         path: the PNG to write.
-
-    Raises:
-        FileNotFoundError: a run has no checkpoint yet.
     """
     config = next(iter(runs.values()))[0]
     init_default_scope(config.get("default_scope", "mmseg"))
@@ -43,10 +39,13 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: list[int] | i
     for index in images:
         sample = dataset[index]["data_samples"]
         rows.append([cv2.imread(sample.img_path), sample.gt_sem_seg.data[0].numpy().astype(np.uint8)])
+    drawn: list[str] = []
     for name, (one, folder) in runs.items():
         checkpoint = newest_readable_checkpoint(folder)
         if checkpoint is None:
-            raise FileNotFoundError(f"the run {name} has no checkpoint in {folder}: train it first.")
+            print(f"The run {name} has no checkpoint in {folder}, so its predictions are not drawn.")
+            continue
+        drawn.append(name)
         model = MODELS.build(one.model).to(get_device())
         load_checkpoint(model, str(checkpoint), map_location="cpu")
         model.eval()
@@ -54,17 +53,19 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: list[int] | i
             with torch.no_grad():
                 (result,) = model.test_step(pseudo_collate([dataset[index]]))
             row.append(result.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8))
-    prediction_sheet(rows, ["image", "ground truth", *runs], path, class_names=dataset.metainfo["classes"])
+    prediction_sheet(rows, ["image", "ground truth", *drawn], path, class_names=dataset.metainfo["classes"])
 
 
 def compare_runs(config: Config, work_dir: Path | str) -> None:
     """Write and print the comparison of a config's runs, from what they left in ``work_dir``.
 
-    Beside the table and the figures lies ``provenance.json``: date, commit, hardware, versions and seed of this call.
+    Beside the table and the figures lies ``provenance.json``, that of every run by its name.
 
     ``config.compare`` has ``metric`` (a key of the validation), ``baseline`` (the name of a run), ``epoch_length``
     (iterations an epoch, for the table) and ``images`` (see `draw_predictions`).
     """
+    if not config.get("runs") or "compare" not in config:
+        raise ValueError(f"{config.filename} lists no runs to compare (keys runs and compare; see configs/demo_expgb.py).")
     work_dir = Path(work_dir)
     runs = run_configs(config, work_dir)
     settings = config.compare
@@ -75,8 +76,7 @@ def compare_runs(config: Config, work_dir: Path | str) -> None:
         settings.baseline,
         epoch_length=settings.get("epoch_length"),
     )
-    seed = config.get("randomness", {}).get("seed")
-    facts = provenance(f"gbseg train {Path(config.filename).stem}", seed)
+    facts = {name: json.loads((folder / "provenance.json").read_text()) for name, (_, folder) in runs.items()}
     (work_dir / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
     draw_predictions(runs, settings.get("images", 4), work_dir / "predictions.png")
     print(f"\n{result.table()}\n")

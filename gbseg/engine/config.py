@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from mmengine.config import Config
 
-__all__ = ["config_folder", "load_config", "run_configs"]
+__all__ = ["config_folder", "default_work_dir", "load_config", "run_configs"]
 
 
 def config_folder(package: str) -> Path:
@@ -70,6 +70,11 @@ def load_config(path: str | Path, options: Mapping[str, object] | None = None) -
     return config
 
 
+def default_work_dir(config: Config) -> Path:
+    """Where a config's logs and checkpoints go if nobody says: its own ``work_dir``, or ``work_dirs/<its name>``."""
+    return Path(config.get("work_dir") or Path("work_dirs") / Path(config.filename).stem)
+
+
 def run_configs(config: Config, work_dir: Path) -> dict[str, tuple[Config, Path]]:
     """The runs of a config by name, each with its own config and folder; a config without ``runs`` is one run, ''.
 
@@ -87,6 +92,7 @@ def run_configs(config: Config, work_dir: Path) -> dict[str, tuple[Config, Path]
             one = copy.deepcopy(config)
             for key in ("runs", "prepare", "compare"):
                 one.pop(key, None)
-            one.merge_from_dict(dict(changes))
+            # a copy, because merging takes _delete_ out of what it is given
+            one.merge_from_dict(copy.deepcopy(dict(changes)))
         found[name] = (one, work_dir / name)
     return found

@@ -27,7 +27,7 @@ __all__ = [
     "write_atomically",
 ]
 
-_TEMPORARY = ".{}.writing"
+_TEMPORARY = ".{}.gbseg-writing"
 
 
 class CheckpointWriteError(OSError):
@@ -156,9 +156,13 @@ def _candidates(folder: Path, named: Path | None, newer: bool) -> list[Path]:
         # a kill between the two writes leaves a newer one than last_checkpoint says. It must be both, further and younger:
         # an earlier run in the same folder leaves further ones, a copied folder has its times in any order
         age = named.stat().st_mtime_ns
-        newest = max((p for p in steps if steps[p] >= steps[named] and p.stat().st_mtime_ns >= age), key=steps.get)
+        newest = max(
+            (p for p in steps if steps[p] >= steps[named] and p.stat().st_mtime_ns >= age), key=lambda path: steps[path]
+        )
     limit = float("inf") if newest is None else steps.get(newest, float("inf"))
-    rest = sorted((path for path in steps if path != newest and steps[path] < limit), key=steps.get, reverse=True)
+    rest = sorted(
+        (path for path in steps if path != newest and steps[path] < limit), key=lambda path: steps[path], reverse=True
+    )
     return rest if newest is None else [newest, *rest]
 
 

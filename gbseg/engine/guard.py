@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 __all__ = ["NonFiniteGuardHook", "NonFiniteLossError", "require_finite_parameters"]
@@ -29,7 +29,7 @@ class NonFiniteLossError(RuntimeError):
     """A loss or a parameter is not finite. No checkpoint was written at or after that iteration."""
 
 
-def _bare(model: nn.Module) -> nn.Module:
+def _bare(model: Any) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 

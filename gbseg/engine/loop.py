@@ -55,7 +55,7 @@ class ResumableIterLoop(IterBasedTrainLoop):
         super().__init__(runner, dataloader, max_iters, val_begin, val_interval, dynamic_intervals)
         if not isinstance(dataloader, dict):
             # past DataLoader.__setattr__, which guards against samplers that no longer fit; the length is the same here
-            vars(self.dataloader)["dataset"] = SeededDataset(dataloader.dataset)
+            self.dataloader.__dict__["dataset"] = SeededDataset(dataloader.dataset)
         batches = self.dataloader.batch_sampler
         if type(batches) is not BatchSampler or not isinstance(batches.sampler, ResumableSampler):
             raise TypeError(
@@ -92,10 +92,8 @@ class ResumableIterLoop(IterBasedTrainLoop):
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self._set_position()
-        # making an iterator draws a seed from torch's generator: it must not count
-        with preserved_rng():
-            self.dataloader_iterator = iter(self.dataloader)
-        # only now: whatever the hooks above have drawn, the next iteration finds what it would have found
+        self.dataloader_iterator = iter(self.dataloader)
+        # only now: the hooks above may have drawn, and an iterator draws a seed from torch's generator when it is made
         if self._resumed is not None and "rng" in self._resumed:
             set_rng_state(self._resumed["rng"])
         if self._resumed is not None and not self._resumed["validated"]:

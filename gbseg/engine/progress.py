@@ -72,7 +72,7 @@ class ProgressHook(Hook):
         self.interval = interval
         self.refresh = refresh
         self._progress: Progress | None = None
-        self._training: TaskID | None = None
+        self._training = TaskID(0)
         self._validation: TaskID | None = None
         self._handlers: list[tuple[logging.StreamHandler, TextIO]] = []
         self._streams: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
@@ -140,7 +140,7 @@ class ProgressHook(Hook):
         self._stop()
 
     def _draw(self, now: bool = False) -> None:
-        if now or time.monotonic() - self._drawn >= self.refresh:
+        if self._progress is not None and (now or time.monotonic() - self._drawn >= self.refresh):
             self._drawn = time.monotonic()
             self._progress.refresh()
 
@@ -148,7 +148,8 @@ class ProgressHook(Hook):
     def _stage(runner: Runner) -> str:
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             return f"epoch {min(runner.epoch + 1, runner.max_epochs)}/{runner.max_epochs}"
-        return "iteration"
+        # an iteration loop goes round the data without saying so; the bar itself counts its iterations
+        return f"epoch {runner.iter / max(len(runner.train_dataloader), 1):.2f}"
 
     def _values(self, runner: Runner) -> str:
         """Loss and rate of the last iteration, images a second over the last ``interval`` ones, time left."""

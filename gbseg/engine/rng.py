@@ -27,7 +27,8 @@ def rng_state(cuda: bool = True) -> dict[str, Any]:
     Returns:
         ``python``, ``numpy``, ``torch`` and, perhaps, ``cuda``; `torch.load` reads it with ``weights_only=True``.
     """
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    name, keys, *rest = numpy_state
     state = {
         "python": random.getstate(),
         # a tensor, since an array would need an entry in the allow-list of torch.load; torch has no uint32 arithmetic

@@ -14,6 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmseg.structures import SegDataSample
 
+from gbseg.engine.config import default_work_dir
 from gbseg.engine.train import build_runner
 from gbseg.report.overlay import overlay
 
@@ -71,15 +72,17 @@ def test(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the config lists several runs.
+        ValueError: the config lists several runs, or predictions are to be written by a metric that cannot.
     """
     if "runs" in config:
         raise ValueError(f"{config.filename} lists the runs {', '.join(config.runs)}: test one of them by its own config.")
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}; training writes them into work_dirs/<config>/.")
-    work_dir = Path(work_dir or Path("work_dirs") / Path(config.filename).stem)
+    work_dir = Path(work_dir or default_work_dir(config))
     config = copy.deepcopy(config)
     if out is not None:
+        if not isinstance(config.test_evaluator, dict) or config.test_evaluator.get("type") != "VOCMetric":
+            raise ValueError("--out needs test_evaluator=dict(type='VOCMetric'): other metrics write no indexed PNGs.")
         config.test_evaluator.out_dir = str(out)
     if show_dir is not None:
         config.custom_hooks = [*config.get("custom_hooks", []), dict(type="OverlayHook", out_dir=str(show_dir))]
@@ -90,8 +93,9 @@ def test(
     training |= dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator"))
     runner = build_runner(config, work_dir, launcher=launcher, load_from=str(checkpoint), **training)
     scores = runner.test()
-    size = config.model.get("test_cfg", {}).get("input", "original")
-    runner.logger.info(f"Network input: {size}; labels compared at the images' original size.")
+    if config.model.type == "PixelNet":
+        size = config.model.get("test_cfg", {}).get("input", "original")
+        runner.logger.info(f"Network input: {size}; labels compared at the images' original size.")
     for name, folder in (("Predictions", out), ("Pictures", show_dir)):
         if folder is not None:
             print(f"{name} are in {folder}")

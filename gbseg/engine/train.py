@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 from mmengine.config import Config
@@ -13,7 +14,10 @@ from mmengine.runner import Runner
 from gbseg.data.scenes import write_scenes
 from gbseg.engine.amp import enable_amp
 from gbseg.engine.comparison import compare_runs
-from gbseg.engine.config import run_configs
+from gbseg.engine.config import default_work_dir, run_configs
+from gbseg.engine.durable import write_atomically
+from gbseg.engine.guard import NonFiniteLossError
+from gbseg.report.provenance import provenance
 
 __all__ = ["build_runner", "train"]
 
@@ -43,7 +47,12 @@ def build_runner(config: Config, work_dir: Path, name: str = "", **changes: obje
 
 
 def train(
-    config: Config, work_dir: Path | str | None = None, resume: bool = False, amp: bool = False, launcher: str = "none"
+    config: Config,
+    work_dir: Path | str | None = None,
+    resume: bool = False,
+    amp: bool = False,
+    launcher: str = "none",
+    command: str | None = None,
 ) -> Path:
     """Prepare, train and compare whatever a config asks for.
 
@@ -51,27 +60,42 @@ def train(
     * ``runs``: several runs, one after the other, each in its own sub-folder (see `gbseg.engine.config.run_configs`);
     * ``compare``: with ``runs``, what `gbseg.engine.comparison.compare_runs` draws at the end.
 
+    Every run leaves a ``provenance.json`` in its folder: command, seed, date, commit, hardware and versions at its start.
+
     Args:
         config: from `gbseg.engine.config.load_config`.
         work_dir: where everything goes; by default ``work_dirs/<name of the config>``.
         resume: continue from the newest readable checkpoint of each run; finished runs are left as they are.
         amp: mixed precision; bfloat16 on a CPU.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi', as `mmengine.runner.Runner` takes it.
+        command: the command line, for the provenance.
 
     Returns:
         The work dir.
+
+    Raises:
+        NonFiniteLossError: a run's loss was not finite. Of several runs the others are trained and compared first.
     """
-    work_dir = Path(work_dir or config.get("work_dir") or Path("work_dirs") / Path(config.filename).stem)
+    work_dir = Path(work_dir or default_work_dir(config))
     if "prepare" in config:
         settings = dict(config.prepare)
         FUNCTIONS.get(settings.pop("type"))(**settings)
     runs = run_configs(config, work_dir)
+    diverged: list[str] = []
     for name, (one, folder) in runs.items():
         if amp:
             enable_amp(one)
             one.val_cfg.fp16 = True
         runner = build_runner(one, folder, name, launcher=launcher, resume=resume or one.get("resume", False))
-        runner.train()
+        if is_main_process():
+            facts = provenance(command, one.get("randomness", {}).get("seed"))
+            write_atomically((json.dumps(facts, indent=2) + "\n").encode(), folder / "provenance.json")
+        try:
+            runner.train()
+        except NonFiniteLossError as error:
+            if len(runs) == 1:
+                raise
+            diverged.append(f"{name}: {error}")
         # workers of a finished run would hold memory and a core for as long as its loaders live
         del runner
     if "runs" in config and "compare" in config:
@@ -81,4 +105,6 @@ def train(
             compare_runs(config, work_dir)
     elif is_main_process():
         print(f"Logs and checkpoints are in {work_dir}")
+    if diverged:
+        raise NonFiniteLossError("\n".join(diverged))
     return work_dir

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["BadLabelError", "LabelRecord", "default_ignore_index", "find_bad_labels", "require_labels"]
+__all__ = ["BadLabelError", "LabelRecord", "default_ignore_index", "find_bad_labels", "require_labels", "require_soft_labels"]
 
 _SHOWN = 8
 """How many values and positions a message names, and how many rows of a batch the record of a device remembers."""
@@ -65,6 +65,21 @@ def require_labels(label: Tensor, num_classes: int, ignore_index: int | None) ->
     raise BadLabelError(_describe(values, int(bad.sum()), places, num_classes, ignore_index))
 
 
+def require_soft_labels(target: Tensor) -> None:
+    """Read soft labels on the host and refuse those that are no share of a class: not finite, or negative.
+
+    Raises:
+        BadLabelError: says how many, and where the first stand.
+    """
+    bad = ~(torch.isfinite(target) & (target >= 0))
+    if bool(bad.any()):
+        places = ", ".join(str(tuple(place)) for place in torch.nonzero(bad)[:_SHOWN].tolist())
+        raise BadLabelError(
+            f"{int(bad.sum())} soft label values are negative or not finite, first at {places}. "
+            "Soft labels are shares of the classes, usually a softmax or a mix of one-hot vectors."
+        )
+
+
 class LabelRecord:
     """What the labels of a device were like, kept there until somebody asks: no synchronisation before that.
 
@@ -83,9 +98,9 @@ class LabelRecord:
     @staticmethod
     def update(record: Tensor, label: Tensor, bad: Tensor, num_classes: int, ignore_index: int | None) -> None:
         """Add a batch to ``record`` in place: three reductions over ``bad``, no copy to the host."""
-        rows = bad.reshape(bad.shape[0], -1)
-        if rows.numel() == 0:
+        if bad.numel() == 0:
             return
+        rows = bad.reshape(bad.shape[0], -1)
         position = torch.argmax(rows.to(torch.uint8), dim=1, keepdim=True)  # the first bad one of each row
         value = label.reshape(rows.shape).gather(1, position).squeeze(1).long()
         hit = rows.any(dim=1)

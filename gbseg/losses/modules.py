@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, build_boost, check_targets, link, prior_logits
-from gbseg.losses.labels import LabelRecord, default_ignore_index, find_bad_labels, require_labels
+from gbseg.losses.labels import LabelRecord, default_ignore_index, find_bad_labels, require_labels, require_soft_labels
 from gbseg.losses.reference import boosted_loss
 
 __all__ = ["BoostedLoss", "ExpGBLoss", "LinearLoss", "Pow3GBLoss"]
@@ -48,7 +48,9 @@ class BoostedLoss(nn.Module):
             ``F.cross_entropy`` multiplies the pixels whose label is j, and changes the divisor as well.
         loss_weight: factor of the whole loss.
         reduction: 'none', 'sum' or 'mean'.
-        max_delta: clamps ``g(x) - t`` to ``[-max_delta, max_delta]``; the loss is the matching Huber-like potential.
+        max_delta: clamps ``g(x) - t`` to ``[-max_delta, max_delta]``; the loss is the matching Huber-like potential. Where
+            the bound is reached, the minimum moves from the mean of the targets towards their median, so the link and
+            `prior_logits` are then no longer exact.
         impl: 'auto' or 'reference'.
         loss_name: the key under which MMSegmentation logs the loss; it starts with ``loss_``.
 
@@ -78,8 +80,8 @@ class BoostedLoss(nn.Module):
             raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}.")
         if impl not in _IMPLEMENTATIONS:
             raise ValueError(f"impl must be one of {_IMPLEMENTATIONS}, got {impl!r}.")
-        if max_delta is not None and not max_delta > 0:
-            raise ValueError(f"max_delta bounds |g(x) - t| and must be > 0 (or None for no bound), got {max_delta!r}.")
+        if max_delta is not None and not (max_delta > 0 and math.isfinite(max_delta)):
+            raise ValueError(f"max_delta bounds |g(x) - t|: a finite number > 0, or None for no bound, got {max_delta!r}.")
         if not math.isfinite(loss_weight):
             raise ValueError(f"loss_weight must be a finite number, got {loss_weight!r}.")
         if not loss_name.startswith("loss_"):
@@ -133,21 +135,29 @@ class BoostedLoss(nn.Module):
 
         Raises:
             BadLabelError: a label is outside 0..C-1 and not ignored. Raised before anything is computed on the CPU; on a
-                device, and under ``torch.compile``, the loss and its gradient are NaN and `bad_label_report` says why.
+                device, and under ``torch.compile``, the loss and its gradient are NaN and `bad_label_report` says why
+                (soft labels that are negative or not finite are treated alike, without a report).
             ValueError: shapes, dtypes or settings that do not fit.
         """
         reduction = self._check_call(pred, target, weight, avg_factor, reduction_override, kwargs)
         num_classes = pred.shape[1]
         poison = None
-        if not target.is_floating_point():
+        on_host = target.device.type == "cpu" and not torch.compiler.is_compiling()
+        if target.is_floating_point():
+            if on_host:
+                require_soft_labels(target)
+            else:
+                poison = torch.where((torch.isfinite(target) & (target >= 0)).all(), 1.0, torch.nan)
+        else:
+            # small label types would wrap: 255 is -1 as int8, and uint8 holds no 1000 classes
+            target = target.long()
             if ignore_index is None:
                 ignore_index = default_ignore_index(num_classes)
-            if target.device.type == "cpu" and not torch.compiler.is_compiling():
+            if on_host:
                 require_labels(target, num_classes, ignore_index)
             else:
                 bad = find_bad_labels(target, num_classes, ignore_index)
-                if self.record.device != target.device:
-                    self.record = LabelRecord.empty(target.device)
+                self._follow(target.device)
                 LabelRecord.update(self.record, target, bad, num_classes, ignore_index)
                 poison = torch.where(bad.any(), torch.nan, 1.0)
                 target = torch.where(bad, 0, target)
@@ -178,6 +188,15 @@ class BoostedLoss(nn.Module):
     def bad_label_report(self) -> str | None:
         """What was wrong with the labels that a device has seen since the start; None if nothing. Synchronises."""
         return LabelRecord.describe(self.record)
+
+    def _follow(self, device: torch.device) -> None:
+        """Move the buffers to ``device`` once, for a loss that was never moved with its model."""
+        if self.record.device != device:
+            # a tensor made in inference mode could not be updated in training
+            with torch.inference_mode(False):
+                self.record = LabelRecord.empty(device)
+                if self.class_weight is not None:
+                    self.class_weight = self.class_weight.to(device)
 
     def _check_call(
         self,

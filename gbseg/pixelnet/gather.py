@@ -51,7 +51,8 @@ class Level:
         bounds = []
         for axis, pixels in enumerate((rows, columns)):
             ends = self.positions(torch.tensor(pixels), axis).tolist()
-            bounds.append((int(ends[0]), min(int(ends[1]) + 2, self.feature.shape[2 + axis])))
+            # one position more on each side than exact arithmetic needs: the device that reads the crop may round otherwise
+            bounds.append((max(int(ends[0]) - 1, 0), min(int(ends[1]) + 3, self.feature.shape[2 + axis])))
         (top, bottom), (left, right) = bounds
         return Level(
             self.feature[:, :, top:bottom, left:right],

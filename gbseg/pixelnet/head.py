@@ -12,6 +12,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from gbseg.losses.labels import BadLabelError, require_labels
 from gbseg.pixelnet.gather import Level, gather_linear
 from gbseg.pixelnet.sampling import PixelSampler
 
@@ -93,7 +94,6 @@ class PixelNetHead(BaseModule):
         self.num_classes = self.out_channels = num_classes
         self.ignore_index = ignore_index
         self.init_std = init_std
-        self.init_bias = init_bias
         self.chunk = chunk
         self.offset = offset
         self.align_corners = align_corners
@@ -102,6 +102,7 @@ class PixelNetHead(BaseModule):
         losses = loss_decode if loss_decode is not None else dict(type="ExpGBLoss")
         losses = [losses] if isinstance(losses, dict) else losses
         self.loss_decode = nn.ModuleList(MODELS.build(loss) for loss in losses)
+        self.init_bias = self._output_bias(init_bias)
         widths = [sum(self.in_channels), *hidden]
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, [*hidden, num_classes], strict=True))
         self.norms = nn.ModuleList(nn.Identity() if norm is None else _NORMS[norm](width) for width in hidden)
@@ -115,18 +116,24 @@ class PixelNetHead(BaseModule):
             else:
                 nn.init.normal_(linear.weight, std=self.init_std or 0.001)
             nn.init.zeros_(linear.bias)
-        if self.init_bias is None:
-            return
-        frequencies = torch.full((self.num_classes,), 1 / self.num_classes)
-        if not isinstance(self.init_bias, str):
-            frequencies = torch.tensor(self.init_bias)
-        elif self.init_bias != "prior":
-            raise ValueError(f"PixelNetHead: init_bias is None, 'prior' or a list of frequencies, got {self.init_bias!r}.")
+        if self.init_bias is not None:
+            with torch.no_grad():
+                self.linears[-1].bias.copy_(self.init_bias)
+
+    def _output_bias(self, init_bias: str | Sequence[float] | None) -> Tensor | None:
+        """The (C,) logits at which the first loss's link gives the frequencies that ``init_bias`` names."""
+        if init_bias is None:
+            return None
         loss = self.loss_decode[0]
         if not hasattr(loss, "prior_logits"):
             raise ValueError(f"PixelNetHead: init_bias needs a loss with prior_logits; {type(loss).__name__} has none.")
-        with torch.no_grad():
-            self.linears[-1].bias.copy_(loss.prior_logits(frequencies))
+        if init_bias == "prior":
+            return loss.prior_logits(torch.full((self.num_classes,), 1 / self.num_classes))
+        if isinstance(init_bias, str) or len(init_bias) != self.num_classes:
+            raise ValueError(
+                f"PixelNetHead: init_bias is None, 'prior' or {self.num_classes} frequencies, one a class, got {init_bias!r}."
+            )
+        return loss.prior_logits(torch.tensor(init_bias))
 
     def levels(self, inputs: Sequence[Tensor], size: tuple[int, int]) -> list[Level]:
         """The feature maps as levels of hypercolumns, for an image of ``size`` (H, W)."""
@@ -190,6 +197,14 @@ class PixelNetHead(BaseModule):
     def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict | None = None) -> dict[str, Tensor]:
         """The losses at sampled pixels, and ``acc_seg``, the percentage of them that are right."""
         label = torch.stack([sample.gt_sem_seg.data for sample in batch_data_samples]).squeeze(1)
+        if label.device.type == "cpu":
+            # the loss sees points; here the message can name the file and the pixel, whichever loss it is
+            for sample, one in zip(batch_data_samples, label, strict=True):
+                try:
+                    require_labels(one, self.num_classes, self.ignore_index)
+                except BadLabelError as error:
+                    where = sample.metainfo.get("seg_map_path", sample.metainfo.get("img_path", "a label map"))
+                    raise BadLabelError(f"{where}: {error}") from None
         points, label = self.sampler(label, self.num_classes, self.ignore_index)
         size = tuple(batch_data_samples[0].gt_sem_seg.shape)
         logits = self.classify(self.levels(inputs, size), points).transpose(1, 2)

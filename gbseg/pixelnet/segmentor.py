@@ -21,7 +21,8 @@ class PixelNet(EncoderDecoder):
     nearest neighbour and compared there; ``seg_logits`` are enlarged the same way.
 
     Raises:
-        ValueError: ``test_cfg['input']`` is neither.
+        ValueError: ``test_cfg['input']`` is neither; the trunk's padding is not the head's offset; an image to predict is
+            padded or flipped.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -30,11 +31,25 @@ class PixelNet(EncoderDecoder):
         if size != "original" and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
             raise ValueError(f"test_cfg['input'] is 'original' or (height, width), got {size!r}.")
         self.input_size: tuple[int, int] | None = None if size == "original" else tuple(size)
+        padding = getattr(self.backbone, "image_padding", 0)
+        offset = getattr(self.decode_head, "offset", 0)
+        if padding != offset:
+            raise ValueError(
+                f"the trunk pads images by {padding} pixels and the head reads its maps at offset={offset}: "
+                "set decode_head.offset to backbone.image_padding, or every feature is read at the wrong place."
+            )
 
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
         """Labels and logits of every image at its original size."""
         original = [tuple(inputs.shape[2:])] * len(inputs)
         if data_samples is not None:
+            for sample in data_samples:
+                meta = sample.metainfo
+                if any(meta.get("padding_size", ())) or any(meta.get("img_padding_size", ())) or meta.get("flip"):
+                    raise ValueError(
+                        "PixelNet predicts whole, unpadded and unflipped images (a batch of one size, or of one image): remove "
+                        "padding and flips from the test pipeline and from data_preprocessor.test_cfg."
+                    )
             original = [tuple(sample.metainfo["ori_shape"][:2]) for sample in data_samples]
         if self.input_size is not None:
             inputs = F.interpolate(inputs, self.input_size, mode="bilinear", align_corners=False)

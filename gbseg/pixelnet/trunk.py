@@ -40,7 +40,7 @@ class VGG16Trunk(BaseModule):
             0..255, mean only). None: 'caffe' for ``.safetensors``, else 'torchvision'.
         frozen_stages: the first blocks, 0 to 5, that do not train.
         fc_padding: 3 gives fc6 the extent of conv5's pooled map (stride 32). 0 is the authors' analysis network, with
-            ``image_padding=100``.
+            ``image_padding=100``, and in the head ``offset=100`` and a stride of 224 for fc7.
         image_padding: zero pixels (after normalisation) around the image; the head's ``offset`` must equal it.
         ceil_mode: poolings round up, as Caffe's do.
         fc_dropout: dropout behind fc6 and fc7.

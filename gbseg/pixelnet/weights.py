@@ -32,7 +32,13 @@ def _read(source: str, batch_norm: bool) -> Mapping[str, Tensor]:
         from torchvision.models import VGG16_BN_Weights, VGG16_Weights
 
         choice = VGG16_BN_Weights.IMAGENET1K_V1 if batch_norm else VGG16_Weights.IMAGENET1K_V1
-        return choice.get_state_dict(progress=True, check_hash=True)
+        try:
+            return choice.get_state_dict(progress=True, check_hash=True)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"VGG-16 weights: torchvision could not fetch {choice.url} ({error}). Fetch that file elsewhere and name it: "
+                "--cfg-options model.backbone.weights=FOLDER/vgg16.pth"
+            ) from error
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(

@@ -288,10 +288,17 @@ def runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg)
 
 
-def train(work_dir: Path, kill_write: tuple[int, str] | None = None, file_limit: int | None = None, **options: Any) -> None:
+def train(
+    work_dir: Path,
+    kill_write: tuple[int, str] | None = None,
+    file_limit: int | None = None,
+    environment: dict[str, str] | None = None,
+    **options: Any,
+) -> None:
     """Train in this process; what is printed goes to ``out.txt``, and after an error ``after.pt`` gets the parameters."""
     with Path(work_dir, "out.txt").open("a", buffering=1) as sys.stdout:
         sys.stderr = sys.stdout
+        os.environ.update(environment or {})
         if kill_write:
             kill_in_write(*kill_write)
         if file_limit:
@@ -334,7 +341,7 @@ def start(work_dir: Path, target: Any = train, **options: Any) -> Any:
 def run(work_dir: Path, target: Any = train, **options: Any) -> int:
     """The exit code of a run in a process of its own: 0, 1 after an exception, or minus the signal."""
     process = start(work_dir, target, **options)
-    process.join(60)
+    process.join(300)
     assert process.exitcode is not None, "the run hangs"
     return process.exitcode
 
@@ -360,6 +367,8 @@ def result(work_dir: Path, iteration: int = MAX_ITERS) -> dict[str, Any]:
     curves = checkpoint["message_hub"]["log_scalars"]
     kept = ("state_dict", "ema_state_dict", "optimizer", "param_schedulers", "training_state")
     found = {key: checkpoint[key] for key in kept}
+    # what was still there to be removed when it was written
+    del found["training_state"]["outdated"]
     found["curves"] = {name: curves[name].data[0].tolist() for name in curves if not name.endswith("time")}
     found["best"] = sorted(path.name for path in Path(work_dir).glob("best_*"))
     found["kept"] = sorted(path.name for path in Path(work_dir).glob("iter_*"))

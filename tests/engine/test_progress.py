@@ -70,7 +70,7 @@ def _watch(folder: Path, **options: Any) -> tuple[int, str]:
     reader = threading.Thread(target=read)
     reader.start()
     process = tiny.start(folder, on_terminal, terminal=os.ttyname(slave), **options)
-    process.join(60)
+    process.join(300)
     os.close(slave)
     reader.join(10)
     os.close(master)
@@ -87,7 +87,8 @@ def _lines(text: str) -> list[str]:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run with the hook, but into a file."""
     folder = tmp_path_factory.mktemp("plain")
-    assert tiny.run(folder, **HOOK) == 0
+    # which makes rich believe that any file is a terminal
+    assert tiny.run(folder, environment={"FORCE_COLOR": "1"}, **HOOK) == 0
     return folder
 
 
@@ -105,7 +106,7 @@ def test_terminal(plain: Path, tmp_path: Path) -> None:
     code, raw = _watch(tmp_path, workers=2, **HOOK)
     assert code == 0, raw[-3000:]
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", raw)
-    assert re.search(r"iteration \S+ +7/12 loss \d\.\d+ +lr 0.01743 +\d+\.\d img/s +0:00:00 left", drawn), drawn[-3000:]
+    assert re.search(r"epoch \d\.\d\d \S+ +7/12 loss \d\.\d+ +lr 0.01743 +\d+\.\d img/s +0:00:00 left", drawn), drawn[-3000:]
     assert re.search(r"validation \S+ +2/3", drawn)
     shown = screen(raw)
     assert len(_lines("\n".join(shown))) == 12 + 12
