@@ -1,10 +1,10 @@
 # The real VOC 2012 subset (464 train, 285 val) with VGG-16's convolutional taps: what fits two CPU cores.
 #
 # Kept from PixelNet: 224 x 224, flip, channel gains, batches of 5 images x 2,000 pixels, SGD with momentum 0.9 and decay
-# 5e-4, double rate and no decay on the MLP's biases, a fixed rate. Changed for 1,500 iterations instead of 67,184, for every loss
-# alike: an MLP of 256-256 with He initialisation, each tap divided by its standard deviation (every eighth image of the train
-# list with these weights), layer normalisation, the output bias at the prior, a warm-up of 50 iterations, a tenth of the
-# rate in the trunk, and blocks 1 to 4 of VGG-16 frozen.
+# 5e-4, double rate and no decay on the MLP's biases, a fixed rate. Changed for 1,500 iterations instead of 67,184, for every
+# loss alike: an MLP of 256-256 with He initialisation, each tap divided by its standard deviation (every eighth image of the
+# train list with these weights), layer normalisation, the output bias at the prior, a warm-up of 50 iterations, a tenth of
+# the rate in the trunk, and blocks 1 to 4 of VGG-16 frozen.
 # The headline is mIoU-7: the subset has hundreds of images of these classes and a handful of most others.
 _base_ = ["../_base_/runtime.py", "../_base_/voc.py", "../_base_/pixelnet.py"]
 

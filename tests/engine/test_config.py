@@ -78,7 +78,8 @@ def test_options_override(tmp_path: Path) -> None:
     """Keys with dots, of any depth, of lists too, new ones as well; the file is not touched."""
     path = _write(tmp_path, "a = dict(b=dict(c=1, d=2))\ne = [dict(f=1), dict(f=2)]\n")
     config = load_config(path, {"a.b.c": 3, "e.1.f": 5, "g.h": "new"})
-    assert config.to_dict() == {"a": {"b": {"c": 3, "d": 2}}, "e": [{"f": 1}, {"f": 5}], "g": {"h": "new"}}
+    found = {key: config.to_dict()[key] for key in "aeg"}
+    assert found == {"a": {"b": {"c": 3, "d": 2}}, "e": [{"f": 1}, {"f": 5}], "g": {"h": "new"}}
     assert load_config(path).a.b.c == 1
     assert load_config(path, {}).to_dict() == load_config(path).to_dict()
 
@@ -110,6 +111,7 @@ def test_runs_of_the_demo(tmp_path: Path) -> None:
         assert folder == tmp_path / name
         assert not {"runs", "prepare", "compare"} & set(one)
         one.train_cfg["max_iters"] = 1
+    # a second call, as the comparison after the training makes it, must find what the first found
     assert config.to_dict() == before
     softmax, expgb = runs["softmax"][0], runs["expgb"][0]
     assert softmax.model.decode_head.loss_decode == {"type": "CrossEntropyLoss", "avg_non_ignore": True}
@@ -140,6 +142,15 @@ runs = dict(one=dict(a=dict(b=5)), two=dict(a=dict(c=dict(_delete_=True, type='B
         "three": {"b": 1, "c": {"type": "A", "d": 7}},
         "four": {"b": 1, "c": {"type": "A", "d": 2}},
     }
+
+
+def test_runs_that_are_files(tmp_path: Path) -> None:
+    """A file beside the config, with the options of the command line."""
+    (tmp_path / "other.py").write_text("a = dict(b=2, c=3)\n")
+    config = load_config(_write(tmp_path, "runs = dict(one='other.py', two=dict(a=dict(b=4)))\na = dict(b=1)\n"), {"a.c": 7})
+    runs = run_configs(config, tmp_path)
+    assert {name: one.a.to_dict() for name, (one, _) in runs.items()} == {"one": {"b": 2, "c": 7}, "two": {"b": 4, "c": 7}}
+    assert [folder for _, folder in runs.values()] == [tmp_path / "one", tmp_path / "two"]
 
 
 PAPER = {
