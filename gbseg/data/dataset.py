@@ -33,9 +33,11 @@ class VOCSegmentation(BaseSegDataset):
 
     METAINFO: ClassVar[dict] = {"classes": VOC_CLASSES, "palette": [list(colour) for colour in VOC_PALETTE[: len(VOC_CLASSES)]]}
 
-    def __init__(self, ann_file: str = "", img_suffix: str = ".jpg", seg_map_suffix: str = ".png", **settings: object) -> None:
+    def __init__(
+        self, ann_file: str | None = "", img_suffix: str = ".jpg", seg_map_suffix: str = ".png", **settings: object
+    ) -> None:
         settings.setdefault("reduce_zero_label", False)
-        super().__init__(ann_file=ann_file, img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **settings)
+        super().__init__(ann_file=ann_file or "", img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **settings)
 
     def load_data_list(self) -> list[dict]:
         """One dict of paths an image, in the order of the list."""

@@ -25,6 +25,8 @@ def default_ignore_index(num_classes: int) -> int | None:
 
 def find_bad_labels(label: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
     """Where ``label`` (N, *) is outside 0..C-1 and not ignored; a bool tensor of its shape."""
+    # small label types would wrap: 255 is -1 as int8, and uint8 holds no 1000 classes
+    label = label.long()
     bad = (label < 0) | (label >= num_classes)
     return bad if ignore_index is None else bad & (label != ignore_index)
 
@@ -83,11 +85,12 @@ def require_soft_labels(target: Tensor) -> None:
 class LabelRecord:
     """What the labels of a device were like, kept there until somebody asks: no synchronisation before that.
 
-    One int64 vector: count, C, the ignored index (C for none); then for the first rows of the batch that held bad labels:
+    One int64 vector: count, C, the ignored index (or NO_INDEX); then for the first rows of the batch that held bad labels:
     the row, the flat position inside the row, and the value there. It describes the first offending batch and counts all.
     """
 
     NOTHING = -1
+    NO_INDEX = -(2**62)
     SIZE = 3 + 3 * _SHOWN
 
     @staticmethod
@@ -111,7 +114,7 @@ class LabelRecord:
         missing = seen.new_full((_SHOWN - seen.shape[0], 3), LabelRecord.NOTHING)
         # filled on the device: a tensor made of host numbers would be copied there, and the copy synchronises
         classes = seen.new_full((1,), num_classes)
-        ignored = seen.new_full((1,), num_classes if ignore_index is None else ignore_index)
+        ignored = seen.new_full((1,), LabelRecord.NO_INDEX if ignore_index is None else ignore_index)
         fresh = torch.cat([rows.sum().view(1), classes, ignored, torch.cat([seen, missing]).flatten()])
         earlier = record.clone()
         record.copy_(torch.where(earlier[0] > 0, earlier, fresh))
@@ -126,5 +129,5 @@ class LabelRecord:
         triples = [seen[k : k + 3] for k in range(0, len(seen), 3) if seen[k] != LabelRecord.NOTHING]
         places = ", ".join(f"row {row} of the batch, position {position}" for row, position, _ in triples)
         values = sorted({value for _, _, value in triples})
-        ignore_index = None if ignored == num_classes else ignored
+        ignore_index = None if ignored == LabelRecord.NO_INDEX else ignored
         return _describe(values, count, places, num_classes, ignore_index)

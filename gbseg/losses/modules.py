@@ -80,8 +80,8 @@ class BoostedLoss(nn.Module):
             raise ValueError(f"reduction must be one of {_REDUCTIONS}, got {reduction!r}.")
         if impl not in _IMPLEMENTATIONS:
             raise ValueError(f"impl must be one of {_IMPLEMENTATIONS}, got {impl!r}.")
-        if max_delta is not None and not (max_delta > 0 and math.isfinite(max_delta)):
-            raise ValueError(f"max_delta bounds |g(x) - t|: a finite number > 0, or None for no bound, got {max_delta!r}.")
+        if max_delta is not None and not max_delta > 0:
+            raise ValueError(f"max_delta bounds |g(x) - t| and must be > 0 (or None for no bound), got {max_delta!r}.")
         if not math.isfinite(loss_weight):
             raise ValueError(f"loss_weight must be a finite number, got {loss_weight!r}.")
         if not loss_name.startswith("loss_"):
@@ -149,7 +149,6 @@ class BoostedLoss(nn.Module):
             else:
                 poison = torch.where((torch.isfinite(target) & (target >= 0)).all(), 1.0, torch.nan)
         else:
-            # small label types would wrap: 255 is -1 as int8, and uint8 holds no 1000 classes
             target = target.long()
             if ignore_index is None:
                 ignore_index = default_ignore_index(num_classes)
@@ -237,6 +236,8 @@ class BoostedLoss(nn.Module):
         if avg_factor is not None:
             if reduction == "sum":
                 raise ValueError(f"{name}: avg_factor divides a mean; with reduction='sum' it has no meaning.")
+            if isinstance(avg_factor, Tensor) and avg_factor.numel() != 1:
+                raise ValueError(f"{name}: avg_factor is one number, got a tensor of shape {tuple(avg_factor.shape)}.")
             if not isinstance(avg_factor, Tensor) and not avg_factor > 0:
                 raise ValueError(f"{name}: avg_factor divides the loss and must be > 0, got {avg_factor!r}.")
         unknown = sorted(key for key, value in kwargs.items() if value is not None)

@@ -5,6 +5,8 @@ Shapes: N images or rows, C classes, * any trailing dimensions (none for a class
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -40,10 +42,11 @@ def bounded_divergence(boost: Boost, x: Tensor, t: Tensor, max_delta: float | No
     Beyond the logits ``x_lo = g^-1(t - m)`` and ``x_hi = g^-1(t + m)`` the loss goes on as a straight line of slope
     ``m = max_delta``, as Huber's does: ``L(clamp(x, x_lo, x_hi), t) + m * (relu(x - x_hi) + relu(x_lo - x))``.
     """
-    if max_delta is None:
+    if max_delta is None or max_delta == math.inf:
         return boost.divergence(x, t)
     x_lo, x_hi = boost.inverse(t - max_delta), boost.inverse(t + max_delta)
-    inside = torch.minimum(torch.maximum(x, x_lo), x_hi)
+    # not torch.minimum, which halves the gradient where both are equal
+    inside = torch.where(x > x_hi, x_hi, torch.where(x < x_lo, x_lo, x))
     return boost.divergence(inside, t) + max_delta * (torch.relu(x - x_hi) + torch.relu(x_lo - x))
 
 
@@ -104,7 +107,7 @@ def boosted_loss(
     if reduction == "sum":
         return total
     if avg_factor is not None:
-        return total / avg_factor
+        return total / (avg_factor.reshape(()) if isinstance(avg_factor, Tensor) else avg_factor)
     if counted is not None:
         return total / counted.sum().clamp(min=1)
     return total / max(pixels.numel(), 1)

@@ -129,10 +129,10 @@ class PixelNetHead(BaseModule):
             raise ValueError(f"PixelNetHead: init_bias needs a loss with prior_logits; {type(loss).__name__} has none.")
         if init_bias == "prior":
             return loss.prior_logits(torch.full((self.num_classes,), 1 / self.num_classes))
-        if isinstance(init_bias, str) or len(init_bias) != self.num_classes:
-            raise ValueError(
-                f"PixelNetHead: init_bias is None, 'prior' or {self.num_classes} frequencies, one a class, got {init_bias!r}."
-            )
+        if isinstance(init_bias, str):
+            raise ValueError(f"PixelNetHead: init_bias is None, 'prior' or a list of frequencies, got {init_bias!r}.")
+        if len(init_bias) != self.num_classes:
+            raise ValueError(f"PixelNetHead: init_bias has {len(init_bias)} frequencies for {self.num_classes} classes.")
         return loss.prior_logits(torch.tensor(init_bias))
 
     def levels(self, inputs: Sequence[Tensor], size: tuple[int, int]) -> list[Level]:

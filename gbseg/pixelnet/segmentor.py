@@ -21,8 +21,8 @@ class PixelNet(EncoderDecoder):
     nearest neighbour and compared there; ``seg_logits`` are enlarged the same way.
 
     Raises:
-        ValueError: ``test_cfg['input']`` is neither; the trunk's padding is not the head's offset; an image to predict is
-            padded or flipped.
+        ValueError: ``test_cfg['input']`` is neither; the trunk's padding is not the head's offset; images of one batch were
+            padded differently.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -41,23 +41,23 @@ class PixelNet(EncoderDecoder):
 
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
         """Labels and logits of every image at its original size."""
-        original = [tuple(inputs.shape[2:])] * len(inputs)
-        if data_samples is not None:
-            for sample in data_samples:
-                meta = sample.metainfo
-                if any(meta.get("padding_size", ())) or any(meta.get("img_padding_size", ())) or meta.get("flip"):
-                    raise ValueError(
-                        "PixelNet predicts whole, unpadded and unflipped images (a batch of one size, or of one image): remove "
-                        "padding and flips from the test pipeline and from data_preprocessor.test_cfg."
-                    )
-            original = [tuple(sample.metainfo["ori_shape"][:2]) for sample in data_samples]
+        samples = data_samples if data_samples is not None else [SegDataSample() for _ in inputs]
+        paddings = [_padding(sample) for sample in samples]
+        given = tuple(inputs.shape[2:])
         if self.input_size is not None:
-            inputs = F.interpolate(inputs, self.input_size, mode="bilinear", align_corners=False)
+            # what a preprocessor padded is no part of the image, and must not be squeezed into it
+            if len(set(paddings)) > 1:
+                raise ValueError("images of one batch were padded differently: with test_cfg['input'] use a batch size of 1.")
+            inputs = F.interpolate(_cut(inputs, paddings[0]), self.input_size, mode="bilinear", align_corners=False)
+            paddings = [(0, 0, 0, 0)] * len(inputs)
         size = inputs.shape[2:]
         metas = [dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0] * 4)] * len(inputs)
         logits = self.inference(inputs, metas)
-        samples = data_samples if data_samples is not None else [SegDataSample() for _ in original]
-        for sample, one, shape in zip(samples, logits, original, strict=True):
+        for sample, one, padding in zip(samples, logits, paddings, strict=True):
+            one = _cut(one, padding)
+            if sample.metainfo.get("flip"):
+                one = one.flip(2 if sample.metainfo.get("flip_direction", "horizontal") == "horizontal" else 1)
+            shape = tuple(sample.metainfo.get("ori_shape", given))[:2]
             # nearest-exact reads the pixel under the centre; 'nearest' would shift the labels by up to half a pixel
             enlarged = F.interpolate(one.unsqueeze(0), shape, mode="nearest-exact").squeeze(0)
             sample.set_data(
@@ -67,3 +67,14 @@ class PixelNet(EncoderDecoder):
                 )
             )
         return samples
+
+
+def _padding(sample: SegDataSample) -> tuple[int, int, int, int]:
+    """(left, right, top, bottom) pixels that a preprocessor put around an image; mmseg has two keys for them."""
+    meta = sample.metainfo
+    return tuple(meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0))))
+
+
+def _cut(x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    left, right, top, bottom = padding
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]

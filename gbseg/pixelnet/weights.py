@@ -51,7 +51,10 @@ def _read(source: str, batch_norm: bool) -> Mapping[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("it holds something else than tensors by name")
+        return state
     except Exception as error:
         raise ValueError(f"VGG-16 weights: {path} could not be read as {path.suffix or 'a checkpoint'} ({error}).") from error
 

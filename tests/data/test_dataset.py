@@ -86,7 +86,7 @@ def test_without_a_list(root: Path, ann_file: str | None) -> None:
 
 def _remove_image(root: Path) -> str:
     (root / "JPEGImages" / f"{IDS[1]}.jpg").unlink()
-    return f"1 of 3 listed images are missing, first {root}/JPEGImages/{IDS[1]}.jpg"
+    return f"1 of 3 listed files are missing, first {root}/JPEGImages/{IDS[1]}.jpg"
 
 
 def _remove_list(root: Path) -> str:
@@ -115,5 +115,10 @@ def test_what_is_missing_is_named(root: Path, damage: Callable[[Path], str]) -> 
     message = damage(root)
     with pytest.raises(FileNotFoundError, match=re.escape(message)) as caught:
         _build(root)
-    for part in (str(root), "torchvision.datasets.VOCSegmentation", "data/README.md", "--cfg-options data_root="):
+    for part in (
+        str(root),
+        "torchvision.datasets.VOCSegmentation",
+        "data/README.md",
+        "--cfg-options train_dataloader.dataset.data_root=",
+    ):
         assert part in str(caught.value)
