@@ -2,6 +2,9 @@
 #
 #   python tools/train.py configs/demo_expgb.py
 #
+# Not PixelNet's settings but what learns in minutes: a quarter of VGG-16's widths from scratch with batch normalisation, an MLP
+# of 128-128, class-balanced pixels, AdamW with a linear decay. Each loss has the better of two rates, 0.003 and 0.01 (one
+# seed, 240 iterations in bfloat16, mIoU on val: softmax 29.5 and 32.8, exp-GB 30.3 and 29.7). Time and result: README.md.
 _base_ = ["_base_/runtime.py", "_base_/voc.py", "_base_/pixelnet.py"]
 
 data_root = "data/scenes"
@@ -63,7 +66,8 @@ runs = dict(
     softmax=dict(
         model=dict(
             decode_head=dict(init_bias=None, loss_decode=dict(_delete_=True, type="CrossEntropyLoss", avg_non_ignore=True))
-        )
+        ),
+        optim_wrapper=dict(optimizer=dict(lr=1e-2)),
     ),
     expgb=dict(),
 )

@@ -173,6 +173,16 @@ def test_divergence_of_zero_target() -> None:
     torch.testing.assert_close(found, 0.1 * torch.exp(x), rtol=1e-14, atol=0.0)
 
 
+def test_divergence_of_odd_targets() -> None:
+    """Exponential boosting has no loss below 0 (NaN), and one for targets as small as float32 holds."""
+    x = torch.tensor([-3.0, 0.0, 80.0])
+    for t in (-1e-30, -1.0, math.nan):
+        assert ExponentialBoost().divergence(x, torch.tensor(t)).isnan().all()
+    tiny = torch.tensor(1e-38)
+    torch.testing.assert_close(ExponentialBoost(0.1).divergence(x, tiny), 0.1 * torch.exp(x))
+    torch.testing.assert_close(_slope(partial(ExponentialBoost(0.1).divergence, t=tiny), x), 0.1 * torch.exp(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @every_boost
 def test_divergence_near_the_optimum(boost: Boost, dtype: torch.dtype) -> None:

@@ -2,7 +2,7 @@
 #
 #   python tools/train.py configs/subset/expgb.py --amp
 #
-# The rate is the best of five (results/subset/README.md); the clip norm is t_pos times the softmax's (DESIGN's identity:
+# How the rate was found: results/subset/README.md. The clip norm is t_pos times the softmax's (DESIGN's identity:
 # exp-GB is cross-entropy, t_pos times as strong, plus a penalty on the normaliser).
 _base_ = ["_base_.py"]
 

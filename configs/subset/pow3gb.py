@@ -2,7 +2,7 @@
 #
 #   python tools/train.py configs/subset/pow3gb.py --amp
 #
-# The rate is the best of five (results/subset/README.md); the clip norm is t_pos times the softmax's.
+# How the rate was found: results/subset/README.md. The clip norm is t_pos times the softmax's.
 _base_ = ["_base_.py"]
 
 model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type="Pow3GBLoss", alpha=0.001, beta=0.4, targets=(0, 10))))

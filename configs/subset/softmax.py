@@ -2,7 +2,7 @@
 #
 #   python tools/train.py configs/subset/softmax.py --amp
 #
-# The rate is the best of five (results/subset/README.md). A zero output bias is the prior of a softmax.
+# How the rate was found: results/subset/README.md. A zero output bias is the prior of a softmax.
 _base_ = ["_base_.py"]
 
 model = dict(decode_head=dict(init_bias=None, loss_decode=dict(_delete_=True, type="CrossEntropyLoss", avg_non_ignore=True)))

@@ -82,11 +82,11 @@ def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 def test_the_demo_ends_in_a_table_curves_and_predictions(trained: tuple[Path, str]) -> None:
     work, output = trained
-    tail = output[output.rindex("softmax") :] if "softmax" in output else output
     for name in ("curve.png", "predictions.png", "comparison.md"):
         assert str(work / name) in output
         assert (work / name).stat().st_size > 0
-    assert "expgb" in tail
+    table = output[output.rindex("mIoU: softmax") :] if "mIoU: softmax" in output else output[-2000:]
+    assert "expgb" in table and "reaches" in table
     with Image.open(work / "curve.png") as picture:
         assert len(np.unique(np.asarray(picture))) > 10
     # both runs validated at iterations 6 and 12
@@ -119,7 +119,7 @@ def test_killed_and_resumed_gives_the_same_weights_bit_for_bit(scenes: Path, tra
 
 
 def test_a_rate_that_is_too_high_stops_with_the_iteration_the_term_and_the_rate(scenes: Path, tmp_path: Path) -> None:
-    options = tiny(scenes, **{"optim_wrapper.optimizer.lr": 1e8, "runs.softmax.optim_wrapper.optimizer.lr": 1e-3})
+    options = tiny(scenes, **{"optim_wrapper.optimizer.lr": 1e8})
     options += ["optim_wrapper.optimizer.type=SGD", "train_cfg.max_iters=30", "default_hooks.checkpoint.interval=1"]
     # one run: the demo's config without its list of runs
     one = tmp_path / "one.py"
@@ -129,7 +129,7 @@ def test_a_rate_that_is_too_high_stops_with_the_iteration_the_term_and_the_rate(
     message = output[output.rindex("gbseg: ") :]
     assert "loss_expgb" in message
     assert "iteration" in message
-    assert "e+0" in message or "rate" in message
+    assert "learning rate" in message
     # whatever was written before it is finite
     for file in (tmp_path / "work").glob("iter_*.pth"):
         for key, value in torch.load(file, weights_only=False)["state_dict"].items():

@@ -260,6 +260,10 @@ CALL_ERRORS: dict[str, tuple[tuple, dict[str, Any], str]] = {
     "avg_factor 0": ((X, Y), dict(avg_factor=0), "must be > 0, got 0"),
     "avg_factor negative": ((X, Y), dict(avg_factor=-1.5), "must be > 0, got -1.5"),
     "avg_factor nan": ((X, Y), dict(avg_factor=math.nan), "must be > 0, got nan"),
+    "avg_factor of several": ((X, Y), dict(avg_factor=torch.ones(2)), r"one number, got a tensor of shape \(2,\)"),
+    "negative soft label": ((X, X - 0.5), {}, r"24 soft label values are negative or not finite, first at \(0, 0, 0\), "),
+    "nan soft label": ((X, X + math.nan), {}, "24 soft label values are negative or not finite"),
+    "infinite soft label": ((X, X + math.inf), {}, "24 soft label values are negative or not finite"),
     "0/255 mask": ((X, 255 * (Y + 1)), dict(ignore_index=-100), r"8 labels .* value 255, first at \(0, 0\), .*0 and 255"),
     "palette": ((X, Y + 38), {}, "palette PNG read as grey"),
     "off by one": ((X, Y + 3), {}, "off by one"),
@@ -298,6 +302,8 @@ def test_labels_are_refused_first() -> None:
     with _Watch() as watch, pytest.raises(BadLabelError):
         ExpGBLoss()(X, Y + 3)
     assert watch.seen == []
+    with pytest.raises(BadLabelError):
+        ExpGBLoss()(X, X - 1)
     with _Watch() as watch:
         ExpGBLoss()(X, Y)
     assert watch.seen
@@ -335,6 +341,17 @@ def test_no_synchronisation_of_the_gradient(shape: tuple[int, ...]) -> None:
     x = torch.zeros(shape, device="meta", requires_grad=True)
     label = torch.zeros(shape[0], *shape[2:], dtype=torch.long, device="meta")
     assert _gradient(ExpGBLoss(max_delta=1.0)(x, label), x).shape == shape
+
+
+def test_evaluation_first() -> None:
+    """The buffers that follow the logits to their device in inference mode serve the training that comes after."""
+    loss = ExpGBLoss(class_weight=[1.0, 2.0, 3.0])
+    x = torch.zeros(2, 3, device="meta", requires_grad=True)
+    label = torch.zeros(2, dtype=torch.long, device="meta")
+    with torch.inference_mode():
+        loss(x, label)
+    assert loss.record.device.type == "meta"
+    assert _gradient(loss(x, label), x).shape == (2, 3)
 
 
 COMPILED: dict[str, tuple[Callable[[], BoostedLoss], dict[str, Any]]] = {
@@ -376,6 +393,21 @@ def test_compiled(build: Callable[[], BoostedLoss], options: dict[str, Any], bac
     )
     # and training may go on
     assert compiled(x, label, **options).isfinite().all()
+
+
+def test_compiled_soft_labels() -> None:
+    """The same with soft labels, of which a negative or infinite one gives NaN."""
+    torch.compiler.reset()
+    compiled = torch.compile(ExpGBLoss(), fullgraph=True, backend="aot_eager")
+    x, _ = _batch((5, 3), dtype=torch.float32)
+    label = torch.softmax(x.detach(), 1)
+    value, expected = compiled(x, label), ExpGBLoss()(x, label)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(_gradient(value, x), _gradient(expected, x))
+    for bad in (-0.5, math.inf, math.nan):
+        label[3, 1] = bad
+        value = compiled(x, label)
+        assert value.isnan() and _gradient(value, x).isnan().all()
 
 
 # --- probabilities -----------------------------------------------------------------------------------------------------
