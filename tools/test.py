@@ -1,6 +1,6 @@
-"""`gbseg test` from a checkout; see gbseg/engine/cli.py."""
+"""`gbseg test` from a checkout; see gbseg.cli.py."""
 
-from gbseg.engine.cli import main
+from gbseg.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main(command="test"))
