@@ -126,7 +126,8 @@ class ExponentialBoost(Boost):
         # away from the optimum nothing cancels, and exp(u) would overflow for a tiny t where alpha*exp(x) does not
         far = self.alpha * torch.exp(torch.where(near, 0.0, x)) - torch.where(reachable & ~near, t * (1 + u), 0.0)
         loss = torch.where(near, some_t * (torch.expm1(u_near) - u_near), far)
-        return torch.where(t >= 0, loss, torch.nan)
+        # a product, so that the gradient is NaN as well
+        return loss * torch.where(t >= 0, 1.0, torch.nan)
 
     def scaled_excess(self, x: Tensor, level: float, dim: int) -> Tensor:
         """``exp(-m) * (g(x) - level)`` with ``m`` the maximum of ``x`` along ``dim``."""

@@ -84,9 +84,20 @@ def test_without_a_list(root: Path, ann_file: str | None) -> None:
     assert [Path(dataset.get_data_info(i)["img_path"]).stem for i in range(3)] == sorted(IDS)
 
 
+def test_images_without_labels(root: Path) -> None:
+    """A list of images for prediction needs no labels."""
+    dataset = _build(root, data_prefix={"img_path": "JPEGImages"}, pipeline=[PIPELINE[0], PIPELINE[2]])
+    assert [tuple(sample["inputs"].shape[1:]) for sample in dataset] == [_label(number).shape for number in range(3)]
+
+
 def _remove_image(root: Path) -> str:
     (root / "JPEGImages" / f"{IDS[1]}.jpg").unlink()
     return f"1 of 3 listed files are missing, first {root}/JPEGImages/{IDS[1]}.jpg"
+
+
+def _remove_label(root: Path) -> str:
+    (root / "SegmentationClass" / f"{IDS[2]}.png").unlink()
+    return f"1 of 3 listed files are missing, first {root}/SegmentationClass/{IDS[2]}.png"
 
 
 def _remove_list(root: Path) -> str:
@@ -109,7 +120,7 @@ def _remove_images(root: Path) -> str:
     return f"no folder {root}/JPEGImages for img_path"
 
 
-@pytest.mark.parametrize("damage", [_remove_image, _remove_list, _empty_list, _remove_labels, _remove_images])
+@pytest.mark.parametrize("damage", [_remove_image, _remove_label, _remove_list, _empty_list, _remove_labels, _remove_images])
 def test_what_is_missing_is_named(root: Path, damage: Callable[[Path], str]) -> None:
     """The path, and how to get VOC."""
     message = damage(root)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("mmseg")
 from mmengine.registry import MODELS
 
-import gbseg  # noqa: F401  (registers the losses)
+from gbseg import BadLabelError
 from gbseg.pixelnet import PixelNetHead, VGG16Trunk
 from gbseg.pixelnet.gather import Level, hypercolumns_reference
 from gbseg.pixelnet.sampling import Samples
@@ -307,6 +307,19 @@ def test_nothing_labelled() -> None:
     )
     assert losses["loss_expgb"].item() == 0
     assert losses["acc_seg"].item() == 0
+
+
+@pytest.mark.parametrize("loss", ["ExpGBLoss", "mmseg.CrossEntropyLoss"])
+def test_a_label_that_is_no_class_is_refused_by_file(loss: str) -> None:
+    """One bad pixel of a batch, whichever loss it is: the message names the file and the label."""
+    label = torch.zeros(2, 8, 8, dtype=torch.long)
+    label[1, 3, 5] = 17
+    samples = _samples(label)
+    for number, sample in enumerate(samples):
+        sample.metainfo = {"seg_map_path": f"SegmentationClass/{number}.png"}
+    head = _head(strides=(2, 4), loss_decode={"type": loss}, sampler={"type": "UniformPixelSampler", "num": 1})
+    with pytest.raises(BadLabelError, match=r"^SegmentationClass/1\.png: .*\b17\b"):
+        head.loss([torch.randn(2, 3, 4, 4), torch.randn(2, 2, 2, 2)], samples)
 
 
 def test_batch_normalisation_counts_points() -> None:

@@ -23,6 +23,7 @@ from mmseg.structures import SegDataSample
 import gbseg.pixelnet
 
 CHANNELS = (4, 8, 16, 32, 32)
+PADDING = {"type": "SegDataPreProcessor", "pad_val": 0, "seg_pad_val": 255, "test_cfg": {"size_divisor": 32}}
 
 
 @pytest.fixture(autouse=True)
@@ -139,8 +140,7 @@ def test_sliding_window() -> None:
 
 def test_padding_of_the_preprocessor_is_cut() -> None:
     """What a test preprocessor pads is no part of the original image."""
-    preprocessor = {"type": "SegDataPreProcessor", "pad_val": 0, "seg_pad_val": 255, "test_cfg": {"size_divisor": 32}}
-    plain, padding = _build(_config()), _build(_config(data_preprocessor=preprocessor))
+    plain, padding = _build(_config()), _build(_config(data_preprocessor=PADDING))
     image = torch.randint(256, (3, 40, 56), generator=torch.Generator().manual_seed(0)).byte()
     # black below and to the right is what both networks see, once as part of the image
     [expected] = plain.test_step({"inputs": [F.pad(image, (0, 8, 0, 24))], "data_samples": _samples([(64, 64)])})
@@ -148,14 +148,39 @@ def test_padding_of_the_preprocessor_is_cut() -> None:
     assert torch.equal(actual.pred_sem_seg.data, expected.pred_sem_seg.data[:, :40, :56])
 
 
-def test_a_flipped_image_is_flipped_back() -> None:
-    """MMSegmentation's flip augmentation at test time says so in the metadata."""
+def test_padding_is_not_squeezed_into_the_networks_size() -> None:
+    """With a size for the network, what was padded is cut before the image is resized to it."""
+    size = {"test_cfg": {"mode": "whole", "input": (33, 35)}}
+    plain, padding = _build(_config(**size)), _build(_config(**size, data_preprocessor=PADDING))
+    image = torch.randint(256, (3, 40, 56), generator=torch.Generator().manual_seed(0)).byte()
+    [expected], [actual] = (m.test_step({"inputs": [image], "data_samples": _samples([(40, 56)])}) for m in (plain, padding))
+    assert torch.equal(actual.seg_logits.data, expected.seg_logits.data)
+    samples = [*_samples([(40, 56)], img_padding_size=(0, 8, 0, 24)), *_samples([(64, 60)], img_padding_size=(0, 4, 0, 0))]
+    with pytest.raises(ValueError, match="padded differently"):
+        plain.predict(torch.zeros(2, 3, 64, 64), samples)
+
+
+@pytest.mark.parametrize(("direction", "dim"), [("horizontal", 2), ("vertical", 1)])
+def test_a_flipped_image_is_flipped_back(direction: str, dim: int) -> None:
+    """MMSegmentation's flip augmentation at test time says so in the metadata; padding came after it."""
     model = _build(_config())
     image = torch.rand(1, 3, 32, 48) * 255
     with torch.no_grad():
-        [plain] = model.predict(image, _samples([(32, 48)]))
-        [flipped] = model.predict(image, _samples([(32, 48)], flip=True, flip_direction="horizontal"))
-    assert torch.equal(flipped.pred_sem_seg.data, plain.pred_sem_seg.data.flip(2))
+        [plain] = model.predict(image, _samples([(32, 40)], img_padding_size=(0, 8, 0, 0)))
+        meta = {"flip": True, "flip_direction": direction, "img_padding_size": (0, 8, 0, 0)}
+        [flipped] = model.predict(image, _samples([(32, 40)], **meta))
+    assert torch.equal(flipped.pred_sem_seg.data, plain.pred_sem_seg.data.flip(dim))
+
+
+def test_padding_of_the_trunk_must_be_the_offset_of_the_head() -> None:
+    """Or every feature would be read at the wrong place; the message names both."""
+    config = _config()
+    config.backbone.image_padding = 100
+    with pytest.raises(ValueError, match="pads images by 100 pixels .* offset=0"):
+        _build(config)
+    config.decode_head.offset = 100
+    [sample] = _build(config).predict(torch.zeros(1, 3, 32, 40))
+    assert sample.pred_sem_seg.data.shape == (1, 32, 40)
 
 
 @pytest.mark.parametrize("size", ["half", (224,), (224, 224, 3), (0, 224), (224.0, 224.0), (-1, 5)])

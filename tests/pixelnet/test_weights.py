@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -118,6 +119,17 @@ def test_torchvision_fetches_the_network_that_is_built(batch_norm: bool, monkeyp
     trunk = _load("torchvision", batch_norm)
     assert asked == [(f"VGG16{'_BN' if batch_norm else ''}_Weights.IMAGENET1K_V1", True)]
     assert torch.equal(_by_order(trunk)[0], _narrow_state(batch_norm)["features.0.weight"])
+
+
+def test_torchvision_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says what could not be fetched, why, and what to do instead."""
+
+    def fetch(self: Any, **options: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", fetch)
+    with pytest.raises(FileNotFoundError, match=r"https://\S+vgg16\S+\.pth.*no route to host.*backbone\.weights="):
+        _load("torchvision")
 
 
 @pytest.mark.parametrize(
