@@ -176,7 +176,7 @@ def test_padding_of_the_trunk_must_be_the_offset_of_the_head() -> None:
     """Or every feature would be read at the wrong place; the message names both."""
     config = _config()
     config.backbone.image_padding = 100
-    with pytest.raises(ValueError, match="pads images by 100 pixels .* offset=0"):
+    with pytest.raises(ValueError, match=r"pads images by 100 pixels .* offset=0"):
         _build(config)
     config.decode_head.offset = 100
     [sample] = _build(config).predict(torch.zeros(1, 3, 32, 40))
