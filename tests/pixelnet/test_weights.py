@@ -99,6 +99,8 @@ def test_round_trip(tmp_path: Path) -> None:
     torch.manual_seed(0)
     trunk = VGG16Trunk(width=WIDTH, batch_norm=True)
     trunk.init_weights()
+    # statistics other than the initial ones
+    trunk.train()(torch.rand(2, 3, 32, 32) * 255)
     state = {f"{name}.{key}": t for name, module in trunk.convolutions().items() for key, t in module.state_dict().items()}
     again = _load(_save(state, tmp_path / "trunk.safetensors"), batch_norm=True)
     image = torch.rand(1, 3, 32, 40) * 255
