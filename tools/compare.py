@@ -1,4 +1,4 @@
-"""`gbseg compare` from a checkout; see gbseg.cli.py."""
+"""`gbseg compare` from a checkout; see gbseg/cli/compare.py."""
 
 from gbseg.cli import main
 

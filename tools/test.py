@@ -1,4 +1,4 @@
-"""`gbseg test` from a checkout; see gbseg.cli.py."""
+"""`gbseg test` from a checkout; see gbseg/cli/test.py."""
 
 from gbseg.cli import main
 

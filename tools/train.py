@@ -1,4 +1,4 @@
-"""`gbseg train` from a checkout; see gbseg.cli.py."""
+"""`gbseg train` from a checkout; see gbseg/cli/train.py."""
 
 from gbseg.cli import main
 

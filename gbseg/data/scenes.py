@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 import os
 import re
@@ -20,9 +19,10 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from gbseg.data.voc import VOC_CLASSES, VOC_PALETTE
+from gbseg.data.masks import write_mask
+from gbseg.data.voc import VOC_CLASSES
+from gbseg.files import write_atomically
 
 VOID = 255
 FORMAT = 1  # raise it with every change that changes a byte of what write_scenes writes
@@ -240,17 +240,6 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndar
     return _photograph(rng, image), label
 
 
-def _put(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _is_complete(root: Path, arguments: dict[str, Any]) -> bool:
     """Whether the asked-for set stands in `root`; FileExistsError where anything else does."""
     for path in (root / "scenes.json", root / "scenes.partial.json"):
@@ -292,24 +281,22 @@ def write_scenes(root: Path | str, train: int = 240, val: int = 60, size: tuple[
     arguments = {"format": FORMAT, "train": train, "val": val, "size": [h, w], "seed": seed}
     if _is_complete(root, arguments):
         return root
-    _put(root / "scenes.partial.json", json.dumps({"arguments": arguments}).encode())
+    write_atomically(json.dumps({"arguments": arguments}).encode(), root / "scenes.partial.json")
     written = []
     for split, (name, count) in enumerate((("train", train), ("val", val))):
         ids = [f"{name}_{index:06d}" for index in range(count)]
         for index, stem in enumerate(ids):
             image, label = draw_scene(np.random.default_rng(np.random.SeedSequence([seed, split, index])), size)
-            mask, png = Image.fromarray(label), io.BytesIO()
-            mask.putpalette([value for colour in VOC_PALETTE for value in colour])
-            mask.save(png, format="PNG")
             jpg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
             written += [root / "JPEGImages" / f"{stem}.jpg", root / "SegmentationClass" / f"{stem}.png"]
-            _put(written[-2], jpg)
-            _put(written[-1], png.getvalue())
+            write_atomically(jpg, written[-2])
+            write_mask(written[-1], label)
         written.append(root / "ImageSets" / "Segmentation" / f"{name}.txt")
-        _put(written[-1], "".join(f"{stem}\n" for stem in ids).encode())
+        write_atomically("".join(f"{stem}\n" for stem in ids).encode(), written[-1])
     digest = hashlib.sha256()
     for path in sorted(written):
         digest.update(path.read_bytes())
-    _put(root / "scenes.json", json.dumps({"arguments": arguments, "sha256": digest.hexdigest()}, indent=1).encode())
+    facts = {"arguments": arguments, "sha256": digest.hexdigest()}
+    write_atomically(json.dumps(facts, indent=1).encode(), root / "scenes.json")
     (root / "scenes.partial.json").unlink(missing_ok=True)
     return root

@@ -20,11 +20,11 @@ from gbseg.engine.durable import (
     CheckpointWriteError,
     NoReadableCheckpointError,
     newest_readable_checkpoint,
-    remove_temporary_files,
-    write_atomically,
+    write_checkpoint,
 )
 from gbseg.engine.guard import NonFiniteGuardHook, require_finite_parameters
 from gbseg.engine.rng import rng_state, set_rng_state
+from gbseg.files import remove_temporary_files
 
 __all__ = ["CheckpointWriteError", "DurableCheckpointHook", "NoReadableCheckpointError", "newest_readable_checkpoint"]
 
@@ -167,7 +167,7 @@ class DurableCheckpointHook(CheckpointHook):
             self._saving = None
         if not is_main_process():
             return
-        write_atomically(self.last_ckpt.encode(), Path(runner.work_dir, "last_checkpoint"))
+        write_checkpoint(self.last_ckpt.encode(), Path(runner.work_dir, "last_checkpoint"))
         for path in outdated:
             self._remove(path)
 
@@ -202,5 +202,5 @@ class DurableCheckpointHook(CheckpointHook):
         path = Path(ckpt_path).with_name(f"{Path(ckpt_path).stem}-{digest}.pth")
         data = io.BytesIO()
         torch.save(published, data)
-        write_atomically(data.getbuffer(), path)
+        write_checkpoint(data.getbuffer(), path)
         runner.logger.log(logging.INFO, f"The checkpoint ({ckpt_path}) is published to {path}.")

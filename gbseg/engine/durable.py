@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import re
-import shutil
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,17 +14,16 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import get_torch_safe_globals
 
+from gbseg.files import FileWriteError, write_atomically
+
 __all__ = [
     "CheckpointWriteError",
     "DurableBackend",
     "NoReadableCheckpointError",
     "checkpoint_damage",
     "newest_readable_checkpoint",
-    "remove_temporary_files",
-    "write_atomically",
+    "write_checkpoint",
 ]
-
-_TEMPORARY = ".{}.gbseg-writing"
 
 
 class CheckpointWriteError(OSError):
@@ -38,48 +34,18 @@ class NoReadableCheckpointError(RuntimeError):
     """There are checkpoints, but none that can be read."""
 
 
-def write_atomically(data: bytes | memoryview, path: str | Path) -> None:
-    """Write a file such that at every moment, also after a power cut, ``path`` is what it was or all of ``data``.
+def write_checkpoint(data: bytes | memoryview, path: str | Path) -> None:
+    """`gbseg.files.write_atomically` with a checkpoint's words: what a full disk leaves to resume from.
 
     Raises:
-        CheckpointWriteError: the system refused (disk full, quota, file size limit, read-only); the errno is kept.
+        CheckpointWriteError: the system refused; the errno is kept.
     """
-    path = Path(path)
-    temporary = path.with_name(_TEMPORARY.format(path.name))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            # before the rename: a file system may otherwise make the new name durable earlier than its bytes
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        write_atomically(data, path)
+    except FileWriteError as error:
         raise CheckpointWriteError(
-            error.errno,
-            f"{path} could not be written: {error.strerror} (it takes {len(data) / 2**20:.1f} MiB, {_free(path.parent)}). "
-            "The checkpoints before it are untouched: make room, then resume",
+            error.errno, f"{error.strerror}. The checkpoints before it are untouched: make room, then resume"
         ) from error
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
-    except OSError as error:
-        return f"free space unknown: {error.strerror}"
-
-
-def remove_temporary_files(folder: str | Path) -> None:
-    """Remove what a killed `write_atomically` left behind in ``folder``."""
-    for path in Path(folder).glob(_TEMPORARY.format("*")):
-        path.unlink(missing_ok=True)
 
 
 @register_backend("gbseg_durable")
@@ -90,12 +56,12 @@ class DurableBackend(LocalBackend):
         self.put_off: list[str] | None = None
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
-        """Write bytes atomically; raises as `write_atomically` does."""
-        write_atomically(obj, filepath)
+        """Write bytes atomically; raises as `write_checkpoint` does."""
+        write_checkpoint(obj, filepath)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
-        """Write text atomically; raises as `write_atomically` does."""
-        write_atomically(obj.encode(encoding), filepath)
+        """Write text atomically; raises as `write_checkpoint` does."""
+        write_checkpoint(obj.encode(encoding), filepath)
 
     def remove(self, filepath: str | Path) -> None:
         """Remove a file, or only note its path while ``put_off`` is a list."""

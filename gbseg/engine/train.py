@@ -15,8 +15,8 @@ from gbseg.data.scenes import write_scenes
 from gbseg.engine.amp import enable_amp
 from gbseg.engine.comparison import compare_runs
 from gbseg.engine.config import default_work_dir, run_configs
-from gbseg.engine.durable import write_atomically
 from gbseg.engine.guard import NonFiniteLossError
+from gbseg.files import write_atomically
 from gbseg.report.provenance import provenance
 
 __all__ = ["build_runner", "train"]

@@ -1,7 +1,6 @@
 """PASCAL VOC's mIoU as a metric for MMEngine's runners, and the predictions as PNGs on the way."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from mmengine.dist import all_gather_object, all_reduce, get_dist_info, is_main_
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from mmengine.registry import METRICS
-from PIL import Image
 from torch import Tensor
 
-from gbseg.data.voc import VOC_PALETTE
+from gbseg.data.masks import resize_mask, write_mask
 from gbseg.evaluation.confusion import Scores, check_headline, count_bins, scores
 
 LISTED = 10  # images with impossible values that an error message names
@@ -144,8 +142,8 @@ class VOCMetric(BaseMetric):
         stem, path = Path(name).stem, str(sample["img_path"])
         if self._written.setdefault(stem, path) != path:
             raise ValueError(f"{self._written[stem]} and {path} would both be written as {stem}.png")
-        self.out_dir.mkdir(parents=True, exist_ok=True)
-        write_indexed_png(self.out_dir / f"{stem}.png", values, sample.get("ori_shape"))
+        values = values.astype(np.uint8)
+        write_mask(self.out_dir / f"{stem}.png", resize_mask(values, sample.get("ori_shape") or values.shape))
 
     def evaluate(self, size: int) -> dict:
         """Add the matrices of all processes up and compute the metrics, the same in every process.
@@ -220,28 +218,6 @@ class VOCMetric(BaseMetric):
             print_log(_table(result_scores, result["images"], metrics), logger="current")
         per_class = zip(result_scores.class_names, result_scores.iou, strict=True)
         return metrics | {f"IoU/{name}": 100 * value for name, value in per_class}
-
-
-def write_indexed_png(path: Path, values: np.ndarray, shape: Sequence[int] | None = None) -> None:
-    """Write a label map as VOC does: an indexed PNG in VOC's palette, its values the class numbers.
-
-    Written beside and moved, so that a process that is killed leaves no half a PNG to be submitted.
-
-    Args:
-        path: the file; its folder must exist.
-        values: (H, W) class numbers in 0..255.
-        shape: (height, width) to enlarge or shrink to by nearest neighbour; None to leave the size alone.
-    """
-    image = Image.fromarray(values.astype(np.uint8))
-    if shape is not None and image.size != (shape[1], shape[0]):
-        image = image.resize((shape[1], shape[0]), Image.Resampling.NEAREST)
-    image.putpalette([channel for colour in VOC_PALETTE for channel in colour])
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        image.save(part, format="PNG")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _faults(names: Sequence[str], bounds: Sequence[Tensor], num_classes: int) -> list[str]:

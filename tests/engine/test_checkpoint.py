@@ -20,7 +20,7 @@ from gbseg.engine.checkpoint import (
     NoReadableCheckpointError,
     newest_readable_checkpoint,
 )
-from gbseg.engine.durable import checkpoint_damage, write_atomically
+from gbseg.engine.durable import checkpoint_damage, write_checkpoint
 
 
 def _truncate(path: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_refused_folder(tmp_path: Path) -> None:
     """Where the folder cannot be made, the error is the same."""
     Path(tmp_path, "file").write_text("")
     with pytest.raises(CheckpointWriteError, match=r"Not a directory|File exists"):
-        write_atomically(b"1", tmp_path / "file" / "iter_1.pth")
+        write_checkpoint(b"1", tmp_path / "file" / "iter_1.pth")
 
 
 def test_published(tmp_path: Path) -> None:

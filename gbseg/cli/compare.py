@@ -1,0 +1,23 @@
+"""``gbseg compare``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from gbseg.cli.options import add_config, add_work_dir
+
+
+def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    """Options, and the function that runs them."""
+    add_config(parser)
+    add_work_dir(parser)
+    return _run
+
+
+def _run(a: argparse.Namespace) -> None:
+    from gbseg.engine import compare_runs, load_config
+    from gbseg.engine.config import default_work_dir
+
+    config = load_config(a.config, a.cfg_options)
+    compare_runs(config, a.work_dir or default_work_dir(config))

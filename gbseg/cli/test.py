@@ -1,0 +1,26 @@
+"""``gbseg test``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from gbseg.cli.options import add_config, add_launch, add_work_dir
+
+
+def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    """Options, and the function that runs them."""
+    add_config(parser)
+    parser.add_argument("checkpoint", type=Path, help="the weights")
+    add_work_dir(parser)
+    add_launch(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write predictions there as indexed PNGs at original size")
+    parser.add_argument("--show-dir", type=Path, metavar="DIR", help="write image, ground truth and prediction there")
+    return _run
+
+
+def _run(a: argparse.Namespace) -> None:
+    from gbseg.engine import load_config, test
+
+    test(load_config(a.config, a.cfg_options), a.checkpoint, a.out, a.show_dir, a.work_dir, a.amp, a.launcher)

@@ -1,0 +1,23 @@
+"""``gbseg train``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from gbseg.cli.options import add_config, add_launch, add_work_dir
+
+
+def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    """Options, and the function that runs them."""
+    add_config(parser)
+    add_work_dir(parser)
+    add_launch(parser)
+    parser.add_argument("--resume", action="store_true", help="continue from the newest readable checkpoint")
+    return _run
+
+
+def _run(a: argparse.Namespace) -> None:
+    from gbseg.engine import load_config, train
+
+    train(load_config(a.config, a.cfg_options), a.work_dir, a.resume, a.amp, a.launcher, command=a.command_line)

@@ -1,0 +1,61 @@
+"""Files that are either whole or not there. Standard library alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+__all__ = ["FileWriteError", "remove_temporary_files", "write_atomically"]
+
+_TEMPORARY = ".{}.gbseg-writing"
+
+
+class FileWriteError(OSError):
+    """A file could not be written. Nothing of it is left, and what stood in its place before is untouched."""
+
+
+def write_atomically(data: bytes | memoryview, path: str | Path) -> None:
+    """Write a file such that at every moment, also after a power cut, ``path`` is what it was or all of ``data``.
+
+    Raises:
+        FileWriteError: the system refused (disk full, quota, file size limit, read-only); the errno is kept, the message names
+            the file, its size and the space that is free.
+    """
+    path = Path(path)
+    # two processes may write the same file: each has a temporary one of its own
+    temporary = path.with_name(_TEMPORARY.format(f"{path.name}.{os.getpid()}"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            # before the rename: a file system may otherwise make the new name durable earlier than its bytes
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise FileWriteError(
+            error.errno,
+            f"{path} could not be written: {error.strerror} (it takes {len(data) / 2**20:.1f} MiB, {_free(path.parent)})",
+        ) from error
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
+    except OSError as error:
+        return f"free space unknown: {error.strerror}"
+
+
+def remove_temporary_files(folder: str | Path) -> None:
+    """Remove what a killed `write_atomically` left behind in ``folder``."""
+    for path in Path(folder).glob(_TEMPORARY.format("*")):
+        path.unlink(missing_ok=True)

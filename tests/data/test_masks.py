@@ -1,0 +1,63 @@
+"""Label maps as PNGs, read back by OpenCV and by Pillow's raw decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from gbseg.data.masks import MaskError, encode_mask, read_mask, resize_mask, write_mask
+from gbseg.data.voc import VOC_PALETTE
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """Every value of a byte comes back, and OpenCV sees VOC's colours where Pillow sees the numbers."""
+    values = np.arange(256).reshape(8, 32)
+    write_mask(tmp_path / "a.png", values)
+    assert (read_mask(tmp_path / "a.png") == values).all() and read_mask(tmp_path / "a.png").dtype == np.uint8
+    colours = cv2.imread(str(tmp_path / "a.png"))[..., ::-1]
+    assert (colours == np.array(VOC_PALETTE)[values]).all()
+    Image.fromarray(values.astype(np.uint8)).save(tmp_path / "grey.png")
+    assert (read_mask(tmp_path / "grey.png") == values).all()
+
+
+def test_what_is_no_mask(tmp_path: Path) -> None:
+    """Colours, other formats, damage and absence each get their own sentence."""
+    grey = np.random.default_rng(0).integers(0, 21, (40, 50), np.uint8)
+    Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "rgb.png")
+    Image.fromarray(grey).save(tmp_path / "photo.jpg")
+    Image.fromarray(grey > 3).save(tmp_path / "bits.png")
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "cut.png").write_bytes(encode_mask(grey)[:-200])
+    (tmp_path / "text.png").write_text("no picture")
+    for name, words in {
+        "rgb.png": "has mode RGB",
+        "photo.jpg": "is a JPEG",
+        "bits.png": "has mode 1",
+        "deep.png": "has mode I;16",
+        "cut.png": "cannot be decoded",
+        "text.png": "cannot be decoded",
+        "none.png": "is missing",
+    }.items():
+        with pytest.raises(MaskError, match=words) as caught:
+            read_mask(tmp_path / name)
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [np.zeros((2, 2)), np.full((2, 2), 256), np.full((2, 2), -1), np.zeros((2, 2, 3), int)])
+def test_what_a_mask_cannot_hold(values: np.ndarray, tmp_path: Path) -> None:
+    """Nothing is wrapped around or rounded."""
+    with pytest.raises(ValueError, match=r"label map is|class numbers 0..255"):
+        write_mask(tmp_path / "a.png", values)
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_resize() -> None:
+    """Nearest neighbour: the pixel under the centre, in float64 arithmetic."""
+    values = np.random.default_rng(1).integers(0, 21, (7, 10), np.uint8)
+    rows = ((np.arange(17) + 0.5) * 7 / 17).astype(int)
+    columns = ((np.arange(9) + 0.5) * 10 / 9).astype(int)
+    assert (resize_mask(values, (17, 9)) == values[np.ix_(rows, columns)]).all()

@@ -1,0 +1,53 @@
+"""Files that are whole or not there, under the kernel's own file size limit."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gbseg.files import FileWriteError, remove_temporary_files, write_atomically
+
+LIMITED = """
+import resource, signal, sys
+from gbseg.files import FileWriteError, write_atomically
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails with EFBIG instead of killing the process
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_atomically(bytes(5000), sys.argv[1])
+except FileWriteError as error:
+    print(error.errno, error)
+"""
+
+
+def test_a_refused_write(tmp_path: Path) -> None:
+    """What stood there stays, nothing lies beside it, and the message names file, reason and room."""
+    path = tmp_path / "folder" / "file.bin"
+    write_atomically(b"before", path)
+    run = subprocess.run([sys.executable, "-c", LIMITED, path], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.startswith(f"{errno.EFBIG} ") and f"{path} could not be written: File too large" in run.stdout
+    assert "(it takes 0.0 MiB, " in run.stdout and "MiB are free)" in run.stdout
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.bin"] and path.read_bytes() == b"before"
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    """The folder cannot be made: the same error."""
+    Path(tmp_path, "file").write_bytes(b"")
+    with pytest.raises(FileWriteError, match=r"file/x could not be written"):
+        write_atomically(b"1", tmp_path / "file" / "x")
+
+
+def test_what_a_kill_leaves(tmp_path: Path) -> None:
+    """The temporary file of a killed process is removed, other hidden files are not."""
+    script = "import os, sys; from gbseg import files; files.os.fsync = lambda _: os.kill(os.getpid(), 9); "
+    run = subprocess.run(
+        [sys.executable, "-c", script + "files.write_atomically(b'new', sys.argv[1])", tmp_path / "a"], timeout=60, check=False
+    )
+    assert run.returncode == -9
+    Path(tmp_path, ".mine").write_bytes(b"")
+    assert len(list(tmp_path.iterdir())) == 2 and not Path(tmp_path, "a").exists()
+    remove_temporary_files(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [".mine"]
