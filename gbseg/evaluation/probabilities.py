@@ -34,9 +34,7 @@ def probabilities_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
         head = head[-1]
     losses = getattr(head, "loss_decode", getattr(head, "loss_module", None))
     if losses is None:
-        raise ValueError(
-            f"the head of {type(model).__name__} has no loss, so what its logits mean as probabilities is unknown."
-        )
+        raise ValueError(f"the head of {type(model).__name__} has no loss, so its probabilities are unknown.")
     losses = list(losses) if isinstance(losses, nn.ModuleList) else [losses]
     for loss in losses:
         if hasattr(loss, "probabilities"):

@@ -194,24 +194,26 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int)
     assert _contents(write_scenes(tmp_path / "set", **SMALL)) == _contents(write_scenes(tmp_path / "whole", **SMALL))
 
 
-def test_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write that fails half-way leaves neither half a file nor a temporary one."""
-    whole = Path.write_bytes
-
-    def full_disk(path: Path, data: bytes) -> int:
-        if "train_000001.jpg" in path.name:
-            whole(path, data[: len(data) // 2])
-            raise OSError("no space left on device")
-        return whole(path, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full_disk)
-        with pytest.raises(OSError, match="no space"):
-            write_scenes(tmp_path / "set", **SMALL)
+def test_a_write_that_fails(tmp_path: Path) -> None:
+    """A size limit that the second image's bytes exceed (a real refusal of the kernel): what is there is whole, and resumable."""
     expected = _contents(write_scenes(tmp_path / "whole", **SMALL))
+    sizes = [len(expected[f"JPEGImages/train_{index:06d}.jpg"]) for index in range(SMALL["train"])]
+    limit = max(sizes[0], len(expected["SegmentationClass/train_000000.png"]))
+    assert sizes[1] > limit, "the second image no longer is larger than all before it: choose another seed"
+    script = (
+        "import resource, signal, sys; from gbseg.data.scenes import write_scenes\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        f"write_scenes(sys.argv[1], **{SMALL})"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "set"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "train_000001.jpg could not be written: File too large" in run.stderr
     left = _contents(tmp_path / "set")
     assert left.pop("scenes.partial.json") and len(left) == 2
     assert all(expected[name] == data for name, data in left.items())
+    assert _contents(write_scenes(tmp_path / "set", **SMALL)) == expected
 
 
 @pytest.mark.parametrize("wrong", [{"train": -1}, {"val": -1}, {"seed": -1}, {"size": (31, 64)}])
