@@ -195,7 +195,7 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int)
 
 
 def test_a_write_that_fails(tmp_path: Path) -> None:
-    """A size limit that the second image's bytes exceed (a real refusal of the kernel): what is there is whole, and resumable."""
+    """A size limit that the second image's bytes exceed (a real refusal of the kernel): what is there is whole."""
     expected = _contents(write_scenes(tmp_path / "whole", **SMALL))
     sizes = [len(expected[f"JPEGImages/train_{index:06d}.jpg"]) for index in range(SMALL["train"])]
     limit = max(sizes[0], len(expected["SegmentationClass/train_000000.png"]))
