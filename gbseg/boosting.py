@@ -266,12 +266,14 @@ class MirroredExponentialBoost(Boost):
         in_jump = torch.abs(s) <= step
         same_side = x * torch.sign(s) > 0
         reach = torch.abs(x)
-        jump = step * (torch.expm1(reach) - reach) + step * reach - s * x
+        # 0 in each branch that is not taken keeps it finite, see ExponentialBoost.divergence
+        within = torch.where(in_jump, reach, 0.0)
+        jump = step * (torch.expm1(within) - within) + step * within - s * x
         log_size = torch.log(size / self.alpha)
-        # the offset keeps the branch that is not taken finite, see ExponentialBoost.divergence
         u = torch.where(same_side & ~in_jump, reach - 1 - log_size, 0.0)
         near = size * (torch.expm1(u) - u)
-        far = self.alpha * torch.exp(reach - 1) - s * x + size * log_size
+        across = torch.where(same_side | in_jump, 0.0, reach)
+        far = self.alpha * torch.exp(across - 1) - s * x + size * log_size
         return torch.where(in_jump, jump, torch.where(same_side, near, far))
 
     def scaled_excess(self, x: Tensor, level: float, dim: int) -> Tensor:

@@ -240,6 +240,16 @@ def test_slope_at_large_logits(boost: Boost, reach: float) -> None:
         torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_mirrored_slope_where_only_the_other_branch_overflows() -> None:
+    """At x = 90.5 the loss of a target on its side is about 7e37, and what is not taken must not make its slope NaN."""
+    x = torch.tensor([90.5, -90.5])
+    t = torch.tensor([16.0, -16.0])
+    boost = MirroredExponentialBoost()
+    assert torch.isfinite(boost.divergence(x, t)).all()
+    slope = _slope(partial(boost.divergence, t=t), x)
+    torch.testing.assert_close(slope, (boost.boost(x.double()) - t).float(), rtol=1e-4, atol=0.0)
+
+
 # --- settings ----------------------------------------------------------------------------------------------------------
 
 

@@ -47,7 +47,9 @@ def bounded_divergence(boost: Boost, x: Tensor, t: Tensor, max_delta: float | No
     x_lo, x_hi = boost.inverse(t - max_delta), boost.inverse(t + max_delta)
     # not torch.minimum, which halves the gradient where both are equal
     inside = torch.where(x > x_hi, x_hi, torch.where(x < x_lo, x_lo, x))
-    return boost.divergence(inside, t) + max_delta * (torch.relu(x - x_hi) + torch.relu(x_lo - x))
+    # not relu(x_lo - x), which is NaN where both are minus infinity
+    beyond = torch.where(x > x_hi, x - x_hi, torch.where(x < x_lo, x_lo - x, 0.0))
+    return boost.divergence(inside, t) + max_delta * beyond
 
 
 def boosted_loss(

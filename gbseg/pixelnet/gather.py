@@ -149,7 +149,7 @@ def gather_linear(levels: Sequence[Level], points: Tensor, weight: Tensor, bias:
     total: Tensor | float = 0.0 if bias is None else bias
     if gathered:
         # under autocast the product is bfloat16, so it is brought back before the sum
-        total = total + _full(F.linear(torch.cat(gathered, -1), torch.cat(columns, 1)))
+        total = total + _full(F.linear(torch.cat(gathered, -1).to(weight.dtype), torch.cat(columns, 1)))
     if tables:
         bags = F.embedding_bag(
             torch.cat(indices, 1), torch.cat(tables), per_sample_weights=torch.cat(corner_weights, 1), mode="sum"

@@ -152,7 +152,8 @@ class PixelNetHead(BaseModule):
             # scaling a tap is scaling its columns; done by parts so that no host tensor is copied to the device
             parts = weight.split(self.in_channels, dim=1)
             weight = torch.cat([part * scale for part, scale in zip(parts, self.tap_scale, strict=True)], dim=1)
-        x = gather_linear(levels, points, weight, first.bias)
+        # sums over levels are float32, whatever the weights are
+        x = gather_linear(levels, points, weight, first.bias).to(first.weight.dtype)
         for linear, norm in zip(self.linears[1:], self.norms, strict=True):
             # a batch normalisation counts every point of every image as a row
             x = norm(x.flatten(0, 1)).view_as(x)

@@ -263,13 +263,25 @@ def test_clamped_delta_where_the_clamp_sets_in(case: Case) -> None:
 @every_case
 def test_clamped_delta_of_huge_logits(case: Case) -> None:
     """With a bound, any finite logit has a finite loss and a gradient no larger than the bound, in float32 too."""
-    x = torch.tensor([-1e30, -1e4, -100.0, 0.0, 100.0, 1e4, 1e30]).requires_grad_()
+    x = torch.tensor([-1e30, -1e4, -100.0, 0.5, 100.0, 1e4, 1e30]).requires_grad_()
     for t in case.targets:
         value = bounded_divergence(case.boost, x, torch.tensor(t), 2.0)
         assert torch.isfinite(value).all() and (value >= 0).all()
         gradient = _gradient(value, x)
-        assert (gradient.abs() <= 2.0).all()
-        assert gradient[-1] == 2.0
+        deltas = [case.g(logit) - t if abs(logit) <= 100 else math.copysign(math.inf, logit) for logit in x.tolist()]
+        if isinstance(case.boost, ExponentialBoost):
+            deltas[:2] = [-t, -t]  # exp(-1e4) is nothing
+        torch.testing.assert_close(gradient, torch.tensor(deltas).clamp(-2.0, 2.0))
+
+
+@pytest.mark.parametrize("max_delta", [None, 0.5])
+def test_a_logit_of_minus_infinity(max_delta: float | None) -> None:
+    """A masked-out class: exponential boosting approaches its target 0 there, so its loss and gradient are 0 and not NaN."""
+    x = torch.tensor([[-math.inf, 1.0]], requires_grad=True)
+    loss = boosted_loss(x, torch.tensor([1]), ExponentialBoost(0.1), (0.0, 6.0), max_delta=max_delta)
+    expected = boosted_loss(x[:, 1:], torch.tensor([0]), ExponentialBoost(0.1), (0.0, 6.0), max_delta=max_delta)
+    torch.testing.assert_close(loss, expected)
+    assert _gradient(loss, x)[0].tolist() == [0.0, _gradient(expected, x)[0, 1].item()]
 
 
 @every_case

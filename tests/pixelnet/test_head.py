@@ -280,6 +280,20 @@ def test_the_loss_is_that_of_the_dense_logits_at_the_samples(dropout: float) -> 
     assert (change > 1e-3) == (dropout > 0)
 
 
+def test_a_model_in_bfloat16() -> None:
+    """Weights and features of bfloat16 without autocast: the logits differ by bfloat16's rounding alone."""
+    head = _head((3, 2), norm="LN", strides=(1, 8))
+    features = [torch.randn(1, 3, 8, 8), torch.randn(1, 2, 1, 1)]
+    expected = head(features, (8, 8))
+    found = head.bfloat16()([feature.bfloat16() for feature in features], (8, 8))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    label = torch.randint(0, 4, (1, 8, 8))
+    loss = head.loss([feature.bfloat16() for feature in features], _samples(label))["loss_expgb"]
+    loss.backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in head.parameters())
+
+
 def test_several_losses() -> None:
     """Each under its name; those of one name are added."""
     torch.manual_seed(0)
