@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
@@ -61,6 +62,9 @@ def load_config(path: str | Path, options: Mapping[str, object] | None = None) -
         names = sorted(str(p.relative_to(known)) for p in known.rglob("*.py") if not p.name.startswith("_"))
         names = [n for n in names if not n.startswith("_")]
         raise FileNotFoundError(f"there is no config {file}. gbseg brings: {', '.join('gbseg::' + n for n in names)}.")
+    # at its first import mmseg prints that an optional package of its own is missing
+    with redirect_stdout(io.StringIO()):
+        import mmseg.datasets  # noqa: F401
     with _inheritance():
         config = Config.fromfile(str(file))
     if options:
@@ -84,15 +88,19 @@ def run_configs(config: Config, work_dir: Path) -> dict[str, tuple[Config, Path]
     runs = config.get("runs")
     if not runs:
         return {"": (config, work_dir)}
+    own = ("runs", "prepare", "compare")
+    # what the command line says holds for every run, also against the run's own changes
+    options = {key: value for key, value in config.get("cfg_options", {}).items() if key.split(".")[0] not in own}
     found = {}
     for name, changes in runs.items():
         if isinstance(changes, str):
-            one = load_config(Path(config.filename).parent / changes, config.get("cfg_options"))
+            one = load_config(Path(config.filename).parent / changes, options)
         else:
             one = copy.deepcopy(config)
-            for key in ("runs", "prepare", "compare"):
+            for key in own:
                 one.pop(key, None)
             # a copy, because merging takes _delete_ out of what it is given
             one.merge_from_dict(copy.deepcopy(dict(changes)))
+            one.merge_from_dict(copy.deepcopy(options))
         found[name] = (one, work_dir / name)
     return found

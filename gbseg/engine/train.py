@@ -16,6 +16,7 @@ from gbseg.engine.amp import enable_amp
 from gbseg.engine.comparison import compare_runs
 from gbseg.engine.config import default_work_dir, run_configs
 from gbseg.engine.guard import NonFiniteLossError
+from gbseg.engine.terminal import TerseRunner
 from gbseg.files import write_atomically
 from gbseg.report.provenance import provenance
 
@@ -43,7 +44,7 @@ def build_runner(config: Config, work_dir: Path, name: str = "", **changes: obje
         config[key] = value
     if "runner_type" in config:
         return RUNNERS.build(config)
-    return Runner.from_cfg(config)
+    return TerseRunner.from_cfg(config)
 
 
 def train(

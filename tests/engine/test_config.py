@@ -145,11 +145,14 @@ runs = dict(one=dict(a=dict(b=5)), two=dict(a=dict(c=dict(_delete_=True, type='B
 
 
 def test_runs_that_are_files(tmp_path: Path) -> None:
-    """A file beside the config, with the options of the command line."""
+    """A file beside the config, and changes of it: the options of the command line hold for both, against whatever they say."""
     (tmp_path / "other.py").write_text("a = dict(b=2, c=3)\n")
-    config = load_config(_write(tmp_path, "runs = dict(one='other.py', two=dict(a=dict(b=4)))\na = dict(b=1)\n"), {"a.c": 7})
+    config = load_config(
+        _write(tmp_path, "runs = dict(one='other.py', two=dict(a=dict(b=4, c=5)))\na = dict(b=1)\n"), {"a.c": 7, "d": 1}
+    )
     runs = run_configs(config, tmp_path)
     assert {name: one.a.to_dict() for name, (one, _) in runs.items()} == {"one": {"b": 2, "c": 7}, "two": {"b": 4, "c": 7}}
+    assert [one.d for one, _ in runs.values()] == [1, 1]
     assert [folder for _, folder in runs.values()] == [tmp_path / "one", tmp_path / "two"]
 
 

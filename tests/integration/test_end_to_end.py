@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,17 @@ def test_the_demo_ends_in_a_table_curves_and_predictions(trained: tuple[Path, st
     # both runs validated at iterations 6 and 12
     rows = (work / "comparison.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in rows[1:3]] == ["6", "12"]
+
+
+def test_the_terminal_shows_what_matters_and_the_log_file_everything(trained: tuple[Path, str]) -> None:
+    """Config, environment and hooks are in each run's log, and the terminal names that file instead."""
+    _, output = trained
+    assert "Could not import" not in output
+    logs = re.findall(r"are logged in (\S+\.log)", output)
+    assert len(logs) == 2
+    for words in ("System environment:", "Config:\n", "Hooks will be executed", "Iter(val)", "IoU of 3 images"):
+        assert all(words in Path(log).read_text() for log in logs), words
+        assert (words in output) == words.startswith("I"), words
 
 
 def test_killed_and_resumed_gives_the_same_weights_bit_for_bit(scenes: Path, trained: tuple[Path, str]) -> None:
