@@ -109,7 +109,8 @@ def prepare_voc(
         if type(error).__module__.startswith("gbseg."):
             raise
         # the rest comes from deep inside the standard library: from here, it is a sentence to the command line as well
-        raise OSError(error.errno, f"{error.strerror}: {error.filename}" if error.filename else str(error)) from error
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"{reason}: {error.filename}" if error.filename else reason) from error
     _report(voc, lists)
     return voc
 

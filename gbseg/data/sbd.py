@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,22 +54,38 @@ def read_segmentation(path: str | Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing") from error
     try:
+        _check_sums(data)
         content = loadmat(io.BytesIO(data), variable_names=["GTcls"])
     except Exception as error:
         # scipy has no error of its own for damage: what it trips over first is raised, of a dozen types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is damaged or no MATLAB file of version 5: {reason}") from error
-    struct = content.get("GTcls")
-    if struct is None or struct.size != 1 or "Segmentation" not in (struct.dtype.names or ()):
+    found = content.get("GTcls")
+    if found is None or found.size != 1 or "Segmentation" not in (found.dtype.names or ()):
         raise ValueError(f"{path} has no GTcls.Segmentation, which every file of SBD's cls folder has")
-    values = struct["Segmentation"].item()
+    values = found["Segmentation"].item()
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.size == 0 or values.dtype.kind not in "ui":
-        found = f"{values.shape} {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
-        raise ValueError(f"{path}: GTcls.Segmentation is {found} instead of (H, W) integers")
+        what = f"{values.shape} {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise ValueError(f"{path}: GTcls.Segmentation is {what} instead of (H, W) integers")
     if values.min() < 0 or values.max() >= len(VOC_CLASSES):
         strange = sorted(set(np.unique(values).tolist()) - set(range(len(VOC_CLASSES))))
         raise ValueError(f"{path}: GTcls.Segmentation has the values {strange[:5]}; classes are 0..{len(VOC_CLASSES) - 1}")
     return values
+
+
+def _check_sums(data: bytes) -> None:
+    """Check the compressed parts of a MATLAB file: scipy does not read as far as their checksums, and damage can crash it."""
+    order = {b"IM": "<", b"MI": ">"}[data[126:128]]
+    place = 128
+    while place < len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, place)
+        if kind == 15:
+            zlib.decompress(data[place + 8 : place + 8 + size])
+        elif kind != 14:
+            raise ValueError(f"there is no variable at byte {place}")
+        place += 8 + size
+    if place != len(data):
+        raise ValueError(f"{len(data):,} bytes where {place:,} are announced")
 
 
 def is_whole_png(path: Path) -> bool:

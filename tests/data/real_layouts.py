@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import multiprocessing
+import os
 import resource
 import signal
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -212,6 +214,8 @@ def serving() -> Iterator[Server]:
 
 
 def _child(call: Callable[[], object], limit: int | None, pipe: Connection) -> None:
+    # what is printed goes to a file under pytest, which the limit would cut as well
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails with EFBIG instead of killing the process
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -40,7 +40,8 @@ def test_whole(archive: Path, tmp_path: Path) -> None:
 def test_cut(archive: Path, tmp_path: Path) -> None:
     """Wherever it ends, between two members as well, it is refused in one sentence and leaves nothing."""
     data = archive.read_bytes()
-    end = len(data) if archive.suffix == ".tgz" else tarfile.open(archive).getmembers()[-1].offset_data + 1024
+    # a plain archive ends with blocks of zeros, of which the first is enough
+    end = len(data) if archive.suffix == ".tgz" else len(data.rstrip(b"\0")) // 512 * 512 + 1024
     for length in {*range(0, end, 512), *range(7, end, 1000), end - 1}:
         archive.write_bytes(data[:length])
         with pytest.raises(ArchiveError, match=r"a\.t.*(is damaged or cut short|is no tar archive): ") as caught:
@@ -55,7 +56,7 @@ def test_damage(archive: Path, tmp_path: Path) -> None:
     if archive.suffix == ".tgz":
         for place in range(20, len(data), 1500):
             archive.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
-            with pytest.raises(ArchiveError, match="is damaged|is no tar archive"):
+            with pytest.raises(ArchiveError, match=r"is damaged|is no tar archive"):
                 unpack(archive, tmp_path / "to")
     archive.write_bytes(b"<html>" + bytes(10_000))
     with pytest.raises(ArchiveError, match=r"is no tar archive: it begins with b'<html>"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -120,23 +118,22 @@ def test_what_is_no_label(tmp_path: Path, content: bytes, words: str) -> None:
 
 
 def test_flipped_bytes(tmp_path: Path) -> None:
-    """Damage of any kind is a ValueError with the file's name, or an array of labels; never another error."""
+    """A compressed file, which is what MATLAB writes unasked, is refused by name wherever it is damaged, or reads the same.
+
+    (Some bits of a deflate stream say nothing.)
+    """
     data, path = _mat(**sbd_struct(LABELS)), tmp_path / "a.mat"
-    plain = io.BytesIO()
-    savemat(plain, sbd_struct(LABELS))
-    rng, refused = np.random.default_rng(0), 0
-    for number in range(400):
-        damaged = bytearray(plain.getvalue() if number % 2 else data)
-        for place in rng.integers(0, len(damaged), 1 + number % 3):
-            damaged[place] ^= int(rng.integers(1, 256))
+    rng, same = np.random.default_rng(0), 0
+    for place in [126, 127, *range(128, len(data))]:
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
         try:
-            values = read_segmentation(path)
-            assert values.max() <= 20 and values.ndim == 2
+            np.testing.assert_array_equal(read_segmentation(path), LABELS)
+            same += 1
         except ValueError as error:
-            refused += 1
             assert str(path) in str(error)
-    assert 100 < refused < 400
+    assert same < 0.02 * len(data)
 
 
 def test_bad_files_among_good(sbd: Path, tmp_path: Path) -> None:
@@ -146,9 +143,7 @@ def test_bad_files_among_good(sbd: Path, tmp_path: Path) -> None:
     (sbd / "cls" / f"{IDS[7]}.mat").unlink()
     done, failed = convert_sbd(sbd, IDS, tmp_path / "out", 2)
     assert done == 10 and [name for name, _ in failed] == [IDS[5], IDS[7]]
-    assert re.search(rf"{IDS[5]}\.mat is damaged", str(failed[0][1])) and re.search(
-        rf"{IDS[7]}\.mat is missing", str(failed[1][1])
-    )
+    assert f"{IDS[5]}.mat is damaged" in str(failed[0][1]) and f"{IDS[7]}.mat is missing" in str(failed[1][1])
     assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == [n for n in IDS if n not in (IDS[5], IDS[7])]
     (sbd / "cls" / f"{IDS[5]}.mat").write_bytes(good)
     done, failed = convert_sbd(sbd, IDS, tmp_path / "out", 2)
@@ -160,8 +155,7 @@ def test_full_disk(sbd: Path, tmp_path: Path, processes: int) -> None:
     """A file that cannot be written ends it, is named, and is not there."""
     savemat(sbd / "cls" / "large.mat", sbd_struct(np.random.default_rng(1).integers(0, 21, (90, 90), np.uint8)))
     error = in_child(lambda: convert_sbd(sbd, ["large", IDS[0]], tmp_path / "out", processes), limit=4000)
-    assert error and error.startswith(
-        f"FileWriteError: [Errno {errno.EFBIG}] {tmp_path}/out/large.png could not be written: File"
-    )
+    start = f"FileWriteError: [Errno {errno.EFBIG}] {tmp_path}/out/large.png could not be written: File too large"
+    assert error and error.startswith(start)
+    assert [path.name for path in (tmp_path / "out").iterdir() if not is_whole_png(path)] == []
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {f"{IDS[0]}.png"}
-    assert os.listdir(tmp_path / "out") == [p.name for p in (tmp_path / "out").iterdir() if is_whole_png(p)]
