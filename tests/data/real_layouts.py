@@ -215,7 +215,7 @@ def serving() -> Iterator[Server]:
 
 def _child(call: Callable[[], object], limit: int | None, pipe: Connection) -> None:
     # what is printed goes to a file under pytest, which the limit would cut as well
-    sys.stdout = sys.stderr = Path(os.devnull).open("w")
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails with EFBIG instead of killing the process
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
