@@ -54,8 +54,7 @@ def read_segmentation(path: str | Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing") from error
     try:
-        _check_sums(data)
-        content = loadmat(io.BytesIO(data), variable_names=["GTcls"])
+        content = loadmat(io.BytesIO(_decompressed(data)), variable_names=["GTcls"])
     except Exception as error:
         # scipy has no error of its own for damage: what it trips over first is raised, of a dozen types
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -73,19 +72,22 @@ def read_segmentation(path: str | Path) -> np.ndarray:
     return values
 
 
-def _check_sums(data: bytes) -> None:
-    """Check the compressed parts of a MATLAB file: scipy does not read as far as their checksums, and damage can crash it."""
+def _decompressed(data: bytes) -> bytes:
+    """A MATLAB file with its variables decompressed, checksums checked: scipy stops before them, and damage can crash it."""
     order = {b"IM": "<", b"MI": ">"}[data[126:128]]
-    place = 128
+    place, parts = 128, [data[:128]]
     while place < len(data):
         kind, size = struct.unpack_from(f"{order}II", data, place)
         if kind == 15:
-            zlib.decompress(data[place + 8 : place + 8 + size])
-        elif kind != 14:
+            parts.append(zlib.decompress(data[place + 8 : place + 8 + size]))
+        elif kind == 14:
+            parts.append(data[place : place + 8 + size])
+        else:
             raise ValueError(f"there is no variable at byte {place}")
         place += 8 + size
     if place != len(data):
         raise ValueError(f"{len(data):,} bytes where {place:,} are announced")
+    return b"".join(parts)
 
 
 def is_whole_png(path: Path) -> bool:
