@@ -142,10 +142,10 @@ def main() -> None:
         for name, seconds in medians.items():
             print(f"  {name:<26}{seconds:8.2f} s  (from {min(times[name]):.2f} to {max(times[name]):.2f})")
         one, more, peer_one, peer_more = medians.values()
+        print(f"  {several} processes are {one / more:.2f} times as fast as one")
         print(
-            f"  {several} processes are {one / more:.2f} times as fast as one; voc_aug.py takes {peer_one / one:.2f} times as long as ours"
+            f"  voc_aug.py takes {peer_one / one:.2f} times as long as ours on one, {peer_more / more:.2f} times on {several}"
         )
-        print(f"  on one process and {peer_more / more:.2f} times on {several}")
         if a.full:
             run_all(_draw, [(sbd / "cls" / f"2008_{n:06d}.mat", n) for n in range(a.masks, count)], "drawing")
             here, there = get_context("spawn").Pipe(duplex=False)
