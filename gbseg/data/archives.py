@@ -33,7 +33,10 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
     Raises:
         ArchiveError: cut short, damaged, no tar archive, or a member would land outside of the folder.
         FileWriteError: the disk is full.
+        RuntimeError: Python is older than 3.11.4, whose tarfile has no filters.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise RuntimeError("the tarfile of this Python cannot unpack safely: use 3.11.4 or later, or unpack it yourself.")
     archive, folder = Path(archive), Path(folder)
     partial = folder / _UNPACKING.format(archive.name)
     try:
