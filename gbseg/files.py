@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-__all__ = ["FileWriteError", "remove_temporary_files", "write_atomically"]
+__all__ = ["FileWriteError", "free_space", "remove_temporary_files", "sync_folder", "write_atomically"]
 
 _TEMPORARY = ".{}.gbseg-writing"
 
@@ -16,8 +16,14 @@ class FileWriteError(OSError):
     """A file could not be written. Nothing of it is left, and what stood in its place before is untouched."""
 
 
-def write_atomically(data: bytes | memoryview, path: str | Path) -> None:
+def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool = True) -> None:
     """Write a file such that at every moment, also after a power cut, ``path`` is what it was or all of ``data``.
+
+    Args:
+        data: all of the file.
+        path: where; its folder is made.
+        durable: wait until the disk has it. Without, a power cut (but no kill) may leave an empty file: for many small files
+            that can be made again and are checked before they are trusted.
 
     Raises:
         FileWriteError: the system refused (disk full, quota, file size limit, read-only); the errno is kept, the message names
@@ -31,24 +37,32 @@ def write_atomically(data: bytes | memoryview, path: str | Path) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            # before the rename: a file system may otherwise make the new name durable earlier than its bytes
-            os.fsync(file.fileno())
+            if durable:
+                # before the rename: a file system may otherwise make the new name durable earlier than its bytes
+                os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise FileWriteError(
             error.errno,
-            f"{path} could not be written: {error.strerror} (it takes {len(data) / 2**20:.1f} MiB, {_free(path.parent)})",
+            f"{path} could not be written: {error.strerror} (it takes {len(data) / 2**20:.1f} MiB, {free_space(path.parent)})",
         ) from error
 
 
-def _free(folder: Path) -> str:
+def sync_folder(folder: str | Path) -> None:
+    """Wait until the names of a folder's files are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free_space(folder: Path) -> str:
+    """How much room is left, for a message."""
     try:
         return f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
     except OSError as error:

@@ -43,8 +43,8 @@ class VOCSegmentation(BaseSegDataset):
         """One dict of paths an image, in the order of the list."""
         where = f"(looked for in {Path(self.data_root or '.').resolve()})"
         how = (
-            "VOC 2012 is fetched by: python -c \"import torchvision; torchvision.datasets.VOCSegmentation('data', year='2012', "
-            "image_set='trainval', download=True)\"; data/README.md says what goes where, also for the lists made with SBD. "
+            "VOC 2012 and SBD are downloaded and prepared, with all lists, by: python tools/prepare_voc.py data (the same as "
+            "gbseg prepare-voc data); data/README.md says what goes where. "
             "Data that lie elsewhere: link them there, or name them by --cfg-options train_dataloader.dataset.data_root=FOLDER "
             "val_dataloader.dataset.data_root=FOLDER test_dataloader.dataset.data_root=FOLDER."
         )

@@ -128,7 +128,7 @@ def test_what_is_missing_is_named(root: Path, damage: Callable[[Path], str]) -> 
         _build(root)
     for part in (
         str(root),
-        "torchvision.datasets.VOCSegmentation",
+        "tools/prepare_voc.py data",
         "data/README.md",
         "--cfg-options train_dataloader.dataset.data_root=",
     ):

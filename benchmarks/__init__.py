@@ -1,0 +1,1 @@
+"""Speed, each part against its peer in one run: `python -m benchmarks.<name>`."""
