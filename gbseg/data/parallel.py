@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 __all__ = ["available_cores", "run_all"]
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def available_cores() -> int:
@@ -37,7 +38,11 @@ def _leave_with_the_parent() -> None:
 
 
 def run_all(
-    work: Callable[[Item], None], items: Sequence[Item], title: str, processes: int | None = None
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    title: str,
+    processes: int | None = None,
+    collect: Callable[[Item, Result], None] | None = None,
 ) -> list[tuple[Item, ValueError]]:
     """Call ``work`` on every item, in any order.
 
@@ -48,6 +53,8 @@ def run_all(
         items: what it is called with, each picklable.
         title: of the progress bar (shown where the standard error is a terminal).
         processes: how many; None for as many as there are cores; with 1 all is done in this process.
+        collect: called in this process with every item and what ``work`` returned for it, in the order in which they are
+            ready, which differs from run to run.
 
     Returns:
         The items that failed and why, in the order of the items.
@@ -67,12 +74,14 @@ def run_all(
         bar = progress.add_task(title, total=len(items))
         drawn = 0.0
 
-        def done(index: int, error: BaseException | None) -> None:
+        def done(index: int, error: BaseException | None, result: Result | None = None) -> None:
             nonlocal drawn
             if isinstance(error, ValueError):
                 failed[index] = error
             elif error is not None:
                 raise error
+            elif collect is not None:
+                collect(items[index], result)  # type: ignore[arg-type]
             progress.advance(bar)
             if time.monotonic() - drawn > 0.2:
                 drawn = time.monotonic()
@@ -81,23 +90,21 @@ def run_all(
         if processes == 1:
             for index, item in enumerate(items):
                 try:
-                    work(item)
+                    result = work(item)
                 except ValueError as error:
                     done(index, error)
                 else:
-                    done(index, None)
+                    done(index, None, result)
         else:
             _in_processes(work, items, processes, done)
     return [(items[index], failed[index]) for index in sorted(failed)]
 
 
-def _in_processes(
-    work: Callable[[Item], None], items: Sequence[Item], processes: int, done: Callable[[int, BaseException | None], None]
-) -> None:
+def _in_processes(work: Callable[[Item], Result], items: Sequence[Item], processes: int, done: Callable[..., None]) -> None:
     # forked workers share what is imported here: torch in each of them would take most of their memory
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_with_the_parent) as pool:
-        running: dict[Future[None], int] = {}
+        running: dict[Future[Result], int] = {}
         rest = iter(enumerate(items))
         try:
             while True:
@@ -107,7 +114,8 @@ def _in_processes(
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    done(running.pop(future), future.exception())
+                    error = future.exception()
+                    done(running.pop(future), error, None if error else future.result())
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a worker process was killed, as a rule because the memory ran out: start again with fewer processes; "
