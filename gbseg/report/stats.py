@@ -98,7 +98,7 @@ def _draw_shares(axes: Axes, found: Statistics, order: np.ndarray) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}%"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(len(order) - 0.5, -0.5)
-    axes.set_yticks(rows, [found.classes[label] for label in order], parse_math=False)
+    axes.set_yticks(rows, [_short(found.classes[label]) for label in order], parse_math=False)
     axes.tick_params("y", length=0)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
@@ -114,6 +114,10 @@ def _draw_shares(axes: Axes, found: Statistics, order: np.ndarray) -> None:
         columnspacing=0.8,
         borderaxespad=0.2,
     )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 17 else name[:16] + "\u2026"
 
 
 def _draw_areas(axes: Axes, scale: Axes, found: Statistics, order: np.ndarray) -> None:
@@ -164,9 +168,11 @@ def _draw_fitting(axes: Axes, found: Statistics) -> None:
     end = 1.05 * int(max(images.max(), boxes.max(initial=1)))
     curves = (boxes, objects[:, 1], COLOURS[1], "pixels of objects"), (images, np.ones(len(images)), BASELINE, "images")
     for values, weights, colour, name in curves:
+        if not len(values):
+            continue
         sides, group = np.unique(values, return_inverse=True)
         share = 100 * np.cumsum(np.bincount(group, weights=weights)) / max(weights.sum(), 1)
-        axes.step([0, *sides, end], [0, *share, *share[-1:]][: len(sides) + 2], where="post", color=colour, label=name)
+        axes.step([0, *sides, end], [0, *share, share[-1]], where="post", color=colour, label=name)
     axes.set_xlim(0, end)
     axes.set_ylim(0, 103)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}%"))
