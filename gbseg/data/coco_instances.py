@@ -31,6 +31,7 @@ _RENAMED = {
     "couch": "sofa",
     "tv": "tvmonitor",
 }
+_NOT_NEEDED = frozenset(("bbox", "area", "coco_url", "flickr_url", "date_captured", "license"))
 _COCO_NAMES = {voc: coco for coco, voc in _RENAMED.items()}
 # COCO's name of a category -> VOC's label
 VOC_LABELS: dict[str, int] = {_COCO_NAMES.get(name, name): label for label, name in enumerate(VOC_CLASSES) if label}
@@ -101,10 +102,14 @@ def read_instances(path: str | Path) -> list[Picture]:
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
-    """A polygon as numbers side by side takes a quarter of the memory of a list; what is no polygon is refused later."""
+    """An entry without what is not needed here, and with polygons as arrays, which take a quarter of the memory of lists. What
+    is no polygon stays as it is, to be refused later.
+    """
     if isinstance(entry.get("segmentation"), list):
         with contextlib.suppress(TypeError, OverflowError):
             entry["segmentation"] = [array("d", polygon) for polygon in entry["segmentation"]]
+    for key in _NOT_NEEDED.intersection(entry):
+        del entry[key]
     return entry
 
 

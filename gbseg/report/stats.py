@@ -117,7 +117,7 @@ def _draw_shares(axes: Axes, found: Statistics, order: np.ndarray) -> None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 17 else name[:16] + "\u2026"
+    return name if len(name) <= 14 else name[:13] + "\u2026"
 
 
 def _draw_areas(axes: Axes, scale: Axes, found: Statistics, order: np.ndarray) -> None:
