@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from array import array
 from collections.abc import Mapping
 from itertools import pairwise
@@ -191,7 +190,8 @@ def _run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
         for polygon in segmentation:
             if not isinstance(polygon, array) or not polygon or len(polygon) % 2:
                 raise ValueError(f"has a damaged polygon (x, y, x, y, ... are expected, not {str(polygon)[:60]})")
-            if not all(math.isfinite(value) and abs(value) <= limit for value in polygon):
+            # NaN is not <= anything
+            if not all(abs(value) <= limit for value in polygon):
                 raise ValueError(f"has a polygon far outside of its image of {width} x {height} pixels")
         # one or two points enclose nothing, and pycocotools takes four numbers for a box
         polygons = [list(polygon) for polygon in segmentation if len(polygon) >= 6]

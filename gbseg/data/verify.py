@@ -78,7 +78,7 @@ class Verification:
         console = Console(file=file, width=None if terminal else 100_000, highlight=False)
         rows = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2, title=None, show_edge=False)
         for heading in ("file", "problem", "remedy"):
-            rows.add_column(heading, overflow="fold", no_wrap=not terminal)
+            rows.add_column(heading, overflow="fold")
         for problem in self.problems:
             # Text: a file's name may look like markup
             rows.add_row(*(Text(cell) for cell in (problem.file, problem.what, problem.remedy)))
