@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools import mask as coco_mask
+from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
 from gbseg.data.voc import VOC_CLASSES
 

@@ -132,7 +132,7 @@ def _draw_areas(axes: Axes, scale: Axes, found: Statistics, order: np.ndarray) -
             continue
         share = np.bincount(octaves[found.regions[:, 0] == label], weights=areas, minlength=bins) / areas.sum()
         axes.pcolormesh(edges, [row - 0.42, row + 0.42], share[None], cmap="Blues", norm=colours)
-        median = np.sqrt(found.median_pixel(label))
+        median = float(found.median_pixel(label) or 0) ** 0.5
         axes.plot([median, median], [row - 0.42, row + 0.42], color=COLOURS[1], linewidth=1.8)
         _beside(axes, f"{found.images[label]:,}", row, 7.5)
     _beside(axes, "images", -0.5 - 0.145 / ROW, 8)
@@ -158,8 +158,17 @@ def _draw_areas(axes: Axes, scale: Axes, found: Statistics, order: np.ndarray) -
 
 
 def _beside(axes: Axes, text: str, row: float, size: float) -> None:
-    place = {"xycoords": ("axes fraction", "data"), "xytext": (36, 0), "textcoords": "offset points"}
-    axes.annotate(text, (1.0, row), **place, ha="right", va="center", fontsize=size, annotation_clip=False)
+    axes.annotate(
+        text,
+        (1.0, row),
+        xycoords=("axes fraction", "data"),
+        xytext=(36, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        fontsize=size,
+        annotation_clip=False,
+    )
 
 
 def _draw_fitting(axes: Axes, found: Statistics) -> None:
