@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
     else:
         parser = argparse.ArgumentParser()
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    parser.description = COMMANDS[command].capitalize() + "."
+    # str.capitalize would write voc and miou
+    parser.description = COMMANDS[command][0].upper() + COMMANDS[command][1:] + "."
     run = import_module(f"gbseg.cli.{command.replace('-', '_')}").add(parser)
     arguments = parser.parse_args(argv)
     arguments.command_line = spoken

@@ -24,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
         help="leave out images with fewer pixels of the 20 VOC classes than this",
     )
     parser.add_argument("--images", choices=HOW, default="symlink", help="how COCO's images get into JPEGImages")
-    parser.add_argument("--processes", type=int, metavar="N", help="how many (default: as many as there are cores)")
+    parser.add_argument("--processes", type=int, metavar="N", help="how many; without it, as many as there are cores")
     parser.add_argument(
         "--verify", action="store_true", help="then look at every file of the data set; 1 if something is wrong"
     )
@@ -33,9 +33,13 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
 
 
 def _run(a: argparse.Namespace) -> int:
-    from gbseg.data.coco import prepare_coco
+    from gbseg.data.coco import find_coco, prepare_coco
 
-    made = [prepare_coco(a.coco, a.out, split, a.min_pixels, a.images, a.processes) for split in dict.fromkeys(a.splits)]
+    splits = list(dict.fromkeys(a.splits))
+    for split in splits:
+        # before the first one is worked on
+        find_coco(a.coco, split)
+    made = [prepare_coco(a.coco, a.out, split, a.min_pixels, a.images, a.processes) for split in splits]
     for split in made:
         print(
             f"{a.out / 'ImageSets/Segmentation' / split.name}.txt: {split.listed:,} of {split.images:,} images have "

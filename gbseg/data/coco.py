@@ -19,7 +19,7 @@ from gbseg.data.masks import MaskError, read_mask, write_mask
 from gbseg.data.parallel import run_all
 from gbseg.files import FileWriteError, remove_temporary_files, temporary_path, write_atomically
 
-__all__ = ["HOW", "SPLITS", "CocoSplit", "prepare_coco"]
+__all__ = ["HOW", "SPLITS", "CocoSplit", "find_coco", "prepare_coco"]
 
 SPLITS = ("train", "val")
 HOW = ("symlink", "hardlink", "copy")
@@ -72,8 +72,6 @@ def prepare_coco(
         RuntimeError: a worker was killed.
     """
     coco, out = Path(coco), Path(out)
-    if split not in SPLITS:
-        raise ValueError(f"COCO's splits are {' and '.join(SPLITS)}, not {split!r}")
     if images not in HOW:
         raise ValueError(f"images must be one of {', '.join(HOW)}, not {images!r}")
     if min_pixels < 1:
@@ -82,10 +80,7 @@ def prepare_coco(
         )
     if (out / MASKS_AUG).exists() or (out / LISTS / "train.txt").exists():
         raise ValueError(f"{out} holds VOC itself; COCO needs a folder of its own (docs/data.md says how to train on both)")
-    source = coco / f"{split}2017"
-    if not source.is_dir():
-        raise FileNotFoundError(f"there are no images {source}: unpack {split}2017.zip there")
-    annotations = coco / "annotations" / f"instances_{split}2017.json"
+    annotations, source = find_coco(coco, split)
     pictures = read_instances(annotations)
     with annotations.open("rb") as file:
         settings = {
@@ -116,6 +111,23 @@ def prepare_coco(
     if not path.exists() or path.read_bytes() != content:
         write_atomically(content, path)
     return CocoSplit(path.stem, len(ids), len(pictures))
+
+
+def find_coco(coco: str | Path, split: str) -> tuple[Path, Path]:
+    """The annotations and the folder of images of a split.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+        ValueError: there is no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"COCO's splits are {' and '.join(SPLITS)}, not {split!r}")
+    annotations, images = Path(coco) / "annotations" / f"instances_{split}2017.json", Path(coco) / f"{split}2017"
+    if not images.is_dir():
+        raise FileNotFoundError(f"there are no images {images}: unpack {split}2017.zip there")
+    if not annotations.is_file():
+        raise FileNotFoundError(f"there are no annotations {annotations}: unpack annotations_trainval2017.zip there")
+    return annotations, images
 
 
 def _agree(out: Path, split: str, settings: dict[str, object], pictures: list[Picture]) -> None:

@@ -267,6 +267,10 @@ def test_wrong_arguments(coco: tuple[Path, dict[str, np.ndarray]], tmp_path: Pat
     with pytest.raises(ValueError, match="symlink, hardlink, copy"):
         prepare_coco(root, tmp_path / "out", "val", 1, "move")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+    (root / "annotations/instances_val2017.json").unlink()
+    assert main(["prepare-coco", str(root), "--out", str(tmp_path / "out")]) == 1
+    assert "there are no annotations" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "train was begun although val cannot be done"
 
 
 def test_another_file_is_in_the_way(coco: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
