@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-__all__ = ["FileWriteError", "free_space", "remove_temporary_files", "sync_folder", "write_atomically"]
+__all__ = ["FileWriteError", "free_space", "remove_temporary_files", "sync_folder", "temporary_path", "write_atomically"]
 
 _TEMPORARY = ".{}.gbseg-writing"
 
@@ -30,8 +30,7 @@ def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool =
             the file, its size and the space that is free.
     """
     path = Path(path)
-    # two processes may write the same file: each has a temporary one of its own
-    temporary = path.with_name(_TEMPORARY.format(f"{path.name}.{os.getpid()}"))
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -50,6 +49,12 @@ def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool =
             error.errno,
             f"{path} could not be written: {error.strerror} (it takes {len(data) / 2**20:.1f} MiB, {free_space(path.parent)})",
         ) from error
+
+
+def temporary_path(path: Path) -> Path:
+    """A name beside ``path`` for what is to replace it; `remove_temporary_files` finds what was left under such names."""
+    # two processes may write the same file: each has a temporary one of its own
+    return path.with_name(_TEMPORARY.format(f"{path.name}.{os.getpid()}"))
 
 
 def sync_folder(folder: str | Path) -> None:

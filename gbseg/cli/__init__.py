@@ -20,6 +20,7 @@ __all__ = ["main"]
 COMMANDS = {
     "train": "train what a config describes; a config may list several runs to compare",
     "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy",
+    "prepare-coco": "make a data set for pre-training in VOC's layout out of COCO's instance annotations",
     "compare": "draw the comparison of a config's runs again, from what they left in the work dir",
     "prepare-voc": "make VOC 2012 + SBD ready: download, unpack, convert SBD's labels, write the lists",
 }
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
     else:
         parser = argparse.ArgumentParser()
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    parser.description = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}."
+    # str.capitalize would write voc and miou
+    parser.description = COMMANDS[command][0].upper() + COMMANDS[command][1:] + "."
     run = import_module(f"gbseg.cli.{command.replace('-', '_')}").add(parser)
     arguments = parser.parse_args(argv)
     arguments.command_line = spoken

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 __all__ = ["available_cores", "run_all"]
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def available_cores() -> int:
@@ -37,7 +38,11 @@ def _leave_with_the_parent() -> None:
 
 
 def run_all(
-    work: Callable[[Item], None], items: Sequence[Item], title: str, processes: int | None = None
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    title: str,
+    processes: int | None = None,
+    collect: Callable[[Item, Result], None] | None = None,
 ) -> list[tuple[Item, ValueError]]:
     """Call ``work`` on every item, in any order.
 
@@ -48,6 +53,8 @@ def run_all(
         items: what it is called with, each picklable.
         title: of the progress bar (shown where the standard error is a terminal).
         processes: how many; None for as many as there are cores; with 1 all is done in this process.
+        collect: called in this process with every item and what ``work`` returned for it, in the order in which they are
+            ready, which differs from run to run.
 
     Returns:
         The items that failed and why, in the order of the items.
@@ -67,10 +74,13 @@ def run_all(
         bar = progress.add_task(title, total=len(items))
         drawn = 0.0
 
-        def done(index: int, error: ValueError | None) -> None:
+        def done(index: int, outcome: tuple[ValueError | None, Result | None]) -> None:
             nonlocal drawn
+            error, result = outcome
             if error is not None:
                 failed[index] = error
+            elif collect is not None:
+                collect(items[index], result)  # type: ignore[arg-type]
             progress.advance(bar)
             if time.monotonic() - drawn > 0.2:
                 drawn = time.monotonic()
@@ -78,32 +88,35 @@ def run_all(
 
         if processes == 1:
             for index, item in enumerate(items):
-                done(index, _do_some(work, [item]).get(0))
+                done(index, _do_some(work, [item])[0])
         else:
             _in_processes(work, items, processes, done)
     return [(items[index], failed[index]) for index in sorted(failed)]
 
 
-def _do_some(work: Callable[[Item], None], items: Sequence[Item]) -> dict[int, ValueError]:
-    """Call ``work`` on each; what failed, by place."""
-    failed: dict[int, ValueError] = {}
-    for place, item in enumerate(items):
+def _do_some(work: Callable[[Item], Result], items: Sequence[Item]) -> list[tuple[ValueError | None, Result | None]]:
+    """Call ``work`` on each; the item's fault or the result, in their order."""
+    outcomes: list[tuple[ValueError | None, Result | None]] = []
+    for item in items:
         try:
-            work(item)
+            outcomes.append((None, work(item)))
         except ValueError as error:
-            failed[place] = error
-    return failed
+            outcomes.append((error, None))
+    return outcomes
 
 
 def _in_processes(
-    work: Callable[[Item], None], items: Sequence[Item], processes: int, done: Callable[[int, ValueError | None], None]
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    processes: int,
+    done: Callable[[int, tuple[ValueError | None, Result | None]], None],
 ) -> None:
     # forked workers share what is imported here: torch in each of them would take most of their memory
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     # sending an item costs about as much as a tenth of a small one's work: several at a time
     size = max(1, min(8, len(items) // (16 * processes)))
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_with_the_parent) as pool:
-        running: dict[Future[dict[int, ValueError]], range] = {}
+        running: dict[Future[list[tuple[ValueError | None, Result | None]]], range] = {}
         rest = iter(range(0, len(items), size))
         try:
             while True:
@@ -114,9 +127,8 @@ def _in_processes(
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    part, failed = running.pop(future), future.result()
-                    for place, index in enumerate(part):
-                        done(index, failed.get(place))
+                    for index, outcome in zip(running.pop(future), future.result(), strict=True):
+                        done(index, outcome)
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a worker process was killed, as a rule because the memory ran out: start again with fewer processes; "

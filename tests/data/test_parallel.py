@@ -39,6 +39,21 @@ def test_every_item_once(tmp_path: Path, processes: int) -> None:
     assert workers == {os.getpid()} if processes == 1 else os.getpid() not in workers and 1 < len(workers) <= 3
 
 
+def _square(number: int) -> int:
+    if number == 7:
+        raise ValueError("7 is bad")
+    return number * number
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_results(processes: int) -> None:
+    """What the work returns comes back with its item, once; an item that failed brings nothing."""
+    results: list[tuple[int, int]] = []
+    failed = run_all(_square, range(50), "work", processes, lambda item, result: results.append((item, result)))
+    assert sorted(results) == [(number, number**2) for number in range(50) if number != 7]
+    assert [item for item, _ in failed] == [7]
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_refusal_ends_it(tmp_path: Path, processes: int) -> None:
     """A full disk is raised as it is, and the items far behind it are left."""

@@ -1,0 +1,60 @@
+"""``gbseg prepare-coco``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Options, and the function that runs them."""
+    from gbseg.data.coco import HOW, SPLITS
+
+    parser.add_argument(
+        "coco", nargs="?", type=Path, default=Path("data/coco"), help="COCO 2017: annotations/, train2017/, ..."
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("data/coco_voc"), help="the data set to make")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which to prepare")
+    parser.add_argument(
+        "--min-pixels",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="leave out images with fewer pixels of the 20 VOC classes than this",
+    )
+    parser.add_argument("--images", choices=HOW, default="symlink", help="how COCO's images get into JPEGImages")
+    parser.add_argument("--processes", type=int, metavar="N", help="how many; without it, as many as there are cores")
+    parser.add_argument(
+        "--verify", action="store_true", help="then look at every file of the data set; 1 if something is wrong"
+    )
+    parser.add_argument("--stats", action="store_true", help="then draw class frequencies and sizes into <out>/stats")
+    return _run
+
+
+def _run(a: argparse.Namespace) -> int:
+    from gbseg.data.coco import find_coco, prepare_coco
+
+    splits = list(dict.fromkeys(a.splits))
+    for split in splits:
+        # before the first one is worked on
+        find_coco(a.coco, split)
+    made = [prepare_coco(a.coco, a.out, split, a.min_pixels, a.images, a.processes) for split in splits]
+    for split in made:
+        print(
+            f"{a.out / 'ImageSets/Segmentation' / split.name}.txt: {split.listed:,} of {split.images:,} images have "
+            f"{a.min_pixels:,} or more pixels of VOC's classes"
+        )
+    status = 0
+    if a.verify:
+        from gbseg.data.verify import verify
+
+        status = verify(a.out, processes=a.processes).report()
+    if a.stats:
+        from gbseg.data.stats import statistics
+        from gbseg.report.stats import write_statistics
+
+        for split in made:
+            found = statistics(a.out, split.name, processes=a.processes)
+            print(f"{write_statistics(found, a.out / 'stats' / split.name)}: {found.summary()}")
+    return status
