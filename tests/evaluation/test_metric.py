@@ -72,7 +72,8 @@ def test_headline_and_keys() -> None:
     """The headline is the mean over its classes that occur; all keys carry the prefix and hold plain floats."""
     found = _evaluated([_sample(i) for i in range(3)], headline=["class1", "class4", "class20"], prefix="val")
     assert found["val/mIoU-3"] == pytest.approx((found["val/IoU/class1"] + found["val/IoU/class4"]) / 2, rel=1e-14)
-    assert set(found) == {"val/mIoU", "val/mIoU-3", "val/aAcc"} | {f"val/IoU/{name}" for name in CLASSES}
+    means = {f"val/{name}" for name in ("mIoU", "mIoU-3", "aAcc", "mAcc", "fwIoU", "mDice")}
+    assert set(found) == means | {f"val/IoU/{name}" for name in CLASSES}
     assert all(type(value) is float for value in found.values())
 
 
