@@ -48,16 +48,20 @@ def count_bins(prediction: Tensor, label: Tensor, num_classes: int, ignore_index
         row.masked_fill_(ignored, num_classes + 1)
     size = num_classes + 2
     index = prediction.reshape(-1).long().clamp(-1, num_classes).add_(row, alpha=size).add_(size + 1)
-    if index.device.type == "cpu":
-        bins = torch.bincount(index, minlength=size * (size + 1))
-    else:
-        # bincount reads the greatest index to size its output: the host would wait for every image
-        bins = index.new_zeros(size * (size + 1)).scatter_add_(0, index, index.new_ones(()).expand_as(index))
+    length = size * (size + 1)
+    # bincount reads the greatest index to size its output: on a GPU the host would wait for every image
+    bins = torch.bincount(index, minlength=length) if index.device.type == "cpu" else scatter_count(index, length)
     bins = bins.view(size + 1, size)
     # below 0 and beyond C - 1 are one kind of wrong: the first row and column join those of C
     bins[num_classes + 1] += bins[0]
     bins[:, num_classes + 1] += bins[:, 0]
     return bins[1:, 1:]
+
+
+def scatter_count(index: Tensor, length: int) -> Tensor:
+    """(length,) int64: how often each of 0..length-1 stands in index (N,) int64; `torch.bincount` without its wait."""
+    # integers add up to the same in any order, and in torch's deterministic mode scatter_add_ sorts first
+    return index.new_zeros(length).scatter_add_(0, index, index.new_ones(()).expand_as(index))
 
 
 def _complaint(name: str, values: Tensor, wrong: Tensor, num_classes: int) -> str:

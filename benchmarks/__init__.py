@@ -1,0 +1,1 @@
+"""What is fast, measured against its peers in one process: ``python -m benchmarks.<name>``."""
