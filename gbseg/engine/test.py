@@ -103,6 +103,8 @@ def test(
     if ci or calibration:
         if evaluator is None:
             raise ValueError("--ci and --calibration need test_evaluator=dict(type='VOCMetric') and a set with labels.")
+        if ci < 0:
+            raise ValueError(f"--ci is a number of bootstrap resamples, e.g. 2000, not {ci}.")
         evaluator.ci = ci
     folder_of_report = work_dir / "test" if evaluator is not None and (report or calibration) else None
     if folder_of_report is not None:
