@@ -173,7 +173,7 @@ def test_what_cannot_be_reported(tested: tuple[Path, dict[str, float]], tmp_path
     config.test_evaluator = dict(type="IoUMetric")
     with pytest.raises(ValueError, match="--ci and --calibration need test_evaluator"):
         evaluate(config, root / "weights.pth", work_dir=tmp_path, ci=True)
-    with pytest.raises(ValueError, match="--ci is a number of bootstrap resamples, e.g. 2000, not -5"):
+    with pytest.raises(ValueError, match=r"--ci is a number of bootstrap resamples, e\.g\. 2000, not -5"):
         evaluate(_config(root), root / "weights.pth", work_dir=tmp_path, ci=-5)
     found = evaluate(config, root / "weights.pth", work_dir=tmp_path)
     assert "mIoU" in found and not (tmp_path / "test").exists()
