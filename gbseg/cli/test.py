@@ -17,10 +17,29 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     add_launch(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write predictions there as indexed PNGs at original size")
     parser.add_argument("--show-dir", type=Path, metavar="DIR", help="write image, ground truth and prediction there")
+    parser.add_argument(
+        "--ci", type=int, nargs="?", const=2000, default=0, metavar="B", help="95%% intervals from B (2000) bootstrap resamples"
+    )
+    parser.add_argument("--calibration", action="store_true", help="expected calibration error and a reliability diagram")
+    parser.add_argument(
+        "--report", action=argparse.BooleanOptionalAction, default=True, help="write report.html, scores.json and figures"
+    )
     return _run
 
 
 def _run(a: argparse.Namespace) -> None:
     from gbseg.engine import load_config, test
 
-    test(load_config(a.config, a.cfg_options), a.checkpoint, a.out, a.show_dir, a.work_dir, a.amp, a.launcher)
+    test(
+        load_config(a.config, a.cfg_options),
+        a.checkpoint,
+        a.out,
+        a.show_dir,
+        a.work_dir,
+        a.amp,
+        a.launcher,
+        report=a.report,
+        ci=a.ci,
+        calibration=a.calibration,
+        command=a.command_line,
+    )

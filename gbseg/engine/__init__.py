@@ -11,6 +11,7 @@ from gbseg.engine.guard import NonFiniteGuardHook, NonFiniteLossError
 from gbseg.engine.loop import ResumableIterLoop
 from gbseg.engine.position import ResumableSampler
 from gbseg.engine.progress import ProgressHook
+from gbseg.engine.report import ReportHook
 from gbseg.engine.test import OverlayHook, test
 from gbseg.engine.train import train
 
@@ -21,6 +22,7 @@ __all__ = [
     "NonFiniteLossError",
     "OverlayHook",
     "ProgressHook",
+    "ReportHook",
     "ResumableIterLoop",
     "ResumableSampler",
     "compare_runs",

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -55,6 +56,10 @@ def test(
     work_dir: Path | str | None = None,
     amp: bool = False,
     launcher: str = "none",
+    report: bool = True,
+    ci: int | bool = False,
+    calibration: bool = False,
+    command: str | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on a config's test set.
 
@@ -66,13 +71,18 @@ def test(
         work_dir: where the log goes; by default ``work_dirs/<name of the config>``.
         amp: predict in mixed precision.
         launcher: as `mmengine.runner.Runner` takes it.
+        report: writes scores.json, confusion.png and report.html to ``work_dir/test`` (see `gbseg.engine.report.ReportHook`),
+            where the test evaluator is a `VOCMetric` and the set has labels.
+        ci: bootstrap resamples of the confidence intervals over images, True for 2,000.
+        calibration: computes the expected calibration error, and draws its diagram into the report.
+        command: the command line, for the provenance.
 
     Returns:
         The scores by name, in percent.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the config lists several runs, or predictions are to be written by a metric that cannot.
+        ValueError: the config lists several runs, or predictions, intervals or calibration are asked of a metric that cannot.
     """
     if "runs" in config:
         raise ValueError(f"{config.filename} lists the runs {', '.join(config.runs)}: test one of them by its own config.")
@@ -88,15 +98,39 @@ def test(
         config.custom_hooks = [*config.get("custom_hooks", []), dict(type="OverlayHook", out_dir=str(show_dir))]
     if amp:
         config.test_cfg.fp16 = True
+    size = config.model.get("test_cfg", {}).get("input", "original") if config.model.type == "PixelNet" else None
+    evaluator = _voc_metric(config)
+    if ci or calibration:
+        if evaluator is None:
+            raise ValueError("--ci and --calibration need test_evaluator=dict(type='VOCMetric') and a set with labels.")
+        if ci < 0:
+            raise ValueError(f"--ci is a number of bootstrap resamples, e.g. 2000, not {ci}.")
+        evaluator.ci = ci
+    folder_of_report = work_dir / "test" if evaluator is not None and (report or calibration) else None
+    if folder_of_report is not None:
+        facts = {"config": str(config.filename), "checkpoint": str(checkpoint)}
+        if size is not None:
+            facts["network input"] = size if size == "original" else "{} x {}".format(*size)
+        hook = dict(type="ReportHook", out_dir=str(folder_of_report), calibration=calibration, facts=facts, command=command)
+        hook |= dict(name=f"{Path(config.filename or 'run').stem} {Path(checkpoint).stem}", pictures=8 if report else 0)
+        config.custom_hooks = [*config.get("custom_hooks", []), hook]
     # tested weights come from the checkpoint alone: nothing of the training side is built
     training = dict.fromkeys(("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"))
     training |= dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator"))
     runner = build_runner(config, work_dir, launcher=launcher, load_from=str(checkpoint), **training)
     scores = runner.test()
-    if config.model.type == "PixelNet":
-        size = config.model.get("test_cfg", {}).get("input", "original")
+    if size is not None:
         runner.logger.info(f"Network input: {size}; labels compared at the images' original size.")
     for name, folder in (("Predictions", out), ("Pictures", show_dir)):
         if folder is not None:
             print(f"{name} are in {folder}")
+    if folder_of_report is not None and is_main_process():
+        print(f"The report is {folder_of_report / 'report.html'} (also scores.json and figures)")
     return scores
+
+
+def _voc_metric(config: Config) -> Config | None:
+    """The `VOCMetric` among the test evaluators that computes scores, or None."""
+    evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
+    found = (one for one in evaluators if one.get("type") == "VOCMetric" and not one.get("format_only"))
+    return next(found, None)

@@ -16,8 +16,8 @@ SHOWN = 8  # offending values that an error message lists before it says "..."
 def count_bins(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
     """Count every pixel by (label, prediction) in one pass, the impossible ones included.
 
-    Nothing is checked here beyond shapes and types; the overflow bins say afterwards what was wrong. (On a GPU
-    `bincount` waits for its input once, to size its output.)
+    Nothing is checked here beyond shapes and types; the overflow bins say afterwards what was wrong. Nothing waits for a
+    GPU either.
 
     Args:
         prediction: predicted class of every pixel, integer, any shape.
@@ -40,15 +40,28 @@ def count_bins(prediction: Tensor, label: Tensor, num_classes: int, ignore_index
         raise ValueError(f"prediction is {tuple(prediction.shape)} and label is {tuple(label.shape)}: they must agree")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    # bincount needs every value in range: what is not goes to a bin of its own instead of being dropped
-    column = prediction.reshape(-1).long()
-    column = column.masked_fill((column < 0) | (column >= num_classes), num_classes)
+    # what is out of range goes to a bin of its own, -1 or C, instead of being dropped
     label = label.reshape(-1).long()
-    row = label.masked_fill((label < 0) | (label >= num_classes), num_classes)
-    if ignore_index is not None:
-        row = row.masked_fill(label == ignore_index, num_classes + 1)
-    columns = num_classes + 1
-    return torch.bincount(row * columns + column, minlength=(num_classes + 2) * columns).view(-1, columns)
+    ignored = label == ignore_index if ignore_index is not None else None
+    row = label.clamp(-1, num_classes)
+    if ignored is not None:
+        row.masked_fill_(ignored, num_classes + 1)
+    size = num_classes + 2
+    index = prediction.reshape(-1).long().clamp(-1, num_classes).add_(row, alpha=size).add_(size + 1)
+    length = size * (size + 1)
+    # bincount reads the greatest index to size its output: on a GPU the host would wait for every image
+    bins = torch.bincount(index, minlength=length) if index.device.type == "cpu" else scatter_count(index, length)
+    bins = bins.view(size + 1, size)
+    # below 0 and beyond C - 1 are one kind of wrong: the first row and column join those of C
+    bins[num_classes + 1] += bins[0]
+    bins[:, num_classes + 1] += bins[:, 0]
+    return bins[1:, 1:]
+
+
+def scatter_count(index: Tensor, length: int) -> Tensor:
+    """(length,) int64: how often each of 0..length-1 stands in index (N,) int64; `torch.bincount` without its wait."""
+    # integers add up to the same in any order, and in torch's deterministic mode scatter_add_ sorts first
+    return index.new_zeros(length).scatter_add_(0, index, index.new_ones(()).expand_as(index))
 
 
 def _complaint(name: str, values: Tensor, wrong: Tensor, num_classes: int) -> str:
@@ -100,12 +113,19 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore
 
 @dataclass(frozen=True)
 class Scores:
-    """VOC's scores of one confusion matrix, as fractions in 0..1.
+    """VOC's scores of one confusion matrix, as fractions in 0..1. C classes.
 
     Attributes:
         class_names: the C classes.
         iou: intersection over union of every class, NaN where the class occurs in neither label nor prediction.
+        dice: 2 TP / (2 TP + FP + FN) of every class, NaN where `iou` is.
+        accuracy: share of every class's labelled pixels that is predicted as it, NaN where no label has the class.
+        labelled: pixels that count, by their label.
+        predicted: pixels that count, by their prediction.
         miou: mean of `iou` over the classes that occur; NaN where none does.
+        mdice: mean of `dice` over the same.
+        macc: mean of `accuracy` over the classes that occur in the labels.
+        fwiou: mean of `iou` weighted by `labelled`.
         pixel_accuracy: correct pixels over all pixels that count; NaN where there are none.
         absent: names of the classes left out of `miou`.
         headline_classes: the classes chosen for the headline, None where none were chosen.
@@ -114,7 +134,14 @@ class Scores:
 
     class_names: tuple[str, ...]
     iou: tuple[float, ...]
+    dice: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    labelled: tuple[int, ...]
+    predicted: tuple[int, ...]
     miou: float
+    mdice: float
+    macc: float
+    fwiou: float
     pixel_accuracy: float
     absent: tuple[str, ...]
     headline_classes: tuple[str, ...] | None = None
@@ -149,6 +176,8 @@ def scores(matrix: Tensor, class_names: Sequence[str], classes: Sequence[str] | 
 
     `IoU_c = TP_c / (TP_c + FP_c + FN_c)` with the counts of the set, not averaged over images (Everingham et al.,
     The PASCAL Visual Object Classes Challenge, section 4.4); `mIoU` is its mean over classes with TP + FP + FN > 0.
+    `Dice_c = 2 TP_c / (2 TP_c + FP_c + FN_c)`, `accuracy_c = TP_c / (TP_c + FN_c)`, and the frequency-weighted IoU is
+    `sum_c (TP_c + FN_c) IoU_c / sum_c (TP_c + FN_c)`.
     Computed in float64 on the CPU: counts stay exact up to 2**53 pixels.
 
     Args:
@@ -169,9 +198,12 @@ def scores(matrix: Tensor, class_names: Sequence[str], classes: Sequence[str] | 
     if len(set(names)) != len(names):
         raise ValueError(f"class names must differ: {', '.join(names)}")
     counts = matrix.detach().cpu().double()
-    hit, total = counts.diagonal(), counts.sum()
+    hit, labelled, predicted, total = counts.diagonal(), counts.sum(1), counts.sum(0), counts.sum()
     # 0 / 0 is NaN, which is what a class without a pixel has
-    iou = tuple((hit / (counts.sum(0) + counts.sum(1) - hit)).tolist())
+    iou = tuple((hit / (labelled + predicted - hit)).tolist())
+    dice = tuple((2 * hit / (labelled + predicted)).tolist())
+    accuracy = tuple((hit / labelled).tolist())
+    weighted = [count * value for count, value in zip(labelled.tolist(), iou, strict=True) if count]
     headline = None
     if classes is not None:
         check_headline(names, classes)
@@ -179,7 +211,14 @@ def scores(matrix: Tensor, class_names: Sequence[str], classes: Sequence[str] | 
     return Scores(
         class_names=names,
         iou=iou,
+        dice=dice,
+        accuracy=accuracy,
+        labelled=tuple(map(int, labelled.tolist())),
+        predicted=tuple(map(int, predicted.tolist())),
         miou=_mean(iou),
+        mdice=_mean(dice),
+        macc=_mean(accuracy),
+        fwiou=math.fsum(weighted) / float(total) if total else math.nan,
         pixel_accuracy=float(hit.sum() / total),
         absent=tuple(name for name, value in zip(names, iou, strict=True) if math.isnan(value)),
         headline_classes=None if classes is None else tuple(classes),

@@ -1,7 +1,7 @@
 """PASCAL VOC's mIoU as a metric for MMEngine's runners, and the predictions as PNGs on the way."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,29 @@ from mmengine.registry import METRICS
 from torch import Tensor
 
 from gbseg.data.masks import resize_mask, write_mask
+from gbseg.evaluation.bootstrap import Intervals, bootstrap_intervals
 from gbseg.evaluation.confusion import Scores, check_headline, count_bins, scores
+from gbseg.evaluation.table import score_table
 
 LISTED = 10  # images with impossible values that an error message names
+RESAMPLES = 2000  # of the bootstrap, where nobody says how many
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `VOCMetric` found in one epoch, the same in every process.
+
+    Attributes:
+        images: how many there were.
+        matrix: (C, C) int64 on the CPU, rows = label, columns = prediction.
+        scores: read off the matrix, fractions in 0..1.
+        intervals: of the scores, None where none were asked for or there was one image alone.
+    """
+
+    images: int
+    matrix: Tensor
+    scores: Scores
+    intervals: Intervals | None = None
 
 
 @METRICS.register_module()
@@ -29,8 +49,10 @@ class VOCMetric(BaseMetric):
     config: `val_evaluator = dict(type='VOCMetric', headline=['background', 'cat'])`.
 
     The metrics, all in percent and unrounded: `mIoU` over the classes that occur in labels or predictions, `mIoU-<n>`
-    over those of the n headline classes, `aAcc` (correct pixels over all that count) and `IoU/<class>`, NaN where
-    the class does not occur. With `save_best='mIoU'` or `'mIoU-7'` mmengine knows that greater is better.
+    over those of the n headline classes, `aAcc` (correct pixels over all that count), `mAcc`, `fwIoU` and `mDice` (see
+    `Scores`), and `IoU/<class>`, NaN where the class does not occur. With `save_best='mIoU'` or `'mIoU-7'` mmengine knows
+    that greater is better. With `ci` also the ends of 95% intervals, `mIoU/low`, `mIoU/high` and those of the headline.
+    `last` holds all of the last epoch, the matrix and the intervals of the classes among it.
 
     Args:
         headline: names of the classes whose mean is reported as `mIoU-<n>`; None for no such figure.
@@ -38,6 +60,8 @@ class VOCMetric(BaseMetric):
             original size, the image's stem as name); None to write none.
         format_only: write the PNGs and compute nothing, for sets without labels. Needs `out_dir`.
         ignore_index: label of the pixels that do not count.
+        ci: how many bootstrap resamples the confidence intervals over images take (see `bootstrap_intervals`); True for
+            2,000, False or 0 for no intervals. Keeps 3 C numbers an image.
         collect_device: accepted for MMEngine's sake; nothing is collected but one tensor.
         prefix: put before every metric's name, with a slash.
 
@@ -52,6 +76,7 @@ class VOCMetric(BaseMetric):
         out_dir: str | Path | None = None,
         format_only: bool = False,
         ignore_index: int = 255,
+        ci: int | bool = False,
         collect_device: str = "cpu",
         prefix: str | None = None,
     ) -> None:
@@ -62,6 +87,10 @@ class VOCMetric(BaseMetric):
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.format_only = format_only
         self.ignore_index = ignore_index
+        self.resamples = RESAMPLES if ci is True else int(ci)
+        if self.resamples < 0:
+            raise ValueError(f"ci is a number of bootstrap resamples, not {ci}")
+        self.last: Evaluation | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -69,6 +98,7 @@ class VOCMetric(BaseMetric):
         self._earlier: Tensor | None = None  # bins of all images but the last
         self._last: Tensor | None = None
         self._bounds: list[Tensor] = []  # of every image, see _count
+        self._counts: list[Tensor] = []  # of every image, for the intervals: correct, labelled and predicted pixels
         self._written: dict[str, str] = {}  # stem of a PNG -> the image it belongs to
 
     @property
@@ -117,6 +147,9 @@ class VOCMetric(BaseMetric):
         if self._last is not None:
             self._earlier = self._last if self._earlier is None else self._earlier + self._last
         self._last = bins
+        if self.resamples:
+            kept = bins[:num_classes, :num_classes]
+            self._counts.append(torch.stack((kept.diagonal(), kept.sum(1), kept.sum(0))))
         known = label.long().masked_fill(label == self.ignore_index, 0)
         # predictions out of range, least and greatest prediction, then the same for the labels
         self._bounds.append(
@@ -165,7 +198,7 @@ class VOCMetric(BaseMetric):
         return {f"{self.prefix}/{key}": value for key, value in metrics.items()} if self.prefix else metrics
 
     def _gather(self, size: int) -> dict[str, Any]:
-        """Sum up over the processes: the matrix, the number of images, and what was out of range."""
+        """Sum up over the processes: the matrix, the number of images, what was out of range, the counts of the images."""
         rank, world = get_dist_info()
         num_classes = len(self.class_names)
         bins = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64)
@@ -175,16 +208,26 @@ class VOCMetric(BaseMetric):
             repeated = (len(self._names) - 1) * world + rank >= size
             bins = torch.zeros_like(self._last) if repeated else self._last
             bins = bins if self._earlier is None else bins + self._earlier
-        faults = _faults(self._names, self._bounds, num_classes)
-        packed = torch.cat([bins.flatten(), bins.new_tensor([len(self._names), len(faults)])])
+        packed = torch.cat([bins.flatten(), bins.new_tensor([len(self._names)])])
         all_reduce(packed)
-        *_, images, faulty = packed.tolist()
+        packed = packed.cpu()
+        images, bins = int(packed[-1]), packed[:-1].view(num_classes + 2, num_classes + 1)
         if images >= size + world:
             raise ValueError(f"VOCMetric has seen {images} images, but the set holds {size}: some would count twice")
-        if faulty:  # the same sum in every process, so all of them take part
-            faults = list(dict.fromkeys(fault for part in all_gather_object(faults) for fault in part))
-        matrix = packed[:-2].view_as(bins)[:num_classes, :num_classes]
-        return {"matrix": matrix, "images": min(images, size), "faults": faults}
+        faults: list[str] = []
+        # the same sum in every process, so all of them take part
+        if bins[num_classes].any() or bins[:, num_classes].any():
+            found = all_gather_object(_faults(self._names, self._bounds, num_classes))
+            faults = list(dict.fromkeys(fault for part in found for fault in part))
+        counts = None
+        if self.resamples and not self.format_only:
+            mine = torch.stack(self._counts).cpu().numpy() if self._counts else np.zeros((0, 3, num_classes), np.int64)
+            parts = all_gather_object(mine)
+            # in the order of the set, so that a seed means the same resamples in any number of processes
+            order = ((i * world + r, part[i]) for r, part in enumerate(parts) for i in range(len(part)))
+            counts = [row for position, row in sorted(order, key=lambda pair: pair[0]) if position < size]
+        matrix = bins[:num_classes, :num_classes]
+        return {"matrix": matrix, "images": min(images, size), "faults": faults, "counts": counts}
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Turn the sums over all processes into metrics, and log the table of the classes.
@@ -210,12 +253,29 @@ class VOCMetric(BaseMetric):
             listed = "; ".join(faults[:LISTED]) + more
             raise ValueError(f"{len(faults)} of {result['images']} images hold values out of range: {listed}")
         result_scores = scores(result["matrix"], self.class_names, self.headline)
+        intervals = None
+        if result.get("counts") is not None and len(result["counts"]) > 1:
+            chosen = None if self.headline is None else [self.class_names.index(name) for name in self.headline]
+            intervals = bootstrap_intervals(np.stack(result["counts"]), chosen, resamples=self.resamples)
+        self.last = Evaluation(result["images"], result["matrix"], result_scores, intervals)
         metrics = {"mIoU": 100 * result_scores.miou}
-        if result_scores.headline_miou is not None and self.headline is not None:
-            metrics[f"mIoU-{len(self.headline)}"] = 100 * result_scores.headline_miou
-        metrics["aAcc"] = 100 * result_scores.pixel_accuracy
+        headline = None if self.headline is None else f"mIoU-{len(self.headline)}"
+        if headline is not None and result_scores.headline_miou is not None:
+            metrics[headline] = 100 * result_scores.headline_miou
+        metrics |= {
+            "aAcc": 100 * result_scores.pixel_accuracy,
+            "mAcc": 100 * result_scores.macc,
+            "fwIoU": 100 * result_scores.fwiou,
+            "mDice": 100 * result_scores.mdice,
+        }
+        if intervals is not None:
+            for name, ends in (("mIoU", intervals.miou), (headline, intervals.headline_miou)):
+                if ends is not None:
+                    metrics |= {f"{name}/low": 100 * ends[0], f"{name}/high": 100 * ends[1]}
         if is_main_process():
-            print_log(_table(result_scores, result["images"], metrics), logger="current")
+            print_log(score_table(result["images"], result_scores, metrics, intervals), logger="current")
+            if self.resamples and intervals is None:
+                print_log("There is no confidence interval: one image says nothing of how images vary.", logger="current")
         per_class = zip(result_scores.class_names, result_scores.iou, strict=True)
         return metrics | {f"IoU/{name}": 100 * value for name, value in per_class}
 
@@ -233,17 +293,3 @@ def _faults(names: Sequence[str], bounds: Sequence[Tensor], num_classes: int) ->
         if parts:
             described.append(f"{name}: {', '.join(parts)}")
     return described
-
-
-def _table(result: Scores, images: int, metrics: dict[str, float]) -> str:
-    """Lay the scores out for the log: one line a class, headline classes starred, percent."""
-    width = max(map(len, result.class_names))
-    headline = result.headline_classes or ()
-    lines = [f"IoU of {images} images, percent" + (", * = in the headline" if headline else "")]
-    for name, value in zip(result.class_names, result.iou, strict=True):
-        star = "*" if name in headline else " "
-        lines.append(f"  {name:<{width}} {star} " + ("absent" if math.isnan(value) else f"{100 * value:6.2f}"))
-    lines += [f"  {key:<{width}}   {value:6.2f}" for key, value in metrics.items()]
-    if result.absent:
-        lines.append(f"  left out of the mean, in neither labels nor predictions: {', '.join(result.absent)}")
-    return "\n".join(lines)

@@ -8,6 +8,7 @@ import torch
 from sklearn import metrics
 
 from gbseg.evaluation import confusion_matrix, scores
+from gbseg.evaluation.confusion import count_bins, scatter_count
 
 NAMES = tuple(f"class{i}" for i in range(7))
 
@@ -44,6 +45,30 @@ def test_matrix_against_loop(ignore_index: int | None) -> None:
         if t != ignore_index:
             expected[t, p] += 1
     assert torch.equal(confusion_matrix(prediction, label, 7, ignore_index), expected)
+
+
+@pytest.mark.parametrize("ignore_index", [255, 3, -2, None])
+def test_bins_of_what_is_impossible(ignore_index: int | None) -> None:
+    """Every pixel is in one bin: labels out of range in row C, ignored ones in row C + 1, predictions in column C."""
+    rng = np.random.default_rng(4)
+    values = np.array([-(2**40), -2, -1, 0, 3, 6, 7, 8, 255, 256, 2**33])
+    prediction, label = rng.choice(values, (2, 30, 40))
+    expected = np.zeros((9, 8), np.int64)
+    for p, t in zip(prediction.ravel().tolist(), label.ravel().tolist(), strict=True):
+        row = 8 if t == ignore_index else t if 0 <= t < 7 else 7
+        expected[row, p if 0 <= p < 7 else 7] += 1
+    found = count_bins(torch.from_numpy(prediction), torch.from_numpy(label), 7, ignore_index)
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_counting_without_waiting_for_the_device() -> None:
+    """What a GPU counts by is `bincount`, and asks for no value of a tensor: those of the meta device have none."""
+    index = torch.from_numpy(np.random.default_rng(5).integers(0, 40, 1000))
+    assert torch.equal(scatter_count(index, 50), torch.bincount(index, minlength=50))
+    maps = torch.empty(2, 30, 40, dtype=torch.int64, device="meta")
+    assert count_bins(maps[0], maps[1], 7, 255).shape == (9, 8)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.bincount(maps[0].flatten())
 
 
 def test_matrices_add_up() -> None:
@@ -99,6 +124,14 @@ def test_scores_against_sklearn() -> None:
     assert found.headline_miou == pytest.approx((expected[5] + expected[0]) / 2, rel=1e-14)
     assert found.pixel_accuracy == pytest.approx(metrics.accuracy_score(label[kept], prediction[kept]), rel=1e-14)
     assert found.absent == () and found.headline_classes == ("class5", "class0")
+    pair = label[kept], prediction[kept]
+    np.testing.assert_allclose(found.dice, metrics.f1_score(*pair, average=None), rtol=1e-14)
+    np.testing.assert_allclose(found.accuracy, metrics.recall_score(*pair, average=None), rtol=1e-14)
+    assert found.mdice == pytest.approx(metrics.f1_score(*pair, average="macro"), rel=1e-14)
+    assert found.macc == pytest.approx(metrics.balanced_accuracy_score(*pair), rel=1e-14)
+    assert found.fwiou == pytest.approx(metrics.jaccard_score(*pair, average="weighted"), rel=1e-14)
+    assert found.labelled == tuple(np.bincount(label[kept], minlength=7))
+    assert found.predicted == tuple(np.bincount(prediction[kept], minlength=7))
 
 
 def test_absent_classes() -> None:
@@ -109,6 +142,9 @@ def test_absent_classes() -> None:
     assert found.iou[0] == 0.75 and math.isnan(found.iou[1]) and found.iou[2] == 0.0
     assert found.miou == 0.375 and found.pixel_accuracy == 0.75
     assert found.absent == ("b",) and found.headline_miou == 0.0
+    # c has no label to be accurate about, and weighs nothing
+    assert found.dice[0] == 6 / 7 and found.dice[2] == 0.0 and found.mdice == 3 / 7
+    assert found.accuracy[0] == found.macc == 0.75 and math.isnan(found.accuracy[2]) and found.fwiou == 0.75
     assert scores(matrix, ["a", "b", "c"]).headline_miou is None
     assert math.isnan(scores(matrix, ["a", "b", "c"], ["b"]).headline_miou or 0.0)
 
@@ -117,6 +153,7 @@ def test_empty_set() -> None:
     """A set without a pixel that counts scores NaN."""
     found = scores(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"])
     assert math.isnan(found.miou) and math.isnan(found.pixel_accuracy) and found.absent == ("a", "b")
+    assert all(math.isnan(value) for value in (found.mdice, found.macc, found.fwiou))
 
 
 def test_large_counts() -> None:

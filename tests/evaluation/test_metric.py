@@ -14,6 +14,8 @@ from mmengine.dist import get_rank
 from mmengine.registry import METRICS
 
 from gbseg.evaluation import VOCMetric
+from gbseg.evaluation.bootstrap import bootstrap_intervals
+from gbseg.evaluation.table import score_table
 
 CLASSES = tuple(f"class{i}" for i in range(21))
 
@@ -72,8 +74,59 @@ def test_headline_and_keys() -> None:
     """The headline is the mean over its classes that occur; all keys carry the prefix and hold plain floats."""
     found = _evaluated([_sample(i) for i in range(3)], headline=["class1", "class4", "class20"], prefix="val")
     assert found["val/mIoU-3"] == pytest.approx((found["val/IoU/class1"] + found["val/IoU/class4"]) / 2, rel=1e-14)
-    assert set(found) == {"val/mIoU", "val/mIoU-3", "val/aAcc"} | {f"val/IoU/{name}" for name in CLASSES}
+    means = {f"val/{name}" for name in ("mIoU", "mIoU-3", "aAcc", "mAcc", "fwIoU", "mDice")}
+    assert set(found) == means | {f"val/IoU/{name}" for name in CLASSES}
     assert all(type(value) is float for value in found.values())
+
+
+def test_intervals() -> None:
+    """The intervals are those of the images' own counts; without them nothing is kept, and one image has none."""
+    samples = [_sample(i) for i in range(6)]
+    metric = _metric(ci=300, headline=["class1", "class4"])
+    metric.process(None, samples)
+    found = metric.evaluate(6)
+    counts = np.zeros((6, 3, 21), np.int64)
+    for i, sample in enumerate(samples):
+        prediction, label = (sample[key]["data"].numpy() for key in ("pred_sem_seg", "gt_sem_seg"))
+        for c in range(21):
+            kept = label != 255
+            counts[i, :, c] = ((label == c) & (prediction == c)).sum(), (label == c).sum(), (kept & (prediction == c)).sum()
+    expected = bootstrap_intervals(counts, [1, 4], resamples=300)
+    assert metric.last is not None and repr(metric.last.intervals) == repr(expected)
+    assert (found["mIoU/low"], found["mIoU/high"]) == tuple(100 * end for end in expected.miou)
+    assert found["mIoU/low"] < found["mIoU"] < found["mIoU/high"]
+    assert expected.headline_miou and found["mIoU-2/high"] == 100 * expected.headline_miou[1]
+    assert "mIoU/low" not in _evaluated(samples)
+    assert "mIoU/low" not in _evaluated(samples[:1], ci=True)
+    with pytest.raises(ValueError, match="number of bootstrap resamples, not -5"):
+        _metric(ci=-5)
+
+
+def test_table() -> None:
+    """The log's table has every class, the means, and the intervals behind them."""
+    metric = _metric(ci=True, headline=["class1", "class4"])
+    metric.process(None, [_sample(i) for i in range(6)])
+    values = metric.evaluate(6)
+    assert metric.last is not None and metric.last.intervals is not None
+    lines = score_table(6, metric.last.scores, values, metric.last.intervals).splitlines()
+    low, high = (100 * end for end in metric.last.intervals.miou)
+    assert f"mIoU {values['mIoU']:.2f} [{low:.2f}, {high:.2f}]" in [" ".join(line.split()) for line in lines]
+    row = next(line for line in lines if line.startswith("  class4 "))
+    scores = metric.last.scores
+    assert row.split()[1:3] == ["*", f"{100 * scores.iou[4]:.2f}"]
+    assert row.split()[-3:] == [f"{100 * scores.dice[4]:.2f}", f"{100 * scores.accuracy[4]:.2f}", str(scores.labelled[4])]
+    assert next(line for line in lines if "class20 " in line).split()[1:] == ["absent"]
+    assert "class16, class17, class18, class19, class20" in lines[-1]
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """An epoch's images pass without asking the device for a value: tensors of the meta device have none."""
+    metric = _metric(ci=True)
+    for _ in range(3):
+        maps = {key: {"data": torch.zeros(1, 8, 9, dtype=torch.int64, device="meta")} for key in ("pred_sem_seg", "gt_sem_seg")}
+        metric.process(None, [{**maps, "img_path": "a.jpg"}])
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        metric.evaluate(3)
 
 
 def test_unknown_headline() -> None:
@@ -170,7 +223,7 @@ def _one_of_two(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     samples = [_sample(i) for i in range(5)]
     mine = [samples[i] for i in ([0, 2, 4], [1, 3, 0])[rank]]  # as DefaultSampler deals out five: the first again
-    metric = _metric(headline=["class1", "class4"])
+    metric = _metric(headline=["class1", "class4"], ci=200)
     metric.process(None, mine)
     found = metric.evaluate(5)
     mine[1]["pred_sem_seg"]["data"][0, 0, 0] = 21 + rank
@@ -187,7 +240,7 @@ def _one_of_two(rank: int, folder: str) -> None:
 def test_two_processes(tmp_path: Path) -> None:
     """Two processes count what one counts, the repeated image once, and both stop at a fault of either."""
     torch.multiprocessing.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
-    expected = _evaluated([_sample(i) for i in range(5)], headline=["class1", "class4"])
+    expected = _evaluated([_sample(i) for i in range(5)], headline=["class1", "class4"], ci=200)
     for rank in range(2):
         found, message, its_rank = torch.load(tmp_path / f"{rank}.pt")
         assert its_rank == rank

@@ -1,0 +1,152 @@
+"""A hook that turns a test into a report: the worst and best images, calibration, figures and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.dist import all_gather_object, all_reduce, get_dist_info, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from mmseg.structures import SegDataSample
+
+from gbseg.data.voc import VOC_PALETTE
+from gbseg.evaluation.calibration import Calibration, Reliability
+from gbseg.evaluation.confusion import count_bins, scores
+from gbseg.evaluation.metric import VOCMetric
+from gbseg.evaluation.probabilities import probabilities_of
+from gbseg.report.evaluation import TestReport, write_test_report
+from gbseg.report.overlay import VOID
+from gbseg.report.pictures import Picture, Ranking
+from gbseg.report.provenance import provenance
+
+__all__ = ["ReportHook"]
+
+
+@HOOKS.register_module()
+class ReportHook(Hook):
+    """Write ``scores.json``, ``confusion.png``, ``report.html`` and, of the calibration, ``reliability.png`` after a test.
+
+    The scores are those of the test's `VOCMetric`. Of several processes the first one writes; images that a sampler repeats to
+    give every process equally many are counted and shown once.
+
+    Args:
+        out_dir: the folder.
+        pictures: how many of the worst and of the best images the page shows. For each image the host waits for its IoU, and
+            as many label maps and predictions are kept as are shown; 0 for neither.
+        calibration: whether to compute the expected calibration error, `ECE`; the samples must hold ``seg_logits``.
+        name: of what is tested, the page's title.
+        facts: what else the report is to say, by name.
+        command: the command line, for the provenance.
+
+    Raises:
+        ValueError: before the test: calibration of test-time augmentation, whose result is an average without logits; the
+            model's loss has no known link; there is no `VOCMetric`.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | Path,
+        pictures: int = 8,
+        calibration: bool = False,
+        name: str = "test",
+        facts: Mapping[str, str] | None = None,
+        command: str | None = None,
+    ) -> None:
+        self.out_dir = Path(out_dir)
+        self.pictures = pictures
+        self.with_calibration = calibration
+        self.name = name
+        self.facts = dict(facts or {})
+        self.command = command
+
+    def before_test(self, runner: Runner) -> None:
+        """Refuse what cannot work before the time of the test is spent."""
+        self._metric(runner)
+        if self.with_calibration:
+            model = runner.model
+            if isinstance(getattr(model, "module", model), BaseTTAModel) or isinstance(model, BaseTTAModel):
+                raise ValueError("calibration is that of a network's own logits: leave out either --calibration or --tta.")
+            self.link = probabilities_of(model)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Start from nothing."""
+        self.seen = 0
+        self.ranking = Ranking(self.pictures)
+        self.calibration = Calibration(ignore_index=self._metric(runner).ignore_index) if self.with_calibration else None
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence[SegDataSample] | None = None
+    ) -> None:
+        """Take the images of one batch in."""
+        rank, world = get_dist_info()
+        for sample in outputs or ():
+            position = self.seen * world + rank
+            self.seen += 1
+            # a sampler fills the last round up with the first images again
+            if position < len(runner.test_dataloader.dataset) and "gt_sem_seg" in sample:
+                if self.calibration is not None:
+                    self._calibrate(sample)
+                if self.pictures:
+                    self._rank(runner, sample, position)
+
+    def _calibrate(self, sample: SegDataSample) -> None:
+        if "seg_logits" not in sample:
+            raise ValueError(f"{sample.get('img_path')}: calibration needs seg_logits in the model's data samples.")
+        logits = sample.seg_logits.data
+        self.calibration.update(logits, self.link(logits.unsqueeze(0)).squeeze(0), sample.gt_sem_seg.data.squeeze(0))
+
+    def _rank(self, runner: Runner, sample: SegDataSample, position: int) -> None:
+        names = self._metric(runner).class_names
+        prediction = sample.pred_sem_seg.data.squeeze(0)
+        label = sample.gt_sem_seg.data.squeeze(0).to(prediction.device)
+        bins = count_bins(prediction, label, len(names), self._metric(runner).ignore_index)
+        found = scores(bins[: len(names), : len(names)], names)
+        # a label map of bytes holds 255 classes beside void; values out of range are the metric's to complain about
+        if self.ranking.wants(found.miou) and len(names) <= 255:
+            void = label.masked_fill(label == self._metric(runner).ignore_index, VOID)
+            maps = (values.cpu().numpy().astype(np.uint8) for values in (void, prediction))
+            self.ranking.add(Picture(found.miou, position, sample.img_path, *maps, found.iou))
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Merge what the processes have, add `ECE` to the metrics, and write."""
+        found = self._metric(runner).last
+        if found is None or metrics is None:
+            return
+        reliability: Reliability | None = None
+        if self.calibration is not None:
+            all_reduce(self.calibration.state)
+            reliability = self.calibration.reliability()
+            metrics["ECE"] = 100 * reliability.ece
+        parts: list[list[Picture]] = all_gather_object(self.ranking.kept)
+        if not is_main_process():
+            return
+        ranking = Ranking(self.pictures)
+        ranking.add(*(picture for part in parts for picture in part))
+        info: dict[str, Any] = runner.test_dataloader.dataset.metainfo
+        report = TestReport(
+            name=self.name,
+            images=found.images,
+            metrics=dict(metrics),
+            scores=found.scores,
+            matrix=found.matrix.numpy(),
+            palette=[list(colour) for colour in info.get("palette") or VOC_PALETTE],
+            intervals=found.intervals,
+            reliability=reliability,
+            worst=ranking.worst,
+            best=ranking.best,
+            facts=self.facts,
+            provenance=provenance(self.command),
+        )
+        self.written = write_test_report(report, self.out_dir)
+
+    @staticmethod
+    def _metric(runner: Runner) -> VOCMetric:
+        for metric in runner.test_loop.evaluator.metrics:
+            if isinstance(metric, VOCMetric):
+                return metric
+        raise ValueError("a report needs test_evaluator=dict(type='VOCMetric'), alone or in a list.")

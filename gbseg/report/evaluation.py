@@ -1,0 +1,123 @@
+"""What a test leaves behind: ``scores.json``, ``confusion.png``, ``reliability.png`` and ``report.html``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gbseg.evaluation.bootstrap import Intervals
+from gbseg.evaluation.calibration import Reliability
+from gbseg.evaluation.confusion import Scores
+from gbseg.files import write_atomically
+from gbseg.report.matrix import draw_confusion, draw_reliability
+from gbseg.report.page import render_page
+from gbseg.report.pictures import Picture
+
+__all__ = ["TestReport", "scores_json", "write_test_report"]
+
+
+@dataclass(frozen=True)
+class TestReport:
+    """Everything that is known of one test.
+
+    Attributes:
+        name: of what was tested.
+        images: how many there were.
+        metrics: by name, in percent.
+        scores: of the set, fractions in 0..1.
+        matrix: (C, C) counts, rows = label, columns = prediction.
+        palette: (red, green, blue) of every class.
+        intervals: of the scores, if any.
+        reliability: of the confidences, if asked for.
+        worst: pictures, worst first.
+        best: pictures, best first.
+        facts: what else is to be known, by name: config, checkpoint, network input, data.
+        provenance: from `gbseg.report.provenance`.
+    """
+
+    __test__ = False  # its name is not one of a pytest class
+
+    name: str
+    images: int
+    metrics: dict[str, float]
+    scores: Scores
+    matrix: Any
+    palette: list[list[int]]
+    intervals: Intervals | None = None
+    reliability: Reliability | None = None
+    worst: list[Picture] = field(default_factory=list)
+    best: list[Picture] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN: what is not known is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _strict(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(one) for one in value]
+    return value
+
+
+def scores_json(report: TestReport) -> dict[str, Any]:
+    """The report without its pictures, ready for strict JSON: metrics in percent, all else as fractions, unknown is None."""
+    scores, intervals = report.scores, report.intervals
+    classes = [
+        {
+            "name": name,
+            "iou": scores.iou[i],
+            "dice": scores.dice[i],
+            "accuracy": scores.accuracy[i],
+            "labelled": scores.labelled[i],
+            "predicted": scores.predicted[i],
+            **({} if intervals is None else {"iou_interval": intervals.iou[i]}),
+        }
+        for i, name in enumerate(scores.class_names)
+    ]
+    found: dict[str, Any] = {
+        "name": report.name,
+        **report.facts,
+        "images": report.images,
+        "metrics": {name: value for name, value in report.metrics.items() if not name.startswith("IoU/")},
+        "headline": scores.headline_classes,
+        "absent": scores.absent,
+        "classes": classes,
+        "confusion_matrix": report.matrix.tolist(),
+    }
+    if intervals is not None:
+        kept = ("level", "resamples", "seed", "miou", "headline_miou")
+        found["intervals"] = {key: getattr(intervals, key) for key in kept}
+    if report.reliability is not None:
+        found["calibration"] = dataclasses.asdict(report.reliability)
+    return _strict(found | {"provenance": report.provenance})
+
+
+def write_test_report(report: TestReport, folder: str | Path) -> list[Path]:
+    """Write the files, each atomically.
+
+    Returns:
+        What was written, the page first.
+
+    Raises:
+        FileWriteError: a file could not be written.
+        FileNotFoundError: an image that the page shows can no longer be read.
+    """
+    folder = Path(folder)
+    files = {
+        "scores.json": (json.dumps(scores_json(report), indent=1, allow_nan=False) + "\n").encode(),
+        "confusion.png": draw_confusion(report.matrix, report.scores.class_names),
+    }
+    if report.reliability is not None:
+        files["reliability.png"] = draw_reliability(report.reliability, report.name)
+    # last: whatever may be wrong with pictures, the scores are safe by then
+    for name, data in files.items():
+        write_atomically(data, folder / name)
+    write_atomically(render_page(report).encode(), folder / "report.html")
+    return [folder / name for name in ("report.html", *files)]

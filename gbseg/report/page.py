@@ -1,0 +1,171 @@
+"""``report.html``: one file without a link to any other. ``page.html`` beside this module is its template."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from gbseg.report.matrix import row_shares
+from gbseg.report.overlay import VOID
+from gbseg.report.pictures import ERROR_COLOURS, Picture, jpeg_uri, name_of, panels
+
+if TYPE_CHECKING:
+    from gbseg.report.evaluation import TestReport
+
+__all__ = ["render_page"]
+
+MATRIX_CLASSES = 200  # with more, the page lists the largest confusions alone
+CONFUSIONS = 12
+DOT = 1.5  # width of a dot of the strip in percent IoU: closer ones are stacked
+PANELS = ("image", "truth", "prediction", "errors")
+
+
+def _css(colour: Sequence[int]) -> str:
+    return "rgb({} {} {})".format(*map(int, colour))
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    """Percent of a fraction; a dash for what is not known."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def _strip(values: Sequence[float]) -> list[int]:
+    """The row of each dot of the strip, so that none covers another: the lowest one that is free there; -1 for NaN."""
+    rows = [-1] * len(values)
+    ends: list[float] = []
+    for i in sorted((i for i, value in enumerate(values) if not math.isnan(value)), key=lambda i: values[i]):
+        row = next((row for row, end in enumerate(ends) if 100 * values[i] >= end), len(ends))
+        ends[row : row + 1] = [100 * values[i] + DOT]
+        rows[i] = row
+    return rows
+
+
+def _classes(report: TestReport) -> list[dict[str, Any]]:
+    scores, shares = report.scores, row_shares(report.matrix)
+    rows, pixels = _strip(scores.iou), sum(scores.labelled)
+    found = []
+    for i, name in enumerate(scores.class_names):
+        others = np.nan_to_num(shares[i].copy())
+        others[i] = 0
+        worst = int(others.argmax())
+        interval = None if report.intervals is None or math.isnan(scores.iou[i]) else report.intervals.iou[i]
+        found.append(
+            {
+                "name": name,
+                "colour": _css(report.palette[i]),
+                "iou": scores.iou[i],
+                "interval": interval,
+                "dice": scores.dice[i],
+                "accuracy": scores.accuracy[i],
+                "share": scores.labelled[i] / pixels if pixels else math.nan,
+                "row": rows[i],
+                "headline": name in (scores.headline_classes or ()),
+                "absent": math.isnan(scores.iou[i]),
+                "confused": {"name": scores.class_names[worst], "share": others[worst]} if others[worst] >= 0.005 else None,
+            }
+        )
+    return sorted(found, key=lambda row: (row["absent"], -row["iou"] if not row["absent"] else 0))
+
+
+def _confusions(report: TestReport) -> list[dict[str, Any]]:
+    """The pairs of different classes between which the most pixels went wrong."""
+    names, matrix = report.scores.class_names, np.array(report.matrix, dtype=np.int64)
+    shares = row_shares(matrix)
+    np.fill_diagonal(matrix, 0)
+    found = []
+    for flat in np.argsort(matrix, axis=None, kind="stable")[::-1][:CONFUSIONS]:
+        i, j = (int(index) for index in np.unravel_index(flat, matrix.shape))
+        if matrix[i, j]:
+            colours = _css(report.palette[i]), _css(report.palette[j])
+            found.append(
+                {
+                    "label": names[i],
+                    "prediction": names[j],
+                    "pixels": int(matrix[i, j]),
+                    "share": shares[i, j],
+                    "colours": colours,
+                }
+            )
+    return found
+
+
+def _picture(picture: Picture, report: TestReport) -> dict[str, Any]:
+    names = report.scores.class_names
+    background = 0 if names[0] == "background" else None
+    images = panels(picture, report.palette, background)
+    kept = picture.label != VOID
+    labelled = set(np.unique(picture.label[kept]).tolist())
+    occurring = [i for i, value in enumerate(picture.iou) if not math.isnan(value)]
+    there = sorted(labelled & set(occurring), key=lambda i: -picture.iou[i])
+    return {
+        "name": name_of(picture),
+        "score": picture.score,
+        "wrong": float((picture.label != picture.prediction)[kept].mean()) if kept.any() else math.nan,
+        "panels": [{"kind": kind, "uri": jpeg_uri(image)} for kind, image in zip(PANELS, images, strict=True)],
+        "size": images[0].shape[1::-1],
+        "classes": [{"name": names[i], "colour": _css(report.palette[i]), "iou": picture.iou[i]} for i in there],
+        "spurious": [names[i] for i in occurring if i not in labelled],
+    }
+
+
+def _tiles(report: TestReport) -> list[dict[str, Any]]:
+    """The figures beside the headline number."""
+    meaning = {
+        "aAcc": "pixels that are right",
+        "mAcc": "mean accuracy of the classes",
+        "fwIoU": "IoU weighted by pixels",
+        "mDice": "mean Dice of the classes",
+        "ECE": "calibration error",
+    }
+    ends = {}
+    if report.scores.headline_classes:
+        name = f"mIoU-{len(report.scores.headline_classes)}"
+        meaning = {name: ", ".join(report.scores.headline_classes)} | meaning
+        ends[name] = report.intervals.headline_miou if report.intervals else None
+    return [
+        {"name": name, "value": report.metrics[name] / 100, "meaning": text, "interval": ends.get(name)}
+        for name, text in meaning.items()
+        if name in report.metrics
+    ]
+
+
+def render_page(report: TestReport) -> str:
+    """The page as text. Its images are ``data:`` URIs; its script sorts the table and counts the images that loaded.
+
+    Raises:
+        FileNotFoundError: an image that is to be shown can no longer be read.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _number, "thousands": lambda value: f"{value:,}"}
+    count = len(report.scores.class_names)
+    shares = row_shares(report.matrix)
+    background = report.scores.class_names[0] == "background"
+    return environment.get_template("page.html").render(
+        report=report,
+        scores=report.scores,
+        intervals=report.intervals,
+        classes=_classes(report),
+        tiles=_tiles(report),
+        rows=1 + max(_strip(report.scores.iou)),
+        sections=[
+            (title, [_picture(picture, report) for picture in pictures])
+            for title, pictures in (("Worst images", report.worst), ("Best images", report.best))
+            if pictures
+        ],
+        error_colours={kind: _css(colour) for kind, colour in ERROR_COLOURS.items() if background or kind == "confused"},
+        matrix=shares.tolist() if count <= MATRIX_CLASSES else [],
+        confusions=_confusions(report),
+        reliability=report.reliability,
+        provenance=report.provenance,
+    )
