@@ -20,6 +20,7 @@ __all__ = ["main"]
 COMMANDS = {
     "train": "train what a config describes; a config may list several runs to compare",
     "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy",
+    "predict": "predict images, folders and globs: indexed PNGs at original size",
     "compare": "draw the comparison of a config's runs again, from what they left in the work dir",
 }
 

@@ -17,10 +17,14 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     add_launch(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write predictions there as indexed PNGs at original size")
     parser.add_argument("--show-dir", type=Path, metavar="DIR", help="write image, ground truth and prediction there")
+    parser.add_argument("--tta", action="store_true", help="average probabilities over scales and flips (tta_model)")
+    parser.add_argument("--submit", type=Path, metavar="FILE.tgz", help="predict VOC's test list and pack it for its server")
+    parser.add_argument("--submit-list", metavar="LIST", help="another list, below the test set's data_root, for --submit")
     return _run
 
 
 def _run(a: argparse.Namespace) -> None:
     from gbseg.engine import load_config, test
 
-    test(load_config(a.config, a.cfg_options), a.checkpoint, a.out, a.show_dir, a.work_dir, a.amp, a.launcher)
+    config = load_config(a.config, a.cfg_options)
+    test(config, a.checkpoint, a.out, a.show_dir, a.work_dir, a.amp, a.launcher, a.tta, a.submit, a.submit_list)

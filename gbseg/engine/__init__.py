@@ -13,10 +13,12 @@ from gbseg.engine.position import ResumableSampler
 from gbseg.engine.progress import ProgressHook
 from gbseg.engine.test import OverlayHook, test
 from gbseg.engine.train import train
+from gbseg.engine.tta import LinkTTAModel
 
 __all__ = [
     "CpuAmpOptimWrapper",
     "DurableCheckpointHook",
+    "LinkTTAModel",
     "NonFiniteGuardHook",
     "NonFiniteLossError",
     "OverlayHook",

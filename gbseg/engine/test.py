@@ -15,7 +15,9 @@ from mmengine.runner import Runner
 from mmseg.structures import SegDataSample
 
 from gbseg.engine.config import default_work_dir
+from gbseg.engine.submit import prepare_submission
 from gbseg.engine.train import build_runner
+from gbseg.engine.tta import enable_tta
 from gbseg.report.overlay import overlay
 
 __all__ = ["OverlayHook", "test"]
@@ -55,6 +57,9 @@ def test(
     work_dir: Path | str | None = None,
     amp: bool = False,
     launcher: str = "none",
+    tta: bool = False,
+    submit: Path | str | None = None,
+    submit_list: str | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on a config's test set.
 
@@ -66,13 +71,18 @@ def test(
         work_dir: where the log goes; by default ``work_dirs/<name of the config>``.
         amp: predict in mixed precision.
         launcher: as `mmengine.runner.Runner` takes it.
+        tta: average probabilities over scales and flips, see `gbseg.engine.tta.enable_tta`.
+        submit: predict VOC's test list, without labels, and pack this archive for its evaluation server; nothing is scored.
+        submit_list: the list to predict instead, see `gbseg.engine.submit.prepare_submission`.
 
     Returns:
-        The scores by name, in percent.
+        The scores by name, in percent; none with ``submit``.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the config lists several runs, or predictions are to be written by a metric that cannot.
+        ValueError: the config lists several runs, or predictions are to be written by a metric that cannot; what
+            `prepare_submission` refuses.
+        SubmissionError: the predictions are no valid submission.
     """
     if "runs" in config:
         raise ValueError(f"{config.filename} lists the runs {', '.join(config.runs)}: test one of them by its own config.")
@@ -80,7 +90,12 @@ def test(
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}; training writes them into work_dirs/<config>/.")
     work_dir = Path(work_dir or default_work_dir(config))
     config = copy.deepcopy(config)
-    if out is not None:
+    model = config.model
+    if tta:
+        enable_tta(config)
+    if submit is not None:
+        submission = prepare_submission(config, submit, submit_list, out, work_dir)
+    elif out is not None:
         if not isinstance(config.test_evaluator, dict) or config.test_evaluator.get("type") != "VOCMetric":
             raise ValueError("--out needs test_evaluator=dict(type='VOCMetric'): other metrics write no indexed PNGs.")
         config.test_evaluator.out_dir = str(out)
@@ -92,9 +107,13 @@ def test(
     training = dict.fromkeys(("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"))
     training |= dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator"))
     runner = build_runner(config, work_dir, launcher=launcher, load_from=str(checkpoint), **training)
+    if submit is not None:
+        submission.clear()
     scores = runner.test()
-    if config.model.type == "PixelNet":
-        size = config.model.get("test_cfg", {}).get("input", "original")
+    if submit is not None:
+        submission.pack()
+    if model.type == "PixelNet":
+        size = model.get("test_cfg", {}).get("input", "original")
         runner.logger.info(f"Network input: {size}; labels compared at the images' original size.")
     for name, folder in (("Predictions", out), ("Pictures", show_dir)):
         if folder is not None:
