@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -200,7 +201,7 @@ class Segmenter:
         """Labels (H, W), and probabilities (C, H, W) if they are asked for."""
         dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=self.amp):
-            packed = self._pipeline(dict(loaded))
+            packed = self._prepare(loaded)
             inputs, sample = packed["inputs"], packed["data_samples"]
             height, width = sample.ori_shape[:2]
             if max(height * width, inputs.shape[-2] * inputs.shape[-1]) > 2 * self.tile**2:
@@ -208,6 +209,16 @@ class Segmenter:
             values, labels = self._run(inputs, sample)
             found = self._to_probabilities(values).float().cpu().numpy() if probabilities else None
             return labels.cpu().numpy().astype(self._label_type), found
+
+    def _prepare(self, loaded: dict) -> dict:
+        try:
+            return self._pipeline(dict(loaded))
+        except cv2.error as error:
+            # 1 x 300 pixels shrunk to a third have no height left
+            height, width = loaded["ori_shape"][:2]
+            raise ImageError(
+                f"an image of {width} x {height} pixels does not pass the config's test pipeline: {error}"
+            ) from error
 
     @property
     def _label_type(self) -> type:
@@ -245,13 +256,15 @@ class Segmenter:
         aligned = bool(getattr(self.network, "align_corners", False))
         axes = [Axis(n, enlarged, nearest, aligned) for n, enlarged in zip(grid, shape, strict=True)]
         for rows, columns, values in tiles:
+            if nearest and found is None:
+                values = values.argmax(0, keepdim=True)
             down, across = axes[0].pixels(rows), axes[1].pixels(columns)
-            step = max(1, STRIP // (self.num_classes * max(len(across), 1)))
+            step = max(1, STRIP // (len(values) * max(len(across), 1)))
             for top in range(down.start, down.stop, step):
                 strip = range(top, min(top + step, down.stop))
                 block = axes[1].read(axes[0].read(values, rows, strip, 1), columns, across, 2)
                 place = np.s_[strip.start : strip.stop, across.start : across.stop]
-                labels[place] = block.argmax(0).cpu().numpy()
+                labels[place] = (block.argmax(0) if block.is_floating_point() else block[0]).cpu().numpy()
                 if found is not None:
                     found[:, place[0], place[1]] = self._to_probabilities(block).float().cpu().numpy()
         return labels, found

@@ -66,12 +66,12 @@ class Axis:
     """
 
     def __init__(self, extent: int, enlarged: int, nearest: bool, align_corners: bool = False) -> None:
-        self.extent = extent
+        self.same = extent == enlarged
         # the same float32 arithmetic as the prediction of a whole image, whose labels are to be reproduced
         ramp = torch.arange(extent, dtype=torch.float32).view(1, 1, extent, 1)
         self.nearest = F.interpolate(ramp, (enlarged, 1), mode="nearest-exact").flatten().long()
         self.lower, self.weight = self.nearest, None
-        if not nearest and extent != enlarged:
+        if not nearest and not self.same:
             pixel = torch.arange(enlarged, dtype=torch.float32)
             if align_corners:
                 position = pixel * ((extent - 1) / max(enlarged - 1, 1))
@@ -87,6 +87,8 @@ class Axis:
 
     def read(self, x: Tensor, span: Span, pixels: range, dim: int) -> Tensor:
         """Enlarge a tile ``x`` along ``dim`` for some ``pixels``."""
+        if self.same:
+            return x.narrow(dim, pixels.start - span.start, len(pixels))
         part = slice(pixels.start, pixels.stop)
         last = span.stop - span.start - 1
         lower = (self.lower[part] - span.start).clamp(0, last).to(x.device)
