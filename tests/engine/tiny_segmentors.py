@@ -73,7 +73,7 @@ def write_segmentor(
         shape = (-1, 1) if last.weight.ndim == 2 else (-1, 1, 1, 1)
         last.weight.sub_(last.weight.flatten(1).mean(1).view(shape))
         last.bias.normal_()
-        last.weight.div_(last.weight.flatten(1).norm(dim=1).view(shape))
+        last.weight.div_(last.weight.flatten(1).norm(dim=1).view(shape) / 4)
     meta = {"dataset_meta": {"classes": VOC_CLASSES, "palette": [list(colour) for colour in VOC_PALETTE[:21]]}}
     torch.save({"state_dict": network.state_dict(), "meta": meta}, checkpoint)
     return config_file, checkpoint
