@@ -47,6 +47,8 @@ def test_the_archive(folder: Path, tmp_path: Path) -> None:
         os.utime(path, (1, 1))
     pack_submission(folder, IDS[::-1], SIZES, tmp_path / "again.tgz")
     assert (tmp_path / "again.tgz").read_bytes() == archive.read_bytes()
+    # the time of packing, which two archives of one second share
+    assert archive.read_bytes()[4:8] == bytes(4)
 
 
 def _save(values: np.ndarray, mode: str = "P") -> Callable[[Path], None]:
