@@ -1,7 +1,8 @@
 """gbseg: train networks with boosted linear outputs instead of a softmax.
 
 With torch alone: ``from gbseg import ExpGBLoss``. Where mmengine is installed, the losses are registered in its root
-registry by this import, so that ``custom_imports = dict(imports=['gbseg'])`` is all that a foreign config needs.
+registry by this import, so that ``custom_imports = dict(imports=['gbseg'])`` is all that a foreign config needs. `Segmenter`
+(prediction; needs the MM packages) is loaded when it is asked for.
 """
 
 from importlib.util import find_spec
@@ -18,3 +19,14 @@ if find_spec("mmengine") is not None:
     # the root: a look-up goes from its own scope to the parents, never to siblings (mmseg does not see mmpretrain's)
     for _loss in (BoostedLoss, ExpGBLoss, Pow3GBLoss, LinearLoss):
         MODELS.register_module(module=_loss)
+
+
+def __getattr__(name: str) -> object:
+    """`Segmenter`, whose MM packages take seconds to import and need not be installed for the losses."""
+    if name != "Segmenter":
+        raise AttributeError(f"module 'gbseg' has no attribute {name!r}")
+    if find_spec("mmseg") is None:
+        raise ImportError("gbseg.Segmenter needs the MM packages: pip install 'gbseg[mm]'")
+    from gbseg.engine.segmenter import Segmenter
+
+    return Segmenter

@@ -36,6 +36,13 @@ else:
 import torch
 import gbseg
 
+try:
+    from gbseg import Segmenter
+except ImportError as error:
+    assert "pip install 'gbseg[mm]'" in str(error), error
+else:
+    raise AssertionError("the MM packages are blocked")
+
 x = torch.zeros(2, 3, requires_grad=True)
 loss = gbseg.ExpGBLoss()(x, torch.tensor([0, 2]))
 loss.backward()

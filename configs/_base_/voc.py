@@ -45,3 +45,5 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type="VOCMetric")
 test_evaluator = val_evaluator
+# --tta averages probabilities over these scales, each as it is and mirrored; of a fixed test_cfg.input, the network's size
+tta_model = dict(type="LinkTTAModel", scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True)

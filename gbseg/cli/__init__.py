@@ -18,11 +18,12 @@ __all__ = ["main"]
 
 # a command's name -> what it does, as the list of commands says it; its module is loaded when it runs
 COMMANDS = {
-    "train": "train what a config describes; a config may list several runs to compare",
-    "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy",
-    "prepare-coco": "make a data set for pre-training in VOC's layout out of COCO's instance annotations",
-    "compare": "draw the comparison of a config's runs again, from what they left in the work dir",
     "prepare-voc": "make VOC 2012 + SBD ready: download, unpack, convert SBD's labels, write the lists",
+    "prepare-coco": "make a data set for pre-training in VOC's layout out of COCO's instance annotations",
+    "train": "train what a config describes; a config may list several runs to compare",
+    "compare": "draw the comparison of a config's runs again, from what they left in the work dir",
+    "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy",
+    "predict": "predict images, folders and globs: indexed PNGs at original size",
 }
 
 

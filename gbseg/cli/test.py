@@ -24,6 +24,9 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     parser.add_argument(
         "--report", action=argparse.BooleanOptionalAction, default=True, help="write report.html, scores.json and figures"
     )
+    parser.add_argument("--tta", action="store_true", help="average probabilities over scales and flips (tta_model)")
+    parser.add_argument("--submit", type=Path, metavar="FILE.tgz", help="predict VOC's test list and pack it for its server")
+    parser.add_argument("--submit-list", metavar="LIST", help="another list, below the test set's data_root, for --submit")
     return _run
 
 
@@ -33,13 +36,16 @@ def _run(a: argparse.Namespace) -> None:
     test(
         load_config(a.config, a.cfg_options),
         a.checkpoint,
-        a.out,
-        a.show_dir,
-        a.work_dir,
-        a.amp,
-        a.launcher,
+        out=a.out,
+        show_dir=a.show_dir,
+        work_dir=a.work_dir,
+        amp=a.amp,
+        launcher=a.launcher,
         report=a.report,
         ci=a.ci,
         calibration=a.calibration,
+        tta=a.tta,
+        submit=a.submit,
+        submit_list=a.submit_list,
         command=a.command_line,
     )

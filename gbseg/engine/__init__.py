@@ -14,10 +14,12 @@ from gbseg.engine.progress import ProgressHook
 from gbseg.engine.report import ReportHook
 from gbseg.engine.test import OverlayHook, test
 from gbseg.engine.train import train
+from gbseg.engine.tta import LinkTTAModel
 
 __all__ = [
     "CpuAmpOptimWrapper",
     "DurableCheckpointHook",
+    "LinkTTAModel",
     "NonFiniteGuardHook",
     "NonFiniteLossError",
     "OverlayHook",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
-__all__ = ["config_folder", "default_work_dir", "load_config", "run_configs"]
+__all__ = ["config_folder", "default_work_dir", "inner_test_dataset", "load_config", "run_configs", "without_annotations"]
 
 
 def config_folder(package: str) -> Path:
@@ -104,3 +104,30 @@ def run_configs(config: Config, work_dir: Path) -> dict[str, tuple[Config, Path]
             one.merge_from_dict(copy.deepcopy(options))
         found[name] = (one, work_dir / name)
     return found
+
+
+def inner_test_dataset(config: Config) -> ConfigDict:
+    """The settings of a config's test set, inside whatever wraps it (``RepeatDataset`` and its like)."""
+    dataset = config.test_dataloader.dataset
+    while "pipeline" not in dataset and "dataset" in dataset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def without_annotations(pipeline: Sequence) -> list:
+    """A test pipeline that needs no labels; inside ``TestTimeAug`` as well."""
+    kept = []
+    for step in pipeline:
+        if isinstance(step, Mapping):
+            if "Annotation" in str(step["type"]):
+                continue
+            if "transforms" in step:
+                step = copy.deepcopy(step)
+                step["transforms"] = without_annotations(step["transforms"])
+        elif isinstance(step, list | tuple):
+            # TestTimeAug's alternatives; of none there would be no combination at all
+            step = without_annotations(step)
+            if not step:
+                continue
+        kept.append(step)
+    return kept

@@ -16,7 +16,9 @@ from mmengine.runner import Runner
 from mmseg.structures import SegDataSample
 
 from gbseg.engine.config import default_work_dir
+from gbseg.engine.submit import prepare_submission
 from gbseg.engine.train import build_runner
+from gbseg.engine.tta import enable_tta
 from gbseg.report.overlay import overlay
 
 __all__ = ["OverlayHook", "test"]
@@ -59,6 +61,9 @@ def test(
     report: bool = True,
     ci: int | bool = False,
     calibration: bool = False,
+    tta: bool = False,
+    submit: Path | str | None = None,
+    submit_list: str | None = None,
     command: str | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on a config's test set.
@@ -75,14 +80,19 @@ def test(
             where the test evaluator is a `VOCMetric` and the set has labels.
         ci: bootstrap resamples of the confidence intervals over images, True for 2,000.
         calibration: computes the expected calibration error, and draws its diagram into the report.
+        tta: average probabilities over scales and flips, see `gbseg.engine.tta.enable_tta`.
+        submit: predict VOC's test list, without labels, and pack this archive for its evaluation server; nothing is scored.
+        submit_list: the list to predict instead, see `gbseg.engine.submit.prepare_submission`.
         command: the command line, for the provenance.
 
     Returns:
-        The scores by name, in percent.
+        The scores by name, in percent; none with ``submit``.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the config lists several runs, or predictions, intervals or calibration are asked of a metric that cannot.
+        ValueError: the config lists several runs; predictions, intervals or calibration are asked of a metric that cannot; what
+            `prepare_submission` refuses.
+        SubmissionError: the predictions are no valid submission.
     """
     if "runs" in config:
         raise ValueError(f"{config.filename} lists the runs {', '.join(config.runs)}: test one of them by its own config.")
@@ -90,7 +100,12 @@ def test(
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}; training writes them into work_dirs/<config>/.")
     work_dir = Path(work_dir or default_work_dir(config))
     config = copy.deepcopy(config)
-    if out is not None:
+    model = config.model
+    if tta:
+        enable_tta(config)
+    if submit is not None:
+        submission = prepare_submission(config, submit, submit_list, out, work_dir)
+    elif out is not None:
         if not isinstance(config.test_evaluator, dict) or config.test_evaluator.get("type") != "VOCMetric":
             raise ValueError("--out needs test_evaluator=dict(type='VOCMetric'): other metrics write no indexed PNGs.")
         config.test_evaluator.out_dir = str(out)
@@ -98,7 +113,7 @@ def test(
         config.custom_hooks = [*config.get("custom_hooks", []), dict(type="OverlayHook", out_dir=str(show_dir))]
     if amp:
         config.test_cfg.fp16 = True
-    size = config.model.get("test_cfg", {}).get("input", "original") if config.model.type == "PixelNet" else None
+    size = (model.get("test_cfg") or {}).get("input", "original") if model.type == "PixelNet" else None
     evaluator = _voc_metric(config)
     if ci or calibration:
         if evaluator is None:
@@ -111,6 +126,8 @@ def test(
         facts = {"config": str(config.filename), "checkpoint": str(checkpoint)}
         if size is not None:
             facts["network input"] = size if size == "original" else "{} x {}".format(*size)
+        if tta:
+            facts["test-time augmentation"] = "mean probabilities over scales and flips"
         hook = dict(type="ReportHook", out_dir=str(folder_of_report), calibration=calibration, facts=facts, command=command)
         hook |= dict(name=f"{Path(config.filename or 'run').stem} {Path(checkpoint).stem}", pictures=8 if report else 0)
         config.custom_hooks = [*config.get("custom_hooks", []), hook]
@@ -118,9 +135,14 @@ def test(
     training = dict.fromkeys(("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"))
     training |= dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator"))
     runner = build_runner(config, work_dir, launcher=launcher, load_from=str(checkpoint), **training)
+    if submit is not None:
+        submission.clear()
     scores = runner.test()
+    if submit is not None:
+        submission.pack()
     if size is not None:
-        runner.logger.info(f"Network input: {size}; labels compared at the images' original size.")
+        scaled = " times the scales of the augmentation" if tta else ""
+        runner.logger.info(f"Network input: {size}{scaled}; labels compared at the images' original size.")
     for name, folder in (("Predictions", out), ("Pictures", show_dir)):
         if folder is not None:
             print(f"{name} are in {folder}")

@@ -18,11 +18,14 @@ class PixelNet(EncoderDecoder):
 
     ``test_cfg['input']`` says at which size the network sees an image: ``(height, width)`` resizes it (the authors test at
     224 x 224, aspect ignored), 'original' does not. Labels are the argmax at that size, enlarged to the original size by
-    nearest neighbour and compared there; ``seg_logits`` are enlarged the same way.
+    nearest neighbour and compared there; ``seg_logits`` are enlarged the same way. An image smaller than the deepest stride is
+    continued by its border pixels up to it, and the prediction there is dropped.
+
+    A sample's metadata may hold ``input_scale``, a factor of ``test_cfg['input']`` (test-time augmentation).
 
     Raises:
         ValueError: ``test_cfg['input']`` is neither; the trunk's padding is not the head's offset; images of one batch were
-            padded differently.
+            padded differently or have different ``input_scale``.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -31,6 +34,7 @@ class PixelNet(EncoderDecoder):
         if size != "original" and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
             raise ValueError(f"test_cfg['input'] is 'original' or (height, width), got {size!r}.")
         self.input_size: tuple[int, int] | None = None if size == "original" else tuple(size)
+        self.deepest_stride = int(max(getattr(self.decode_head, "strides", None) or (32,)))
         padding = getattr(self.backbone, "image_padding", 0)
         offset = getattr(self.decode_head, "offset", 0)
         if padding != offset:
@@ -38,6 +42,13 @@ class PixelNet(EncoderDecoder):
                 f"the trunk pads images by {padding} pixels and the head reads its maps at offset={offset}: "
                 "set decode_head.offset to backbone.image_padding, or every feature is read at the wrong place."
             )
+
+    def scaled_input(self, scale: float) -> tuple[int, int]:
+        """``test_cfg['input']`` times ``scale``, each side rounded to a multiple of the deepest stride; unrounded for 1."""
+        if scale == 1:
+            return self.input_size
+        stride = self.deepest_stride
+        return tuple(max(1, int(side * scale / stride + 0.5)) * stride for side in self.input_size)
 
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
         """Labels and logits of every image at its original size."""
@@ -48,11 +59,20 @@ class PixelNet(EncoderDecoder):
             # what a preprocessor padded is no part of the image, and must not be squeezed into it
             if len(set(paddings)) > 1:
                 raise ValueError("images of one batch were padded differently: with test_cfg['input'] use a batch size of 1.")
-            inputs = F.interpolate(_cut(inputs, paddings[0]), self.input_size, mode="bilinear", align_corners=False)
+            scales = {sample.metainfo.get("input_scale", 1) for sample in samples}
+            if len(scales) > 1:
+                raise ValueError(f"images of one batch have different values of input_scale: {sorted(scales)}.")
+            size = self.scaled_input(*scales)
+            inputs = F.interpolate(_cut(inputs, paddings[0]), size, mode="bilinear", align_corners=False)
             paddings = [(0, 0, 0, 0)] * len(inputs)
+        height, width = inputs.shape[2:]
+        # poolings leave nothing of a side that is shorter than the stride
+        short = [max(0, self.deepest_stride - side) for side in (width, height)]
+        if any(short):
+            inputs = F.pad(inputs, (0, short[0], 0, short[1]), mode="replicate")
         size = inputs.shape[2:]
         metas = [dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0] * 4)] * len(inputs)
-        logits = self.inference(inputs, metas)
+        logits = self.inference(inputs, metas)[..., :height, :width]
         for sample, one, padding in zip(samples, logits, paddings, strict=True):
             one = _cut(one, padding)
             if sample.metainfo.get("flip"):

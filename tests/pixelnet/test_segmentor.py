@@ -183,6 +183,33 @@ def test_padding_of_the_trunk_must_be_the_offset_of_the_head() -> None:
     assert sample.pred_sem_seg.data.shape == (1, 32, 40)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (20, 7)])
+def test_an_image_smaller_than_the_deepest_stride_is_continued_by_its_border(shape: tuple[int, int]) -> None:
+    """The poolings need 16 pixels; the prediction is that of the image so continued, cut."""
+    model = _build(_config())
+    image = torch.rand(1, 3, *shape) * 255
+    rows, columns = (np.minimum(np.arange(max(side, 16)), side - 1) for side in shape)
+    with torch.no_grad():
+        [found] = model.predict(image, _samples([shape]))
+        [whole] = model.predict(image[:, :, rows][..., columns], _samples([(len(rows), len(columns))]))
+    assert torch.equal(found.seg_logits.data, whole.seg_logits.data[:, : shape[0], : shape[1]])
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1, (35, 224)), (1.0, (35, 224)), (0.5, (16, 112)), (1.75, (64, 400))])
+def test_scales_of_the_networks_size(scale: float, expected: tuple[int, int]) -> None:
+    """To multiples of 16: 17.5 and 112; 61.25 and 392, which is 24.5 * 16."""
+    model = _build(_config(test_cfg={"mode": "whole", "input": (35, 224)}))
+    assert model.scaled_input(scale) == expected
+    image = torch.rand(1, 3, 50, 60) * 255
+    with torch.no_grad():
+        [found] = model.predict(image, _samples([(50, 60)], input_scale=scale))
+        seen = F.interpolate(image, expected, mode="bilinear")
+        logits = model.decode_head(model.backbone(seen), expected)
+    found_labels = found.pred_sem_seg.data[0].numpy()
+    whole = F.interpolate(logits, (50, 60), mode="nearest-exact")[0].argmax(0).numpy()
+    np.testing.assert_array_equal(found_labels, whole)
+
+
 @pytest.mark.parametrize("size", ["half", (224,), (224, 224, 3), (0, 224), (224.0, 224.0), (-1, 5)])
 def test_wrong_input_sizes(size: Any) -> None:
     """The message says what is possible and what came."""

@@ -1,0 +1,51 @@
+"""``gbseg predict``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from gbseg.cli.options import add_config
+
+
+def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Options, and the function that runs them."""
+    add_config(parser)
+    parser.add_argument("checkpoint", type=Path, help="the weights")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a folder of images, or a glob in quotes")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="write <stem>.png there, indexed")
+    parser.add_argument("--overlay", action="store_true", help="write the images with the classes' colours to DIR/overlay")
+    parser.add_argument("--probabilities", action="store_true", help="write (C, H, W) float32 to DIR/probabilities as .npz")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--tta", action="store_true", help="average probabilities over scales and flips (tta_model)")
+    parser.add_argument("--device", help="e.g. cpu or cuda:1 (default: a GPU where there is one)")
+    parser.add_argument("--amp", action="store_true", help="mixed precision (bfloat16 on a CPU)")
+    parser.add_argument("--tile", type=int, default=1024, metavar="PIXELS", help="side of the tiles of very large images")
+    parser.add_argument("--overlap", type=int, default=256, metavar="PIXELS", help="what neighbouring tiles share")
+    return _run
+
+
+def _run(a: argparse.Namespace) -> int:
+    from gbseg.engine.prediction import find_images, plan_outputs, predict_images
+    from gbseg.engine.segmenter import Segmenter
+
+    images = find_images(a.inputs)
+    jobs = plan_outputs(images, a.out, a.overlay, a.probabilities, a.overwrite)
+    segmenter = Segmenter(
+        a.config,
+        a.checkpoint,
+        a.device,
+        cfg_options=a.cfg_options,
+        amp=a.amp,
+        tta=a.tta,
+        tile=a.tile,
+        overlap=a.overlap,
+    )
+    failed = predict_images(segmenter, jobs)
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} predictions are in {a.out}")
+    if failed:
+        lines = [f"{len(failed)} of {len(jobs)} images failed:", *(f"  {error}" for _, error in failed)]
+        print("\n".join(lines), file=sys.stderr)
+    return 1 if failed else 0

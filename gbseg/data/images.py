@@ -1,0 +1,83 @@
+"""Images as people have them, for prediction: what is read from a file or taken from memory, as (H, W, 3) uint8, blue first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+__all__ = ["ImageError", "require_readable", "to_bgr"]
+
+_WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class ImageError(ValueError):
+    """An image cannot be read, or is no image of 8 or 16 bits a channel."""
+
+
+def require_readable(path: str | os.PathLike) -> None:
+    """Decode an image file to its end: OpenCV fills what is missing of a damaged file with grey and says nothing.
+
+    Raises:
+        ImageError: it is missing, no image, damaged, or larger than Pillow allows.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} is missing") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: {error}; if it is meant to be that large, raise PIL.Image.MAX_IMAGE_PIXELS") from error
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(f"{path} cannot be read as an image: {error}") from error
+
+
+def to_bgr(image: np.ndarray | Image.Image, bgr: bool = False) -> np.ndarray:
+    """An image in memory as OpenCV would have read it from a file: (H, W, 3) uint8, blue first, upright.
+
+    Alpha is ignored: the colours are those that are stored, also under transparent pixels, as training reads them. Of 16 bits
+    the upper 8 are kept (``value // 256``). Grey becomes three equal channels. A PIL image is turned upright by its EXIF
+    orientation, and palettes, CMYK and the like are converted by Pillow.
+
+    Args:
+        image: a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or uint16.
+        bgr: an array's channels are blue, green, red(, alpha), as OpenCV has them; by default red comes first.
+
+    Raises:
+        ImageError: another shape or type, or no pixel.
+    """
+    if isinstance(image, Image.Image):
+        array, bgr = _array(image), False
+    else:
+        array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
+        raise ImageError(f"an image is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) and not empty, got {np.shape(image)}")
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ImageError(
+            f"an image is uint8 or uint16, not {array.dtype}; of floats in 0..1: (255 * x).round().astype('uint8')"
+        )
+    if array.shape[2] == 1:
+        return np.repeat(array, 3, axis=2)
+    return np.ascontiguousarray(array[..., :3] if bgr else array[..., 2::-1])
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    name = getattr(image, "filename", "") or "an image"
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in _WIDE:
+            array = np.asarray(image)
+            if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
+                raise ImageError(f"{Path(name)} has values {array.min()}..{array.max()}; 16 bits hold 0..65535")
+            return array.astype(np.uint16)
+        if image.mode == "F":
+            raise ImageError(f"{Path(name)} holds floats (Pillow's mode F): scale it to 8 or 16 bits first")
+        return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ImageError(f"{Path(name)} cannot be read as an image: {error}") from error

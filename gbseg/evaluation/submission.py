@@ -1,0 +1,121 @@
+"""The archive that PASCAL VOC's evaluation server takes: checked whole before anything is packed."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gbseg.data.masks import MaskError, read_mask
+from gbseg.files import write_atomically
+
+__all__ = ["MEMBER_FOLDER", "SubmissionError", "check_submission", "pack_submission"]
+
+MEMBER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
+"""Where the server looks for ``<id>.png``: competition 6, segmentation with any training data but the test set's."""
+
+LISTED = 20
+
+
+class SubmissionError(ValueError):
+    """Predictions that are no valid submission.
+
+    Attributes:
+        problems: (id or file name, what is wrong with it), in the order of the list.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, str]], folder: str | Path) -> None:
+        self.problems = list(problems)
+        width = max(len(name) for name, _ in self.problems)
+        lines = [f"  {name:<{width}}  {problem}" for name, problem in self.problems[:LISTED]]
+        if len(self.problems) > LISTED:
+            lines.append(f"  ... and {len(self.problems) - LISTED} more")
+        head = f"no archive was written: {len(self.problems)} problem(s) with the predictions in {folder}:"
+        super().__init__("\n".join([head, *lines]))
+
+
+def check_submission(
+    folder: str | Path, ids: Sequence[str], sizes: Mapping[str, tuple[int, int]], num_classes: int = 21
+) -> list[tuple[str, str]]:
+    """Everything that is wrong with a folder of predictions, as (id or file name, problem); empty if nothing is.
+
+    Wrong are: an id that the list names twice; an id without ``<id>.png``; anything else in the folder; a PNG that is
+    unreadable or not indexed, has another size than its image, or a value that is no class (255, "void", included).
+
+    Args:
+        folder: of the PNGs.
+        ids: the list of the test set.
+        sizes: (height, width) of every id's image.
+        num_classes: values must be below it.
+    """
+    folder = Path(folder)
+    counts = Counter(ids)
+    problems = [(name, f"is {count} times in the list") for name, count in counts.items() if count > 1]
+    for name in counts:
+        path = folder / f"{name}.png"
+        if not path.is_file():
+            problems.append((name, "is missing"))
+        elif problem := _wrong_with(path, sizes[name], num_classes):
+            problems.append((name, problem))
+    expected = {f"{name}.png" for name in counts}
+    if folder.is_dir():
+        extra = sorted(path.name for path in folder.iterdir() if path.name not in expected)
+        problems += [(name, "is not in the list: remove it") for name in extra]
+    return problems
+
+
+def _wrong_with(path: Path, size: tuple[int, int], num_classes: int) -> str | None:
+    try:
+        values = read_mask(path)
+    except MaskError as error:
+        return str(error)
+    with Image.open(path) as image:
+        if image.mode != "P":
+            return "is a grey PNG; the server takes indexed ones (gbseg.data.masks.write_mask)"
+    if values.shape != tuple(size):
+        (height, width), (image_height, image_width) = values.shape, size
+        return f"is {width} x {height} pixels (width x height), its image {image_width} x {image_height}"
+    wrong = np.unique(values[values >= num_classes])
+    return f"holds the values {wrong[:10].tolist()}; classes are 0..{num_classes - 1}" if wrong.size else None
+
+
+def pack_submission(
+    folder: str | Path,
+    ids: Sequence[str],
+    sizes: Mapping[str, tuple[int, int]],
+    archive: str | Path,
+    num_classes: int = 21,
+) -> None:
+    """Check predictions and pack them, atomically; the same predictions give the same bytes.
+
+    Args:
+        folder: of the PNGs.
+        ids: the list of the test set.
+        sizes: (height, width) of every id's image.
+        archive: the ``.tgz`` to write.
+        num_classes: values must be below it.
+
+    Raises:
+        SubmissionError: anything that `check_submission` finds; nothing is written.
+        gbseg.files.FileWriteError: the archive could not be written.
+    """
+    if problems := check_submission(folder, ids, sizes, num_classes):
+        raise SubmissionError(problems, folder)
+    buffer = io.BytesIO()
+    # no name, time or owner of this machine: an archive depends on its predictions alone
+    with (
+        gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for name in sorted(ids):
+            data = (Path(folder) / f"{name}.png").read_bytes()
+            member = tarfile.TarInfo(f"{MEMBER_FOLDER}/{name}.png")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    write_atomically(buffer.getbuffer(), archive)
