@@ -20,6 +20,8 @@ __all__ = ["main"]
 COMMANDS = {
     "train": "train what a config describes; a config may list several runs to compare",
     "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy",
+    "browse": "draw contact sheets of what the network sees: augmented images, labels, sampled pixels",
+    "doctor": "check a config before it trains: packages, data, labels, loss and learning rate",
     "compare": "draw the comparison of a config's runs again, from what they left in the work dir",
 }
 
