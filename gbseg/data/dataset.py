@@ -75,7 +75,7 @@ class FolderSegmentation(BaseSegDataset):
         metainfo: ``dict(classes=(...), palette=[...])``; without a palette the classes get VOC's colours.
         data_root: the folder around the two.
         data_prefix: the two folders below it; without ``seg_map_path`` there are images alone.
-        ann_file: a list of names below ``data_root``, one a line, with or without the suffix of the image; '' takes every image.
+        ann_file: a list of names below ``data_root``, one a line, with or without the image's suffix; '' takes every image.
         img_suffix: one, or several, of the images, in small or capital letters.
         seg_map_suffix: of the masks, whatever follows the name of the image: ``'.png'``, ``'_mask.png'``.
         settings: those of mmseg's `BaseSegDataset`.

@@ -43,8 +43,8 @@ class SeededAlbu(Albu):
     """mmseg's `Albu`, seeded from numpy's global generator, that refuses settings which spoil labels.
 
     Albumentations 2 draws from generators of its own, made from the system's entropy when the pipeline is built, and
-    mmengine's seeds do not reach them: with plain `Albu` no run can be repeated, and forked workers of a data loader, each with a
-    copy of the same generators, draw the same numbers. (`gbseg.engine.position.SeededDataset` mends that for plain `Albu` too.)
+    mmengine's seeds do not reach them: with plain `Albu` no run can be repeated, and the forked workers of a data loader, each
+    with a copy of the same generators, draw the same numbers. (`gbseg.engine.position.SeededDataset` mends that for plain `Albu` too.)
 
     Args:
         transforms: configs of albumentations' transforms, as `mmseg.Albu` takes them.
@@ -74,7 +74,7 @@ class SeededAlbu(Albu):
                 )
             if getattr(transform, "area_for_downscale", None) == "image_mask":
                 raise ValueError(
-                    f"SeededAlbu: {name} has area_for_downscale='image_mask', which averages class numbers; use 'image' or None."
+                    f"SeededAlbu: {name} has area_for_downscale='image_mask', which averages class numbers; use 'image'."
                 )
 
     def transform(self, results: dict) -> dict:

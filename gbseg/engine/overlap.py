@@ -41,15 +41,15 @@ class Overlap(NamedTuple):
         ids = ", ".join(path.stem for path in self.shared[:LISTED])
         more = ", ..." if len(self.shared) > LISTED else ""
         return (
-            f"{len(self.shared):,} of the {self.evaluated:,} images of the {self.split} list are also among the {self.trained:,} "
-            f"that are trained on ({ids}{more})"
+            f"{len(self.shared):,} of the {self.evaluated:,} images of the {self.split} list are also among the "
+            f"{self.trained:,} that are trained on ({ids}{more})"
         )
 
     def meaning(self) -> str:
         """What it means and what to do."""
         return (
-            f"A score on {self.split} is not a held-out score: the network has seen these answers, so it comes out too high and "
-            "must not be reported or compared. Train on another list, or evaluate on images that are not trained on."
+            f"A score on {self.split} is not a held-out score: the network has seen these answers, so it comes out too high "
+            "and must not be reported or compared. Train on another list, or evaluate on images that are not trained on."
         )
 
 
@@ -79,8 +79,8 @@ def find_overlap(train: Sequence[Path], evaluated: Sequence[Path], split: str) -
     """The evaluated images that are trained on, or None.
 
     Two paths are one image if they are one file (links followed), or if their names are one VOC id (``2007_000032``), since SBD
-    keeps VOC's photographs in a folder of its own. Equal names in different folders (``train/0001.png``, ``val/0001.png``) alone
-    mean nothing.
+    keeps VOC's photographs in a folder of its own. Equal names alone, in different folders (``train/0001.png``,
+    ``val/0001.png``), mean nothing.
     """
     files = {path.resolve() for path in train}
     ids = {path.stem for path in train if _VOC_ID.fullmatch(path.stem)}
