@@ -44,7 +44,8 @@ class SeededAlbu(Albu):
 
     Albumentations 2 draws from generators of its own, made from the system's entropy when the pipeline is built, and
     mmengine's seeds do not reach them: with plain `Albu` no run can be repeated, and the forked workers of a data loader, each
-    with a copy of the same generators, draw the same numbers. (`gbseg.engine.position.SeededDataset` mends that for plain `Albu` too.)
+    with a copy of the same generators, draw the same numbers. (`gbseg.engine.position.SeededDataset` mends that for plain
+    `Albu` too.)
 
     Args:
         transforms: configs of albumentations' transforms, as `mmseg.Albu` takes them.

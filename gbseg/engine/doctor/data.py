@@ -142,7 +142,7 @@ def _check_part(dataset: Any, where: str, config: Config, every: bool) -> Iterat
             where,
             f"{len(sizes)} masks are not of their image's size, first {path}: {mask[0]} x {mask[1]}, image "
             f"{image[0]} x {image[1]}.",
-            "make masks of the size of their images. If height and width are swapped: images are read turned by their EXIF tag, "
+            "make masks of the size of their images. If the sides are swapped: images are read turned by their EXIF tag, "
             "which color_type='color_ignore_orientation' in LoadImageFromFile leaves be.",
         )
     if not failed and not sizes:

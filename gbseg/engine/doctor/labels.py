@@ -124,7 +124,7 @@ def _values(
             return Finding(
                 ERROR,
                 where,
-                f"these are 0/255 binary masks: all {masks.count} hold 0 and 255 only, and 255 is ignored (ignore_index=255), so "
+                f"these are 0/255 binary masks: all {masks.count} hold 0 and 255 only, and ignore_index is 255, so "
                 f"the foreground ({classes[-1] if classes else 'class 1'}) is never trained and never counted.",
                 "write the foreground as 1: mask // 255.",
             )
@@ -148,7 +148,7 @@ def _values(
             return Finding(
                 ERROR,
                 where,
-                f"the values {_listed(beyond)} ({first}) are the brightness of the palette's colours: palette PNGs were read as "
+                f"the values {_listed(beyond)} ({first}) are the brightness of the palette's colours: palettes were read as "
                 "grey and stored so.",
                 "go back to the palette PNGs, and read them with Pillow (or imdecode_backend='pillow'), never as grey.",
             )

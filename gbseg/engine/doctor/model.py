@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -63,12 +64,19 @@ def _losses(head: Mapping[str, Any]) -> Iterator[tuple[str, nn.Module]]:
     several = not isinstance(head.get("loss_decode"), Mapping)
     for index, one in enumerate(configs):
         try:
-            yield f".loss_decode[{index}]" if several else ".loss_decode", MODELS.build(dict(one))
+            with warnings.catch_warnings(action="ignore"):
+                loss = MODELS.build(dict(one))
+            yield f".loss_decode[{index}]" if several else ".loss_decode", loss
         except (KeyError, TypeError, ValueError):
             continue
 
 
 def _builds(model: Mapping[str, Any]) -> Finding:
+    with warnings.catch_warnings(action="ignore"):
+        return _build(model)
+
+
+def _build(model: Mapping[str, Any]) -> Finding:
     try:
         try:
             # without memory, and without the time that initialisation takes
