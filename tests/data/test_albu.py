@@ -35,7 +35,9 @@ GEOMETRIC: list[dict[str, Any]] = [
     dict(type="HorizontalFlip", p=1.0),
     dict(type="VerticalFlip", p=1.0),
     dict(type="RandomRotate90", p=1.0),
-    dict(type="OneOf", p=1.0, transforms=[dict(type="Transpose", p=1.0), dict(type="RandomScale", scale_limit=(0.2, 0.5), p=1.0)]),
+    dict(
+        type="OneOf", p=1.0, transforms=[dict(type="Transpose", p=1.0), dict(type="RandomScale", scale_limit=(0.2, 0.5), p=1.0)]
+    ),
 ]
 
 

@@ -144,7 +144,7 @@ def _values(
     if beyond:
         # a palette's colours as brightness; 0 and 255 say nothing
         telling = used - {0, 255}
-        if len(telling) > 1 and any(telling <= _greys(colours) for colours in (palette, VOC_PALETTE)):
+        if len(telling) > 1 and any(telling <= _greys(colours) for colours in (palette, VOC_PALETTE[:21])):
             return Finding(
                 ERROR,
                 where,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -77,14 +78,15 @@ def _builds(model: Mapping[str, Any]) -> Finding:
 
 
 def _build(model: Mapping[str, Any]) -> Finding:
+    # a copy each time: MMSegmentation's segmentors write into the config that they are built of
     try:
         try:
             # without memory, and without the time that initialisation takes
             with torch.device("meta"):
-                network = MODELS.build(model)
+                network = MODELS.build(copy.deepcopy(model))
         except (RuntimeError, NotImplementedError):
             # many backbones read values while they are built
-            network = MODELS.build(model)
+            network = MODELS.build(copy.deepcopy(model))
     # the settings of anybody's model, refused in anybody's way
     except Exception as error:
         return Finding(ERROR, "model", f"it cannot be built: {error}", "correct the key that the message names.")
