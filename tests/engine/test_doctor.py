@@ -16,7 +16,7 @@ from PIL import Image
 pytest.importorskip("mmseg")
 from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config
-from mmengine.registry import TRANSFORMS
+from mmengine.registry import TRANSFORMS, init_default_scope
 
 from gbseg.data.masks import write_mask
 from gbseg.data.scenes import write_scenes
@@ -29,6 +29,11 @@ from gbseg.engine.doctor.packages import check_packages
 
 ROOT = Path(__file__).parents[2]
 COUNT = 6
+
+
+@pytest.fixture(autouse=True)
+def _scope() -> None:
+    init_default_scope("mmseg")
 
 
 def folder(root: Path, mask: Callable[[int], np.ndarray] | None = None, size: tuple[int, int] = (20, 30)) -> Path:
@@ -171,7 +176,8 @@ def test_files_that_are_missing_damaged_or_lossy(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(mask, format="JPEG")
     only(check_data(custom(root)), "error", "1 of 6 masks .* are JPEGs", "PNG")
     # mmseg's own data set has no message of gbseg's
-    config = custom(root, **{"val_dataloader.dataset.type": "BaseSegDataset", "val_dataloader.dataset.ann_file": "none.txt"})
+    config = custom(root)
+    config.val_dataloader.dataset.update(type="BaseSegDataset", ann_file="none.txt", metainfo=dict(classes=("a", "b", "c")))
     found = [f for f in bad(check_data(config)) if f.where == "val data"]
     assert "none.txt" in found[0].text
     assert found[0].remedy == "correct val_dataloader.dataset."
@@ -323,7 +329,7 @@ def test_packages(name: str, version: str, level: str, text: str, tmp_path: Path
 
 
 # compare.py lists the subset's other configs as its runs
-SHIPPED = sorted((ROOT / "configs").glob("*.py")) + [ROOT / "configs/subset/compare.py"]
+SHIPPED = [*sorted((ROOT / "configs").glob("*.py")), ROOT / "configs/subset/compare.py"]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -55,8 +55,11 @@ def check_data(config: Config, every: bool = False, prepare: dict | None = None)
         except Exception as error:
             *_, (frame, _) = traceback.walk_tb(error.__traceback__)
             # gbseg's own messages say what to do
-            remedy = "" if frame.f_globals.get("__name__", "").startswith("gbseg.") else _correct(split)
-            yield Finding(ERROR, where, str(error) or type(error).__name__, remedy)
+            if frame.f_globals.get("__name__", "").startswith("gbseg."):
+                yield Finding(ERROR, where, str(error))
+            else:
+                text = f"{loader['dataset'].get('type')} cannot be built: {type(error).__name__}: {error}"
+                yield Finding(ERROR, where, text, _correct(split))
             continue
         for part in _parts(dataset):
             yield from _check_part(part, where, config, every)
