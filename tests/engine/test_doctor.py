@@ -177,7 +177,8 @@ def test_files_that_are_missing_damaged_or_lossy(tmp_path: Path) -> None:
     only(check_data(custom(root)), "error", "1 of 6 masks .* are JPEGs", "PNG")
     # mmseg's own data set has no message of gbseg's
     config = custom(root)
-    config.val_dataloader.dataset.update(type="BaseSegDataset", ann_file="none.txt", metainfo=dict(classes=("a", "b", "c")))
+    config.val_dataloader.dataset.update(type="BaseSegDataset", ann_file="none.txt")
+    config.val_dataloader.dataset.metainfo = dict(classes=("a", "b", "c"))
     found = [f for f in bad(check_data(config)) if f.where == "val data"]
     assert "none.txt" in found[0].text
     assert found[0].remedy == "correct val_dataloader.dataset."
