@@ -20,6 +20,8 @@ __all__ = ["main"]
 COMMANDS = {
     "prepare-voc": "make VOC 2012 + SBD ready: download, unpack, convert SBD's labels, write the lists",
     "prepare-coco": "make a data set for pre-training in VOC's layout out of COCO's instance annotations",
+    "doctor": "check a config before it trains: packages, data, labels, loss and learning rate",
+    "browse": "draw contact sheets of what the network sees: augmented images, labels, sampled pixels",
     "train": "train what a config describes; a config may list several runs to compare",
     "compare": "draw the comparison of a config's runs again, from what they left in the work dir",
     "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy",

@@ -9,6 +9,7 @@ from gbseg.engine.comparison import compare_runs
 from gbseg.engine.config import load_config
 from gbseg.engine.guard import NonFiniteGuardHook, NonFiniteLossError
 from gbseg.engine.loop import ResumableIterLoop
+from gbseg.engine.overlap import OverlapHook
 from gbseg.engine.position import ResumableSampler
 from gbseg.engine.progress import ProgressHook
 from gbseg.engine.report import ReportHook
@@ -22,6 +23,7 @@ __all__ = [
     "LinkTTAModel",
     "NonFiniteGuardHook",
     "NonFiniteLossError",
+    "OverlapHook",
     "OverlayHook",
     "ProgressHook",
     "ReportHook",

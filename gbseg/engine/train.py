@@ -16,11 +16,12 @@ from gbseg.engine.amp import enable_amp
 from gbseg.engine.comparison import compare_runs
 from gbseg.engine.config import default_work_dir, run_configs
 from gbseg.engine.guard import NonFiniteLossError
+from gbseg.engine.overlap import OverlapHook
 from gbseg.engine.terminal import TerseRunner
 from gbseg.files import write_atomically
 from gbseg.report.provenance import provenance
 
-__all__ = ["build_runner", "train"]
+__all__ = ["build_runner", "prepare", "train"]
 
 FUNCTIONS.register_module(name="write_scenes", module=write_scenes)
 
@@ -47,6 +48,13 @@ def build_runner(config: Config, work_dir: Path, name: str = "", **changes: obje
     return TerseRunner.from_cfg(config)
 
 
+def prepare(config: Config) -> None:
+    """Call the function that a config's ``prepare`` names, which makes its data where they are not there yet."""
+    if config.get("prepare"):
+        settings = dict(config.prepare)
+        FUNCTIONS.get(settings.pop("type"))(**settings)
+
+
 def train(
     config: Config,
     work_dir: Path | str | None = None,
@@ -62,6 +70,7 @@ def train(
     * ``compare``: with ``runs``, what `gbseg.engine.comparison.compare_runs` draws at the end.
 
     Every run leaves a ``provenance.json`` in its folder: command, seed, date, commit, hardware and versions at its start.
+    One that trains on images which it also evaluates on says so loudly (`gbseg.engine.overlap`).
 
     Args:
         config: from `gbseg.engine.config.load_config`.
@@ -78,9 +87,7 @@ def train(
         NonFiniteLossError: a run's loss was not finite. Of several runs the others are trained and compared first.
     """
     work_dir = Path(work_dir or default_work_dir(config))
-    if "prepare" in config:
-        settings = dict(config.prepare)
-        FUNCTIONS.get(settings.pop("type"))(**settings)
+    prepare(config)
     runs = run_configs(config, work_dir)
     diverged: list[str] = []
     for name, (one, folder) in runs.items():
@@ -88,6 +95,7 @@ def train(
             enable_amp(one)
             one.val_cfg.fp16 = True
         runner = build_runner(one, folder, name, launcher=launcher, resume=resume or one.get("resume", False))
+        runner.register_hook(OverlapHook())
         if is_main_process():
             facts = provenance(command, one.get("randomness", {}).get("seed"))
             write_atomically((json.dumps(facts, indent=2) + "\n").encode(), folder / "provenance.json")

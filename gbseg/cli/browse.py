@@ -1,0 +1,31 @@
+"""``gbseg browse``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from gbseg.cli.options import add_config
+
+
+def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    """Options, and the function that runs them."""
+    add_config(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the sheets go (default: work_dirs/<config>/browse)")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="whose samples")
+    parser.add_argument("--number", type=int, default=12, metavar="N", help="how many samples")
+    parser.add_argument("--image", metavar="NAME", help="this image N times, to see the variety of its augmentation")
+    parser.add_argument("--seed", type=int, help="of order, augmentation and sampled pixels (default: the config's)")
+    parser.add_argument("--scale", type=int, metavar="K", help="enlarge every pixel K times (default: panels of about 256)")
+    parser.add_argument("--per-page", type=int, default=12, metavar="N", help="samples a sheet")
+    return _run
+
+
+def _run(a: argparse.Namespace) -> None:
+    from gbseg.engine import load_config
+    from gbseg.engine.browse import browse
+
+    config = load_config(a.config, a.cfg_options)
+    for path in browse(config, a.out, a.split, a.number, a.image, a.seed, a.scale, a.per_page):
+        print(path)

@@ -1,0 +1,22 @@
+"""``gbseg doctor``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from gbseg.cli.options import add_config
+
+
+def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Options, and the function that runs them."""
+    add_config(parser)
+    parser.add_argument("--all", action="store_true", help="read every image and mask, not 40 of each list")
+    return _run
+
+
+def _run(a: argparse.Namespace) -> int:
+    from gbseg.engine import load_config
+    from gbseg.engine.doctor import report
+
+    return report(load_config(a.config, a.cfg_options), a.all)

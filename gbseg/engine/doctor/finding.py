@@ -1,0 +1,26 @@
+"""What the doctor says about one thing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["ERROR", "LEVELS", "NOTE", "OK", "WARNING", "Finding"]
+
+OK, NOTE, WARNING, ERROR = LEVELS = ("ok", "note", "warning", "error")
+
+
+class Finding(NamedTuple):
+    """One checked thing.
+
+    Attributes:
+        level: 'ok'; 'note', something to know; 'warning', training works but perhaps not as meant; 'error', it fails or its
+            result is wrong.
+        where: the part of config, data or machine.
+        text: what is the case, with file and value.
+        remedy: what to do; '' where there is nothing to do.
+    """
+
+    level: str
+    where: str
+    text: str
+    remedy: str = ""

@@ -1,0 +1,162 @@
+"""Contact sheets: what a network sees, pixel for pixel. An image, its labels and the pixels that a training step looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+
+from gbseg.files import write_atomically
+from gbseg.report.overlay import VOID, VOID_COLOUR, overlay
+
+__all__ = ["NO_CLASS_COLOUR", "Cell", "contact_sheet", "mark_points"]
+
+NO_CLASS_COLOUR = (255, 0, 255)
+GAP, MARGIN, TEXT, LINE = 6, 16, 13, 18  # pixels
+PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
+
+
+@dataclass
+class Cell:
+    """One sample.
+
+    Attributes:
+        image: (H, W, 3) uint8, blue first.
+        label: (H, W) uint8, 255 where it does not count; None where there is none.
+        points: (P, 2) sampled pixels, (row, column); None where the network looks at all of them.
+        caption: the lines below it.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None = None
+    points: np.ndarray | None = None
+    caption: list[str] = field(default_factory=list)
+
+
+def mark_points(image: np.ndarray, label: np.ndarray, points: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """The image in pale grey, and every point in the colour of its label.
+
+    Args:
+        image: (H, W, 3) uint8, blue first.
+        label: (H, W) uint8.
+        points: (P, 2), (row, column).
+        colours: (256, 3) uint8, (red, green, blue) of every label.
+
+    Returns:
+        (H, W, 3) uint8, blue first.
+    """
+    # pale and not dark: the colour of VOC's background is black
+    grey = 190 + 0.25 * (image @ np.array([0.114, 0.587, 0.299]))
+    marked = np.rint(grey.clip(0, 255)).astype(np.uint8)[..., None].repeat(3, axis=2)
+    rows, columns = points.T
+    marked[rows, columns] = colours[label[rows, columns]][:, ::-1]
+    return marked
+
+
+def contact_sheet(
+    cells: Sequence[Cell],
+    path: str | Path,
+    palette: Sequence[Sequence[int]],
+    class_names: Sequence[str],
+    title: str = "",
+    scale: int | None = None,
+    width: int = 1440,
+) -> list[tuple[int, int]]:
+    """Draw samples with their labels and sampled pixels, captions, and a legend of the classes that occur, as a PNG.
+
+    Nothing is smoothed: a pixel of a sample is a square of ``scale`` pixels of the sheet.
+
+    Args:
+        cells: the samples; their sizes may differ.
+        path: the PNG to write.
+        palette: (red, green, blue) of the classes; labels beyond it are shown in magenta and named as no class.
+        class_names: one a class.
+        title: the line above.
+        scale: pixels of the sheet a pixel of a sample; None makes panels about 256 wide.
+        width: of the sheet, which decides how many cells stand side by side; a cell that is wider makes the sheet wider.
+
+    Returns:
+        (left, top) of every cell's image on the sheet.
+
+    Raises:
+        ValueError: no cells, or ``scale < 1``.
+    """
+    if not cells:
+        raise ValueError("a contact sheet needs at least one sample")
+    widest = max(cell.image.shape[1] for cell in cells)
+    scale = max(1, round(256 / widest)) if scale is None else scale
+    if scale < 1:
+        raise ValueError(f"scale is the number of the sheet's pixels a pixel, at least 1, not {scale}")
+    colours = np.full((256, 3), NO_CLASS_COLOUR, np.uint8)
+    colours[: len(palette)] = np.array(palette, np.uint8)[:256]
+    colours[VOID] = VOID_COLOUR
+    rows_of_panels = [_panels(cell, colours) for cell in cells]
+    most = max(len(panels) for panels in rows_of_panels)
+    cell_width = most * (widest * scale + GAP) - GAP
+    columns = max(1, min(len(cells), (width - 2 * MARGIN + 3 * GAP) // (cell_width + 3 * GAP)))
+    legend = sorted({int(value) for cell in cells if cell.label is not None for value in np.unique(cell.label)})
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), TEXT)
+    sheet_width = 2 * MARGIN + columns * (cell_width + 3 * GAP) - 3 * GAP
+
+    places, top = [], MARGIN + 2 * LINE
+    for start in range(0, len(cells), columns):
+        row = cells[start : start + columns]
+        places += [(MARGIN + column * (cell_width + 3 * GAP), top) for column in range(len(row))]
+        lines = max(len(cell.caption) for cell in row)
+        top += max(cell.image.shape[0] for cell in row) * scale + GAP + lines * LINE + 2 * GAP
+    entries, legend_height = _legend(legend, class_names, font, sheet_width)
+    sheet = Image.new("RGB", (sheet_width, top + legend_height + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), _fit(title, font, sheet_width - 2 * MARGIN), INK, font)
+    for cell, panels, (left, upper) in zip(cells, rows_of_panels, places, strict=True):
+        for number, panel in enumerate(panels):
+            enlarged = panel[..., ::-1].repeat(scale, axis=0).repeat(scale, axis=1)
+            sheet.paste(Image.fromarray(enlarged), (left + number * (widest * scale + GAP), upper))
+        for number, text in enumerate(cell.caption):
+            place = (left, upper + cell.image.shape[0] * scale + GAP + number * LINE)
+            draw.text(place, _fit(text, font, cell_width), FAINT if number else INK, font)
+    for (x, y, name), value in zip(entries, legend, strict=True):
+        draw.rectangle((x, top + y, x + TEXT, top + y + TEXT), tuple(colours[value].tolist()), FAINT)
+        draw.text((x + TEXT + GAP, top + y - 1), name, INK, font)
+    buffer = BytesIO()
+    sheet.save(buffer, "PNG")
+    write_atomically(buffer.getvalue(), path)
+    return places
+
+
+def _panels(cell: Cell, colours: np.ndarray) -> list[np.ndarray]:
+    panels = [cell.image]
+    if cell.label is not None:
+        panels.append(overlay(cell.image, cell.label, colours))
+        if cell.points is not None:
+            panels.append(mark_points(cell.image, cell.label, cell.points, colours))
+    return panels
+
+
+def _legend(
+    values: Sequence[int], class_names: Sequence[str], font: ImageFont.FreeTypeFont, width: int
+) -> tuple[list[tuple[int, int, str]], int]:
+    """Left, top and name of every entry below the cells, and the height of all."""
+    entries, x, y = [], MARGIN, GAP
+    for value in values:
+        name = "ignored" if value == VOID else class_names[value] if value < len(class_names) else f"{value}: no class"
+        taken = TEXT + GAP + int(font.getlength(name)) + 3 * GAP
+        if x > MARGIN and x + taken > width - MARGIN:
+            x, y = MARGIN, y + LINE + GAP
+        entries.append((x, y, name))
+        x += taken
+    return entries, y + LINE
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, its beginning cut where it is wider than ``width``: the end of a path says more."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength("..." + text) > width:
+        text = text[1:]
+    return "..." + text
