@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from gbseg.cli.checks import add_checks, check
+
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Options, and the function that runs them."""
@@ -24,11 +26,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
         help="leave out images with fewer pixels of the 20 VOC classes than this",
     )
     parser.add_argument("--images", choices=HOW, default="symlink", help="how COCO's images get into JPEGImages")
-    parser.add_argument("--processes", type=int, metavar="N", help="how many; without it, as many as there are cores")
-    parser.add_argument(
-        "--verify", action="store_true", help="then look at every file of the data set; 1 if something is wrong"
-    )
-    parser.add_argument("--stats", action="store_true", help="then draw class frequencies and sizes into <out>/stats")
+    add_checks(parser)
     return _run
 
 
@@ -45,16 +43,4 @@ def _run(a: argparse.Namespace) -> int:
             f"{a.out / 'ImageSets/Segmentation' / split.name}.txt: {split.listed:,} of {split.images:,} images have "
             f"{a.min_pixels:,} or more pixels of VOC's classes"
         )
-    status = 0
-    if a.verify:
-        from gbseg.data.verify import verify
-
-        status = verify(a.out, processes=a.processes).report()
-    if a.stats:
-        from gbseg.data.stats import statistics
-        from gbseg.report.stats import write_statistics
-
-        for split in made:
-            found = statistics(a.out, split.name, processes=a.processes)
-            print(f"{write_statistics(found, a.out / 'stats' / split.name)}: {found.summary()}")
-    return status
+    return check(a, a.out, [split.name for split in made])
