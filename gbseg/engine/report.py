@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from mmengine.dist import all_gather_object, all_reduce, get_dist_info, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmseg.structures import SegDataSample
@@ -38,14 +37,14 @@ class ReportHook(Hook):
         out_dir: the folder.
         pictures: how many of the worst and of the best images the page shows. For each image the host waits for its IoU, and
             as many label maps and predictions are kept as are shown; 0 for neither.
-        calibration: whether to compute the expected calibration error, `ECE`; the samples must hold ``seg_logits``.
+        calibration: whether to compute the expected calibration error, `ECE`; the samples must hold ``seg_logits``, or the
+            ``probabilities`` of test-time augmentation.
         name: of what is tested, the page's title.
         facts: what else the report is to say, by name.
         command: the command line, for the provenance.
 
     Raises:
-        ValueError: before the test: calibration of test-time augmentation, whose result is an average without logits; the
-            model's loss has no known link; there is no `VOCMetric`.
+        ValueError: before the test: calibration of a model whose loss has no known link; there is no `VOCMetric`.
     """
 
     def __init__(
@@ -68,10 +67,7 @@ class ReportHook(Hook):
         """Refuse what cannot work before the time of the test is spent."""
         self._metric(runner)
         if self.with_calibration:
-            model = runner.model
-            if isinstance(getattr(model, "module", model), BaseTTAModel) or isinstance(model, BaseTTAModel):
-                raise ValueError("calibration is that of a network's own logits: leave out either --calibration or --tta.")
-            self.link = probabilities_of(model)
+            self.link = probabilities_of(runner.model)
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Start from nothing."""
@@ -95,10 +91,15 @@ class ReportHook(Hook):
                     self._rank(runner, sample, position)
 
     def _calibrate(self, sample: SegDataSample) -> None:
+        label = sample.gt_sem_seg.data.squeeze(0)
+        if "probabilities" in sample:
+            # of test-time augmentation, whose mean has no logits and decides by itself
+            self.calibration.update(sample.probabilities.data, sample.probabilities.data, label)
+            return
         if "seg_logits" not in sample:
             raise ValueError(f"{sample.get('img_path')}: calibration needs seg_logits in the model's data samples.")
         logits = sample.seg_logits.data
-        self.calibration.update(logits, self.link(logits.unsqueeze(0)).squeeze(0), sample.gt_sem_seg.data.squeeze(0))
+        self.calibration.update(logits, self.link(logits.unsqueeze(0)).squeeze(0), label)
 
     def _rank(self, runner: Runner, sample: SegDataSample, position: int) -> None:
         names = self._metric(runner).class_names

@@ -26,6 +26,7 @@ from gbseg.data.voc import VOC_PALETTE
 from gbseg.engine.config import inner_test_dataset, load_config, without_annotations
 from gbseg.engine.tiles import Axis, Span, spans
 from gbseg.engine.tta import SCALES, LinkTTAModel
+from gbseg.engine.weights import load_weights
 from gbseg.evaluation.probabilities import probabilities_of
 from gbseg.pixelnet.segmentor import PixelNet
 
@@ -137,7 +138,7 @@ class Segmenter:
             self._pipeline = Compose(steps[1:])
             known = getattr(DATASETS.get(dataset.type), "METAINFO", {}) | dict(dataset.get("metainfo") or {})
         stored = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
-        _load_weights(network, stored, checkpoint)
+        load_weights(network, stored, checkpoint)
         self.num_classes = network.out_channels
         if self.num_classes == 1:
             raise ValueError("a head of one output channel gives no probability for every class: use num_classes=2.")
@@ -285,20 +286,6 @@ class Segmenter:
                 one = sample.new()
                 one.set_metainfo(dict(ori_shape=shape, img_shape=shape, pad_shape=shape))
                 yield rows, columns, self._run(part, one)[0]
-
-
-def _load_weights(network: nn.Module, stored: dict, checkpoint: str | os.PathLike) -> None:
-    weights = {name.removeprefix("module."): value for name, value in stored.get("state_dict", stored).items()}
-    try:
-        # what the network does not have (an auxiliary head's weights) is not needed; what it misses would stay random
-        missing = network.load_state_dict(weights, strict=False).missing_keys
-    except RuntimeError as error:
-        raise ValueError(f"{checkpoint} does not belong to this config: {error}") from error
-    if missing:
-        raise ValueError(
-            f"{checkpoint} does not belong to this config: it has no weights for {len(missing)} of the network's "
-            f"tensors, e.g. {', '.join(missing[:3])}."
-        )
 
 
 def _names_and_colours(metas: Sequence[Mapping], num_classes: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:

@@ -12,13 +12,14 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from mmseg.structures import SegDataSample
 
 from gbseg.engine.config import default_work_dir
 from gbseg.engine.submit import prepare_submission
 from gbseg.engine.train import build_runner
 from gbseg.engine.tta import enable_tta
+from gbseg.engine.weights import require_weights
 from gbseg.report.overlay import overlay
 
 __all__ = ["OverlayHook", "test"]
@@ -90,8 +91,8 @@ def test(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the config lists several runs; predictions, intervals or calibration are asked of a metric that cannot; what
-            `prepare_submission` refuses.
+        ValueError: the config lists several runs; the checkpoint is of another network; predictions, intervals or calibration
+            are asked of a metric that cannot; what `prepare_submission` refuses.
         SubmissionError: the predictions are no valid submission.
     """
     if "runs" in config:
@@ -135,12 +136,14 @@ def test(
     training = dict.fromkeys(("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"))
     training |= dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator"))
     runner = build_runner(config, work_dir, launcher=launcher, load_from=str(checkpoint), **training)
+    # mmengine warns of weights that are missing, and scores the network with random ones in their place
+    require_weights(runner.model, CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu"), checkpoint)
     if submit is not None:
         submission.clear()
     scores = runner.test()
     if submit is not None:
         submission.pack()
-    if size is not None:
+    if size is not None and submit is None:
         scaled = " times the scales of the augmentation" if tta else ""
         runner.logger.info(f"Network input: {size}{scaled}; labels compared at the images' original size.")
     for name, folder in (("Predictions", out), ("Pictures", show_dir)):

@@ -67,7 +67,8 @@ class VOCMetric(BaseMetric):
 
     Raises:
         ValueError: `format_only` without `out_dir`; at the end of the epoch, if a label or prediction of any image is
-            out of range (the message names the images), no image was seen, or some were seen twice.
+            out of range or its logits are NaN or infinite (the message names the images), no image was seen, or some were
+            seen twice.
     """
 
     def __init__(
@@ -133,11 +134,12 @@ class VOCMetric(BaseMetric):
             if not self.format_only:
                 if "gt_sem_seg" not in sample:
                     raise KeyError(f"{name} has no gt_sem_seg; for a set without labels use format_only=True")
-                self._count(name, prediction, sample["gt_sem_seg"]["data"].squeeze(0), len(class_names))
+                logits = sample.get("seg_logits", sample.get("probabilities", {})).get("data")
+                self._count(name, prediction, sample["gt_sem_seg"]["data"].squeeze(0), logits, len(class_names))
             if self.out_dir is not None:
                 self._write(name, sample, prediction, len(class_names))
 
-    def _count(self, name: str, prediction: Tensor, label: Tensor, num_classes: int) -> None:
+    def _count(self, name: str, prediction: Tensor, label: Tensor, logits: Tensor | None, num_classes: int) -> None:
         """Add an image to the matrix and note, on the device, what is impossible in it."""
         label = label.to(prediction.device)
         try:
@@ -151,7 +153,9 @@ class VOCMetric(BaseMetric):
             kept = bins[:num_classes, :num_classes]
             self._counts.append(torch.stack((kept.diagonal(), kept.sum(1), kept.sum(0))))
         known = label.long().masked_fill(label == self.ignore_index, 0)
-        # predictions out of range, least and greatest prediction, then the same for the labels
+        # the argmax of NaN is a class as good as any other; minus infinity is a class that was ruled out
+        broken = bins.new_zeros(()) if logits is None else (~torch.isfinite(logits.amax())).long()
+        # predictions out of range, least and greatest prediction, the same for the labels, and whether the logits are broken
         self._bounds.append(
             torch.stack(
                 [
@@ -159,6 +163,7 @@ class VOCMetric(BaseMetric):
                     *prediction.long().aminmax(),
                     bins[num_classes].sum(),
                     *known.aminmax(),
+                    broken,
                 ]
             )
         )
@@ -208,15 +213,16 @@ class VOCMetric(BaseMetric):
             repeated = (len(self._names) - 1) * world + rank >= size
             bins = torch.zeros_like(self._last) if repeated else self._last
             bins = bins if self._earlier is None else bins + self._earlier
-        packed = torch.cat([bins.flatten(), bins.new_tensor([len(self._names)])])
+        broken = torch.stack(self._bounds)[:, -1].sum().view(1) if self._bounds else bins.new_zeros(1)
+        packed = torch.cat([bins.flatten(), bins.new_tensor([len(self._names)]), broken])
         all_reduce(packed)
         packed = packed.cpu()
-        images, bins = int(packed[-1]), packed[:-1].view(num_classes + 2, num_classes + 1)
+        images, bins = int(packed[-2]), packed[:-2].view(num_classes + 2, num_classes + 1)
         if images >= size + world:
             raise ValueError(f"VOCMetric has seen {images} images, but the set holds {size}: some would count twice")
         faults: list[str] = []
         # the same sum in every process, so all of them take part
-        if bins[num_classes].any() or bins[:, num_classes].any():
+        if packed[-1] or bins[num_classes].any() or bins[:, num_classes].any():
             found = all_gather_object(_faults(self._names, self._bounds, num_classes))
             faults = list(dict.fromkeys(fault for part in found for fault in part))
         counts = None
@@ -251,7 +257,7 @@ class VOCMetric(BaseMetric):
             faults = result["faults"]
             more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
             listed = "; ".join(faults[:LISTED]) + more
-            raise ValueError(f"{len(faults)} of {result['images']} images hold values out of range: {listed}")
+            raise ValueError(f"{len(faults)} of {result['images']} images hold values that cannot be: {listed}")
         result_scores = scores(result["matrix"], self.class_names, self.headline)
         intervals = None
         if result.get("counts") is not None and len(result["counts"]) > 1:
@@ -287,9 +293,11 @@ def _faults(names: Sequence[str], bounds: Sequence[Tensor], num_classes: int) ->
     for name, row in zip(names, torch.stack(list(bounds)).tolist() if bounds else [], strict=False):
         parts = [
             f"{count} {kind}(s) outside 0..{num_classes - 1} (values go from {least} to {greatest})"
-            for kind, (count, least, greatest) in (("prediction", row[:3]), ("label", row[3:]))
+            for kind, (count, least, greatest) in (("prediction", row[:3]), ("label", row[3:6]))
             if count
         ]
+        if row[6]:
+            parts.append("logits that are not finite numbers, so that its labels mean nothing")
         if parts:
             described.append(f"{name}: {', '.join(parts)}")
     return described

@@ -160,7 +160,7 @@ def test_out_of_range() -> None:
     with pytest.raises(ValueError) as caught:
         metric.evaluate(4)
     assert str(caught.value) == (
-        "2 of 4 images hold values out of range: "
+        "2 of 4 images hold values that cannot be: "
         "2007_000001.jpg: 3 prediction(s) outside 0..20 (values go from -1 to 40); "
         "2007_000003.jpg: 1 label(s) outside 0..20 (values go from 0 to 99)"
     )
