@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--masks", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--full", action="store_true", help="also all 11,355 masks, with peak memory")
+    parser.add_argument("--full", nargs="?", type=int, const=11355, help="also one run of all 11,355 masks, with peak memory")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where to work (default: the system's temporary folder)")
     a = parser.parse_args()
@@ -117,7 +117,6 @@ def main() -> None:
     }
     folder = Path(tempfile.mkdtemp(dir=a.folder))
     try:
-        count = 11355 if a.full else a.masks
         sbd = folder / "sbd"
         (sbd / "cls").mkdir(parents=True)
         run_all(_draw, [(sbd / "cls" / f"2008_{n:06d}.mat", n) for n in range(a.masks)], "drawing")
@@ -147,14 +146,16 @@ def main() -> None:
             f"  voc_aug.py takes {peer_one / one:.2f} times as long as ours on one, {peer_more / more:.2f} times on {several}"
         )
         if a.full:
-            run_all(_draw, [(sbd / "cls" / f"2008_{n:06d}.mat", n) for n in range(a.masks, count)], "drawing")
+            run_all(_draw, [(sbd / "cls" / f"2008_{n:06d}.mat", n) for n in range(a.masks, a.full)], "drawing")
             here, there = get_context("spawn").Pipe(duplex=False)
             # a fresh process: this one has held other things
             process = get_context("spawn").Process(target=_full, args=(sbd, folder / "full", several, there))
             process.start()
             seconds, own, workers = here.recv()
             process.join()
-            print(f"{count:,} masks on {several} processes: {seconds:.1f} s; peak {own:.0f} MiB, each worker {workers:.0f} MiB")
+            print(
+                f"{a.full:,} masks on {several} processes: {seconds:.1f} s; peak {own:.0f} MiB, each worker {workers:.0f} MiB"
+            )
     finally:
         shutil.rmtree(folder)
 

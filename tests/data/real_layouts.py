@@ -171,7 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(server.statuses.pop(0))
             return
         data = server.files.get(self.path.lstrip("/"))
-        if data is None:
+        # whoever never gives up shall fail and not hang
+        if data is None or len(server.asked) > 200:
             self.send_error(404)
             return
         start = 0

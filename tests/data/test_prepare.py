@@ -362,3 +362,15 @@ def test_two_at_once(given: Layouts, tmp_path: Path) -> None:
         pass
     with pytest.raises(ValueError, match="at least 1, not 0"):
         prepare_voc(tmp_path, given.voc_tar, given.sbd_tar, processes=0)
+
+
+def test_killed_while_moving(given: Layouts, tmp_path: Path, whole: dict[str, bytes]) -> None:
+    """Into a folder that was there before, files are moved one by one; those that were not yet are, though VOC is found."""
+    prepare_voc(tmp_path, given.voc_tar, given.sbd_tar, verify=False)
+    for number, path in enumerate(sorted((tmp_path / "VOCdevkit/VOC2012/JPEGImages").iterdir())):
+        if number % 2:
+            rest = tmp_path / f".{VOC_NAME}.gbseg-unpacked" / path.relative_to(tmp_path)
+            rest.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(rest)
+    prepare_voc(tmp_path, verify=False)
+    assert tree_of(tmp_path) == whole and not list(tmp_path.rglob(".*"))
