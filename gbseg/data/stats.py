@@ -180,7 +180,7 @@ def statistics(
     if faulty := next((line for line in lines if line.fault), None):
         raise ValueError(f"{path}: line {faulty.number} {faulty.fault}")
     ids = [line.id for line in lines]
-    folder = mask_folders(root, name)[-1] if folder is None else folder
+    folder = mask_folders(root, name)[0] if folder is None else folder
     counts: dict[str, _Counts] = {}
     count = functools.partial(_count, folder=root / folder, classes=len(classes), ignore_index=ignore_index)
     failed = run_all(count, ids, f"count {name}", processes, lambda key, found: counts.update({key: found}))

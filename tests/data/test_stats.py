@@ -129,13 +129,15 @@ def test_many_classes(tmp_path: Path) -> None:
 
 
 def test_which_masks(tmp_path: Path) -> None:
-    """Those that the list is trained with: SBD's where they were prepared, else VOC's."""
+    """Those that the list is trained with: VOC's for VOC's own lists, for others SBD's where they were prepared."""
     _write(tmp_path, {"a": np.zeros((5, 5), int)}, "train_aug")
     assert statistics(tmp_path, "train_aug", processes=1).folder == "SegmentationClass"
     write_mask(tmp_path / "SegmentationClassAug/a.png", np.ones((5, 5), int))
     found = statistics(tmp_path, "train_aug", processes=1)
     assert found.folder == "SegmentationClassAug" and found.pixels[1] == 25
     assert statistics(tmp_path, "train_aug", folder="SegmentationClass", processes=1).pixels[0] == 25
+    _write(tmp_path, {"a": np.zeros((5, 5), int)}, "train")
+    assert statistics(tmp_path, "train", processes=1).folder == "SegmentationClass"
 
 
 def test_wrong_inputs(tmp_path: Path) -> None:
