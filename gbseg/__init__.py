@@ -1,32 +1,68 @@
 """gbseg: train networks with boosted linear outputs instead of a softmax.
 
 With torch alone: ``from gbseg import ExpGBLoss``. Where mmengine is installed, the losses are registered in its root
-registry by this import, so that ``custom_imports = dict(imports=['gbseg'])`` is all that a foreign config needs. `Segmenter`
-(prediction; needs the MM packages) is loaded when it is asked for.
+registry by ``import gbseg``, so that ``custom_imports = dict(imports=['gbseg'])`` is all that a foreign config needs.
+`Segmenter` (prediction) needs the MM packages. All of it is loaded when it is asked for: preparing data needs no torch.
 """
 
-from importlib.util import find_spec
+from __future__ import annotations
 
-from gbseg.losses import BadLabelError, BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss
+import sys
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gbseg.engine.segmenter import Segmenter
+    from gbseg.losses import BadLabelError, BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss
 
 __version__ = "0.1.0"
 
-__all__ = ["BadLabelError", "BoostedLoss", "ExpGBLoss", "LinearLoss", "Pow3GBLoss", "__version__"]
-
-if find_spec("mmengine") is not None:
-    from mmengine.registry import MODELS
-
-    # the root: a look-up goes from its own scope to the parents, never to siblings (mmseg does not see mmpretrain's)
-    for _loss in (BoostedLoss, ExpGBLoss, Pow3GBLoss, LinearLoss):
-        MODELS.register_module(module=_loss)
+__all__ = ["BadLabelError", "BoostedLoss", "ExpGBLoss", "LinearLoss", "Pow3GBLoss", "Segmenter", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """`Segmenter`, whose MM packages take seconds to import and need not be installed for the losses."""
-    if name != "Segmenter":
+    """What ``__all__`` names, loaded with its packages now."""
+    if name not in __all__:
         raise AttributeError(f"module 'gbseg' has no attribute {name!r}")
-    if find_spec("mmseg") is None:
+    if name == "Segmenter" and find_spec("mmseg") is None:
         raise ImportError("gbseg.Segmenter needs the MM packages: pip install 'gbseg[mm]'")
-    from gbseg.engine.segmenter import Segmenter
+    return getattr(import_module("gbseg.engine.segmenter" if name == "Segmenter" else "gbseg.losses"), name)
 
-    return Segmenter
+
+def _register() -> None:
+    """Register the losses in mmengine's root: a look-up goes from its own scope to the parents, never to siblings."""
+    from mmengine.registry import MODELS
+
+    from gbseg import losses
+
+    for loss in (losses.BoostedLoss, losses.ExpGBLoss, losses.Pow3GBLoss, losses.LinearLoss):
+        MODELS.register_module(module=loss)
+
+
+class _RegisterLater:
+    """An import hook: the losses are registered as soon as somebody loads mmengine's registry."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != "mmengine.registry":
+            return None
+        sys.meta_path.remove(cls)
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _register()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "mmengine.registry" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _RegisterLater)

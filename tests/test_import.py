@@ -80,3 +80,35 @@ def test_custom_imports() -> None:
     text = "custom_imports = dict(imports=['gbseg'])\nloss_decode = dict(type='ExpGBLoss', alpha=0.2)"
     built = pytest.importorskip("mmengine.registry").MODELS.build(config.fromstring(text, ".py").loss_decode)
     assert built.boost.alpha == 0.2
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import gbseg, mmengine.registry",
+        "import mmengine.registry, gbseg",
+        "import mmengine, gbseg",
+        "from gbseg.losses import ExpGBLoss; import mmengine.registry",
+        "import gbseg, mmseg.models, mmpretrain.models",
+    ],
+)
+def test_the_order_of_imports(first: str) -> None:
+    """Whoever is imported first, the registry holds the losses, once, and is the only one of its kind."""
+    script = (
+        f"{first}\nimport sys, mmengine.registry, mmengine, gbseg\n"
+        "assert mmengine.registry.MODELS.get('ExpGBLoss') is gbseg.ExpGBLoss\n"
+        "assert mmengine.registry.MODELS is sys.modules['mmengine.registry.root'].MODELS\n"
+        "assert mmengine.registry.__spec__.loader.get_source('mmengine.registry')\n"
+    )
+    run = subprocess.run([sys.executable, "-Wignore", "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_preparing_data_needs_no_torch() -> None:
+    """A process that converts masks is not given torch's half gigabyte."""
+    script = (
+        "import sys, gbseg, gbseg.cli, gbseg.cli.prepare_voc, gbseg.data.prepare, gbseg.data.verify\n"
+        "loaded = {'torch', 'mmengine', 'cv2'} & set(sys.modules)\nassert not loaded, loaded\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr

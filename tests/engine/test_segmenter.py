@@ -240,12 +240,12 @@ def test_what_does_not_fit_is_said(segmenter: Segmenter, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"demo_expgb\.py lists the runs softmax, expgb"):
         Segmenter(ROOT / "configs/demo_expgb.py", checkpoint)
     _, other = write_segmentor(tmp_path / "other", kind="fcn")
-    with pytest.raises(ValueError, match=r"fcn\.pth does not belong to this config: it has no weights for \d+ of the"):
+    with pytest.raises(ValueError, match=r"fcn\.pth does not belong .* are missing or of another shape: "):
         Segmenter(config, other)
     stored = torch.load(checkpoint, weights_only=False)
     stored["state_dict"]["decode_head.linears.1.weight"] = torch.zeros(5, 8)
     torch.save(stored, tmp_path / "shape.pth")
-    with pytest.raises(ValueError, match=r"shape\.pth does not belong to this config: [^.]*\n.*size mismatch"):
+    with pytest.raises(ValueError, match=r"shape\.pth does not belong .*linears\.1\.weight \(5, 8\) instead of"):
         Segmenter(config, tmp_path / "shape.pth")
     with pytest.raises(ValueError, match="multiples of 32"):
         Segmenter(config, checkpoint, tile=1000)

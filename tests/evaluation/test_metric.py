@@ -307,3 +307,21 @@ def test_runner(tmp_path: Path) -> None:
     assert runner.message_hub.get_info("best_score_mIoU") == 43.75
     assert runner.message_hub.get_info("best_score_mIoU-1") == 87.5
     assert len(list(tmp_path.glob("best_mIoU_iter_*.pth"))) == len(list(tmp_path.glob("best_mIoU-1_iter_*.pth"))) == 1
+
+
+@pytest.mark.parametrize(("value", "broken"), [(float("nan"), True), (float("inf"), True), (float("-inf"), False)])
+def test_logits_that_are_no_numbers(value: float, broken: bool) -> None:
+    """A network that gives NaN has labels too, and a score that would look like one; a class ruled out is no fault."""
+    metric = _metric()
+    for number in range(3):
+        sample = _sample(number)
+        shape = sample["pred_sem_seg"]["data"].shape[1:]
+        logits = torch.randn(21, *shape)
+        if number == 1:
+            logits[4, 2, 3] = value
+        metric.process(None, [{**sample, "seg_logits": {"data": logits}}])
+    if broken:
+        with pytest.raises(ValueError, match=r"1 of 3 images .*2007_000001.*: logits that are not finite numbers"):
+            metric.evaluate(3)
+    else:
+        assert metric.evaluate(3)["mIoU"] > 0
