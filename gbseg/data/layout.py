@@ -10,13 +10,14 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-__all__ = ["IMAGES", "LISTS", "MASKS", "MASKS_AUG", "ListLine", "find_lists", "mask_folders", "read_list"]
+__all__ = ["BLANK", "IMAGES", "LISTS", "MASKS", "MASKS_AUG", "VOC_LISTS", "ListLine", "find_lists", "mask_folders", "read_list"]
 
 IMAGES, MASKS, MASKS_AUG = "JPEGImages", "SegmentationClass", "SegmentationClassAug"
 LISTS = "ImageSets/Segmentation"
+BLANK = "is blank"
 
 # the lists that come with VOC itself: their masks are in SegmentationClass, whatever else was prepared
-_OF_VOC = ("train", "val", "trainval")
+VOC_LISTS = ("train", "val", "trainval")
 
 
 class ListLine(NamedTuple):
@@ -62,9 +63,9 @@ def read_list(path: str | Path) -> list[ListLine]:
         OSError: it cannot be read.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text ({error.reason} at byte {error.start})") from error
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
     first: dict[str, int] = {}
     result = []
     for number, line in enumerate(lines, 1):
@@ -78,7 +79,7 @@ def read_list(path: str | Path) -> list[ListLine]:
 
 def _fault(name: str) -> str:
     if not name:
-        return "is blank"
+        return BLANK
     if re.search(r"\s", name):
         return f"has several columns: {name[:40]!r}"
     if name.lower().endswith((".jpg", ".jpeg", ".png")):
@@ -96,7 +97,7 @@ def mask_folders(root: str | Path, name: str) -> tuple[str, ...]:
     VOC's own lists need ``SegmentationClass``. Every list needs ``SegmentationClassAug`` where that folder exists, VOC's own
     too, because it holds VOC's masks beside SBD's; other lists need ``SegmentationClass`` only where it does not exist.
     """
-    folders = (MASKS,) if name in _OF_VOC else ()
+    folders = (MASKS,) if name in VOC_LISTS else ()
     if (Path(root) / MASKS_AUG).is_dir():
         return (*folders, MASKS_AUG)
     return (MASKS,)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["HELD_OUT", "OFFICIAL_COUNTS", "VOC_LISTS", "build_lists", "count_problems", "hold_out", "list_bytes", "read_ids"]
+from gbseg.data.layout import BLANK, read_list
+
+__all__ = ["HELD_OUT", "OFFICIAL_COUNTS", "build_lists", "count_problems", "hold_out", "list_bytes", "read_ids"]
 
 OFFICIAL_COUNTS: Mapping[str, int] = {
     "train": 1464,
@@ -24,13 +25,8 @@ OFFICIAL_COUNTS: Mapping[str, int] = {
 }
 """How many ids each list has, made of the official ones."""
 
-VOC_LISTS = ("train", "val", "trainval")
-"""Those that come with VOC."""
-
 HELD_OUT = 100
 """How many images of SBD's train list the paper's authors kept for evaluation; which ones they do not say."""
-
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 
 
 def read_ids(path: str | Path) -> list[str]:
@@ -39,25 +35,16 @@ def read_ids(path: str | Path) -> list[str]:
     Raises:
         ValueError: the file is missing, no text or empty, or a line is no id or comes twice; file and line are named.
     """
-    path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = [line for line in read_list(path) if line.fault != BLANK]
     except FileNotFoundError as error:
         raise ValueError(f"there is no list {path}.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no list of ids: it is no text in UTF-8 ({error.reason} at byte {error.start}).") from error
-    seen: dict[str, int] = {}
-    for number, line in enumerate(map(str.strip, lines), 1):
-        if not line:
-            continue
-        if not _ID.fullmatch(line):
-            raise ValueError(f"{path}, line {number}: {line[:60]!r} is no id; a list has one id a line, like 2007_000032.")
-        if line in seen:
-            raise ValueError(f"{path}, line {number}: {line} stands in line {seen[line]} already.")
-        seen[line] = number
-    if not seen:
+    for line in lines:
+        if line.fault:
+            raise ValueError(f"{path}, line {line.number} {line.fault}; a list has one id a line, each once, like 2007_000032.")
+    if not lines:
         raise ValueError(f"{path} has no ids.")
-    return list(seen)
+    return [line.id for line in lines]
 
 
 def hold_out(ids: Iterable[str], count: int, seed: int = 0) -> tuple[set[str], set[str]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from gbseg.data.archives import finish_unpacking, unpack
 from gbseg.data.download import download, require_md5
-from gbseg.data.lists import VOC_LISTS, build_lists, count_problems, list_bytes, read_ids
+from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG, VOC_LISTS
+from gbseg.data.lists import build_lists, count_problems, list_bytes, read_ids
 from gbseg.data.sbd import convert_sbd, find_sbd
 from gbseg.files import remove_temporary_files, write_atomically
 
@@ -52,8 +53,8 @@ def find_voc(root: str | Path) -> Path | None:
     """The folder of VOC 2012 in, at or below a data folder (``VOCdevkit/VOC2012``, ``VOC2012``); None where it is not whole."""
     for place in ("VOCdevkit/VOC2012", "VOC2012", "."):
         folder = Path(root, place)
-        lists = [folder / "ImageSets/Segmentation" / f"{name}.txt" for name in ("train", "val")]
-        if all((folder / part).is_dir() for part in ("JPEGImages", "SegmentationClass")) and all(map(Path.is_file, lists)):
+        lists = [folder / LISTS / f"{name}.txt" for name in ("train", "val")]
+        if all((folder / part).is_dir() for part in (IMAGES, MASKS)) and all(map(Path.is_file, lists)):
             return folder
     return None
 
@@ -177,7 +178,7 @@ def _noval(root: Path, sbd: Path, mirror: str | None, verify: bool) -> Path:
 
 def _lists(voc: Path, sbd: Path, noval: Path | None, verify: bool) -> dict[str, list[str]]:
     """All lists, checked, and nothing written yet."""
-    folder = voc / "ImageSets/Segmentation"
+    folder = voc / LISTS
     lists = build_lists(
         read_ids(folder / "train.txt"),
         read_ids(folder / "val.txt"),
@@ -200,13 +201,13 @@ def _lists(voc: Path, sbd: Path, noval: Path | None, verify: bool) -> dict[str, 
 
 
 def _prepare(voc: Path, sbd: Path, lists: Mapping[str, Sequence[str]], processes: int | None) -> None:
-    masks, images, sets = voc / "SegmentationClassAug", voc / "JPEGImages", voc / "ImageSets/Segmentation"
+    masks, images, sets = voc / MASKS_AUG, voc / IMAGES, voc / LISTS
     for folder in (masks, images, sets):
         remove_temporary_files(folder)
     again = f"remove {voc} and start again to unpack it anew."
     own = lists["trainval"]
     ids = sorted(set().union(*lists.values()))
-    if absent := [name for name in own if not (voc / "SegmentationClass" / f"{name}.png").is_file()]:
+    if absent := [name for name in own if not (voc / MASKS / f"{name}.png").is_file()]:
         raise ValueError(f"{voc / 'SegmentationClass'} lacks the masks of {_some(absent)}: {again}")
     taken = [name for name in ids if not (images / f"{name}.jpg").is_file()]
     if absent := [name for name in taken if not (sbd / "img" / f"{name}.jpg").is_file()]:
@@ -216,7 +217,7 @@ def _prepare(voc: Path, sbd: Path, lists: Mapping[str, Sequence[str]], processes
     copied = 0
     for name in own:
         # VOC's own masks win, also over those that another tool made of SBD's
-        data, mask = (voc / "SegmentationClass" / f"{name}.png").read_bytes(), masks / f"{name}.png"
+        data, mask = (voc / MASKS / f"{name}.png").read_bytes(), masks / f"{name}.png"
         if not mask.is_file() or mask.read_bytes() != data:
             write_atomically(data, mask, durable=False)
             copied += 1

@@ -113,13 +113,12 @@ def test_reading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"2007_000032\n2007_000033  1\n", r"a\.txt, line 2: '2007_000033  1' is no id"),
-        (b"2007_000032\n\n../../etc/passwd\n", r"line 3: '../../etc/passwd' is no id"),
-        (b"JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png\n", r"line 1: 'JPEGImages/2007.* is no id"),
-        ("2007_\uff10\uff10\n".encode(), "line 1: .* is no id"),
-        (b"a\nb\na\n", r"line 3: a stands in line 1 already"),
+        (b"2007_000032\n2007_000033  1\n", r"a\.txt, line 2 has several columns: '2007_000033  1'"),
+        (b"2007_000032\n\n../../etc/passwd\n", r"line 3 is no id but a path: '../../etc/passwd'"),
+        (b"JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png\n", r"line 1 has several columns: 'JPEGImages/2007"),
+        (b"a\nb\na\n", r"line 3 names a again, as line 1 does"),
         (b"\n \n", r"a\.txt has no ids"),
-        ("2007_000032\n".encode("utf-16"), r"a\.txt is no list of ids: it is no text in UTF-8"),
+        ("2007_000032\n".encode("utf-16"), r"a\.txt is no text in UTF-8"),
         (None, r"there is no list .*a\.txt"),
     ],
 )
