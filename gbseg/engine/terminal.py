@@ -34,8 +34,8 @@ class TerseRunner(Runner):
         logger = super().build_logger(log_level, log_file, **kwargs)
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
-                path = handler.baseFilename
+                # of several processes only the first one has a file
+                logger.info(f"Config, versions and everything that follows are logged in {handler.baseFilename}")
             else:
                 handler.addFilter(_Terse())
-        logger.info(f"Config, versions and everything that follows are logged in {path}")
         return logger
