@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["FileWriteError", "free_space", "remove_temporary_files", "sync_folder", "temporary_path", "write_atomically"]
+__all__ = [
+    "FileWriteError",
+    "free_space",
+    "only_process",
+    "remove_temporary_files",
+    "sync_folder",
+    "temporary_path",
+    "write_atomically",
+]
 
 _TEMPORARY = ".{}.gbseg-writing"
 
@@ -78,3 +89,27 @@ def remove_temporary_files(folder: str | Path) -> None:
     """Remove what a killed `write_atomically` left behind in ``folder``."""
     for path in Path(folder).glob(_TEMPORARY.format("*")):
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_process(folder: str | Path, patience: float = 10) -> Iterator[None]:
+    """Hold a lock on a folder, that no two processes prepare it. The lock goes with the process, also when it is killed.
+
+    Raises:
+        RuntimeError: another process holds it, after ``patience`` seconds.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                # the workers of a killed process end a moment after it
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"another process prepares {folder} at this moment; wait for it or end it") from error
+                time.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)

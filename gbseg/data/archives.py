@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gbseg.data.download import byte_progress
-from gbseg.files import FileWriteError, free_space
+from gbseg.files import FileWriteError, free_space, temporary_path
 
 __all__ = ["ArchiveError", "finish_unpacking", "unpack"]
 
@@ -68,12 +69,29 @@ def finish_unpacking(folder: str | Path) -> None:
 
 def _merge(source: Path, target: Path) -> None:
     if not os.path.lexists(target):
-        source.rename(target)
+        _move(source, target)
     elif source.is_dir() and target.is_dir():
         for entry in source.iterdir():
             _merge(entry, target / entry.name)
     elif source.is_file() and target.is_file() and _is_cut(target, source):
+        _move(source, target)
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
         source.replace(target)
+    except OSError as error:
+        # the user's folder is a link to another disk
+        if error.errno != errno.EXDEV:
+            raise
+        if source.is_dir():
+            target.mkdir()
+            for entry in source.iterdir():
+                _move(entry, target / entry.name)
+        else:
+            temporary = temporary_path(target)
+            shutil.copyfile(source, temporary)
+            temporary.replace(target)
 
 
 def _is_cut(file: Path, whole: Path) -> bool:

@@ -15,9 +15,10 @@ from PIL import Image, UnidentifiedImageError
 
 from gbseg.data.coco_instances import CROWD, Picture, draw, read_instances
 from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG
-from gbseg.data.masks import MaskError, read_mask, write_mask
+from gbseg.data.lists import list_bytes
+from gbseg.data.masks import MaskError, encode_mask, read_mask
 from gbseg.data.parallel import run_all
-from gbseg.files import FileWriteError, remove_temporary_files, temporary_path, write_atomically
+from gbseg.files import FileWriteError, only_process, remove_temporary_files, temporary_path, write_atomically
 
 __all__ = ["HOW", "SPLITS", "CocoSplit", "find_coco", "prepare_coco"]
 
@@ -69,7 +70,7 @@ def prepare_coco(
         ValueError: a file is damaged, an argument is none of the above, ``out`` was made with other settings or is VOC's
             folder. Of images and annotations that are damaged one by one, all are looked at and the first ten are named.
         OSError: the system refused to write.
-        RuntimeError: a worker was killed.
+        RuntimeError: a worker was killed, or another process prepares ``out``.
     """
     coco, out = Path(coco), Path(out)
     if images not in HOW:
@@ -89,28 +90,31 @@ def prepare_coco(
             "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             "min_pixels": min_pixels,
         }
-    _agree(out, split, settings, pictures)
-    for folder in (IMAGES, MASKS, LISTS):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-        remove_temporary_files(out / folder)
-    pixels: dict[str, int] = {}
-    work = functools.partial(_prepare, source=source, out=out, min_pixels=min_pixels, how=images)
-    failed = run_all(work, pictures, f"COCO {split}", processes, lambda picture, count: pixels.update({picture.id: count}))
-    if failed:
-        more = f"\n  and {len(failed) - 10:,} more" if len(failed) > 10 else ""
-        raise ValueError(
-            f"{len(failed):,} of {len(pictures):,} images of COCO {split} could not be prepared, so there is no list yet; "
-            "repair these and start again, what is done stays done:"
-            + "".join(f"\n  {error}" for _, error in failed[:10])
-            + more
-        )
-    ids = sorted(key for key, count in pixels.items() if count >= min_pixels)
-    if not ids:
-        raise ValueError(f"no image of COCO {split} has {min_pixels:,} pixels of VOC's classes: lower --min-pixels")
-    path, content = out / LISTS / f"coco_{split}.txt", "".join(f"{key}\n" for key in ids).encode()
-    if not path.exists() or path.read_bytes() != content:
-        write_atomically(content, path)
-    return CocoSplit(path.stem, len(ids), len(pictures))
+    out.mkdir(parents=True, exist_ok=True)
+    with only_process(out):
+        _agree(out, split, settings, pictures)
+        for folder in (IMAGES, MASKS, LISTS):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+            remove_temporary_files(out / folder)
+        pixels: dict[str, int] = {}
+        work = functools.partial(_prepare, source=source, out=out, min_pixels=min_pixels, how=images)
+        failed = run_all(work, pictures, f"COCO {split}", processes, lambda picture, count: pixels.update({picture.id: count}))
+        if failed:
+            more = f"\n  and {len(failed) - 10:,} more" if len(failed) > 10 else ""
+            raise ValueError(
+                f"{len(failed):,} of {len(pictures):,} images of COCO {split} could not be prepared, so there is no list yet; "
+                "repair these and start again, what is done stays done:"
+                + "".join(f"\n  {error}" for _, error in failed[:10])
+                + more
+            )
+        ids = sorted(key for key, count in pixels.items() if count >= min_pixels)
+        if not ids:
+            raise ValueError(f"no image of COCO {split} has {min_pixels:,} pixels of VOC's classes: lower --min-pixels")
+        path, content = out / LISTS / f"coco_{split}.txt", list_bytes(ids)
+        if not path.exists() or path.read_bytes() != content:
+            os.sync()
+            write_atomically(content, path)
+        return CocoSplit(path.stem, len(ids), len(pictures))
 
 
 def find_coco(coco: str | Path, split: str) -> tuple[Path, Path]:
@@ -181,7 +185,8 @@ def _prepare(picture: Picture, source: Path, out: Path, min_pixels: int, how: st
     _place(image, out / IMAGES / f"{picture.id}.jpg", how)
     # last, because it is what says that this image is done
     if not there:
-        write_mask(path, values)
+        # not durable: a mask that cannot be read is made again; all are on the disk before the list names them
+        write_atomically(encode_mask(values), path, durable=False)
     return count
 
 

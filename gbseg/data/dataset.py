@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -148,8 +149,10 @@ class FolderSegmentation(BaseSegDataset):
         file = Path(self.ann_file)
         if not file.is_file():
             raise FileNotFoundError(f"there is no list {file} (it would be {file.resolve()}).")
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         names = [str(Path(n).with_suffix("")) if Path(n).suffix.lower() in self.img_suffixes else n for n in lines]
+        if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+            raise ValueError(f"{file} names {twice} more than once: an image is listed once.")
         missing = [name for name in names if name not in found]
         if missing:
             raise FileNotFoundError(

@@ -113,7 +113,8 @@ def download(url: str, path: str | Path, md5: str | None = None, attempts: int =
         part.replace(wrong)
         raise ValueError(
             f"what {url} sent has the MD5 {found}, the official file has {md5}; it is kept as {wrong}. Start again to download "
-            "it anew, name another host by a --...-mirror option, or say --no-verify if you know that it is good."
+            "it anew, name another host by a --...-mirror option, or, if you know that it is good, rename it to "
+            f"{path.name} and say --no-verify."
         )
     with part.open("rb") as file:
         # the name must not reach the disk earlier than the bytes

@@ -7,14 +7,26 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["BLANK", "IMAGES", "LISTS", "MASKS", "MASKS_AUG", "VOC_LISTS", "ListLine", "find_lists", "mask_folders", "read_list"]
+__all__ = [
+    "BLANK",
+    "IMAGES",
+    "LISTS",
+    "MARK",
+    "MASKS",
+    "MASKS_AUG",
+    "VOC_LISTS",
+    "ListLine",
+    "find_lists",
+    "mask_folders",
+    "read_list",
+]
 
 IMAGES, MASKS, MASKS_AUG = "JPEGImages", "SegmentationClass", "SegmentationClassAug"
 LISTS = "ImageSets/Segmentation"
-BLANK = "is blank"
+BLANK, MARK = "is blank", "begins with a byte order mark: save the list as plain text"
 
 # the lists that come with VOC itself: their masks are in SegmentationClass, whatever else was prepared
 VOC_LISTS = ("train", "val", "trainval")
@@ -63,17 +75,19 @@ def read_list(path: str | Path) -> list[ListLine]:
         OSError: it cannot be read.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
     first: dict[str, int] = {}
     result = []
     for number, line in enumerate(lines, 1):
-        name = line.strip()
+        name = line.removeprefix("\ufeff").strip()
         fault = _fault(name)
         if not fault and first.setdefault(name, number) != number:
             fault = f"names {name} again, as line {first[name]} does"
-        result.append(ListLine(number, name if not fault or name in first else "", fault))
+        if not fault and line.startswith("\ufeff"):
+            fault = MARK
+        result.append(ListLine(number, name if name in first else "", fault))
     return result
 
 
@@ -84,7 +98,7 @@ def _fault(name: str) -> str:
         return f"has several columns: {name[:40]!r}"
     if name.lower().endswith((".jpg", ".jpeg", ".png")):
         return f"has a suffix: {name[:60]!r}"
-    if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
+    if "\\" in name or {"", ".", ".."} & set(name.split("/")):
         return f"is no id but a path: {name[:60]!r}"
     if not name.isprintable():
         return f"holds characters that cannot be printed: {name[:40]!r}"

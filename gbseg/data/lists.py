@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from gbseg.data.layout import BLANK, read_list
+from gbseg.data.layout import BLANK, MARK, read_list
 
 __all__ = ["HELD_OUT", "OFFICIAL_COUNTS", "build_lists", "count_problems", "hold_out", "list_bytes", "read_ids"]
 
@@ -40,8 +40,9 @@ def read_ids(path: str | Path) -> list[str]:
     except FileNotFoundError as error:
         raise ValueError(f"there is no list {path}.") from error
     for line in lines:
-        if line.fault:
-            raise ValueError(f"{path}, line {line.number} {line.fault}; a list has one id a line, each once, like 2007_000032.")
+        fault = f"is no id but a path: {line.id!r}" if "/" in line.id else line.fault
+        if fault and fault != MARK:
+            raise ValueError(f"{path}, line {line.number} {fault}; a list has one id a line, each once, like 2007_000032.")
     if not lines:
         raise ValueError(f"{path} has no ids.")
     return [line.id for line in lines]

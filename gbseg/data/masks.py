@@ -64,9 +64,14 @@ def read_mask(path: str | Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.format != "PNG":
                 raise MaskError(f"{path} is a {image.format}; label maps are PNGs (a JPEG changes class numbers)")
-            # a grey PNG of 1, 2 or 4 bits would be scaled up to 0..255 by whoever reads it as an image
-            if image.mode not in ("P", "L"):
-                raise MaskError(f"{path} has mode {image.mode}; label maps are indexed (P) or grey (L) PNGs of 8 bits")
+            # Pillow decodes without looking at the checksums: a flipped bit may give other labels, all of them classes
+            image.verify()
+        with Image.open(path) as image:
+            # grey of 1, 2 or 4 bits is scaled up to 0..255 by Pillow and OpenCV alike: 1 becomes 255, 85 or 17
+            depth = _bit_depth(path)
+            if image.mode not in ("P", "L") or (image.mode == "L" and depth != 8):
+                what = f"mode {image.mode}, {depth} bits"
+                raise MaskError(f"{path} has {what}; label maps are indexed (P) or grey (L) PNGs of 8 bits")
             return np.array(image)
     except MaskError:
         raise
@@ -74,3 +79,9 @@ def read_mask(path: str | Path) -> np.ndarray:
         raise MaskError(f"{path} is missing") from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MaskError(f"{path} cannot be decoded: {error}") from error
+
+
+def _bit_depth(path: str | Path) -> int:
+    """The bits of a PNG's sample, as its header says: Pillow's mode does not."""
+    with Path(path).open("rb") as file:
+        return file.read(25)[24]

@@ -70,7 +70,8 @@ def run_all(
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     failed: dict[int, ValueError] = {}
     # no thread of the bar's own: one that holds a lock while the pool forks would lock up a worker
-    with Progress(*columns, auto_refresh=False, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, auto_refresh=False, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(title, total=len(items))
         drawn = 0.0
 

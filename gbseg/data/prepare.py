@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +11,8 @@ from gbseg.data.archives import finish_unpacking, unpack
 from gbseg.data.download import download, require_md5
 from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG, VOC_LISTS
 from gbseg.data.lists import build_lists, count_problems, list_bytes, read_ids
-from gbseg.data.sbd import convert_sbd, find_sbd
-from gbseg.files import remove_temporary_files, write_atomically
+from gbseg.data.sbd import convert_sbd, find_sbd, is_whole_png
+from gbseg.files import only_process, remove_temporary_files, write_atomically
 
 __all__ = ["NOVAL", "SBD_ARCHIVE", "VOC_ARCHIVE", "Source", "find_voc", "prepare_voc"]
 
@@ -99,7 +96,7 @@ def prepare_voc(
             raise ValueError(f"there is no archive {archive}.")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _alone(root):
+        with only_process(root):
             finish_unpacking(root)
             voc = _found("VOC 2012", find_voc, root, voc_tar, VOC_ARCHIVE, mirrors.get("voc"), verify)
             sbd = _found("SBD", find_sbd, root, sbd_tar, SBD_ARCHIVE, mirrors.get("sbd"), verify)
@@ -114,26 +111,6 @@ def prepare_voc(
         raise OSError(error.errno, f"{reason}: {error.filename}" if error.filename else reason) from error
     _report(voc, lists)
     return voc
-
-
-@contextmanager
-def _alone(root: Path, patience: float = 10) -> Iterator[None]:
-    """Two processes must not work on one folder. The lock goes with the process, also when it is killed."""
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                # the workers of a killed process end a moment after it
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f"another process prepares {root} at this moment; wait for it or end it") from error
-                time.sleep(0.1)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _found(
@@ -204,14 +181,15 @@ def _prepare(voc: Path, sbd: Path, lists: Mapping[str, Sequence[str]], processes
     masks, images, sets = voc / MASKS_AUG, voc / IMAGES, voc / LISTS
     for folder in (masks, images, sets):
         remove_temporary_files(folder)
-    again = f"remove {voc} and start again to unpack it anew."
     own = lists["trainval"]
     ids = sorted(set().union(*lists.values()))
-    if absent := [name for name in own if not (voc / MASKS / f"{name}.png").is_file()]:
-        raise ValueError(f"{voc / 'SegmentationClass'} lacks the masks of {_some(absent)}: {again}")
-    taken = [name for name in ids if not (images / f"{name}.jpg").is_file()]
-    if absent := [name for name in taken if not (sbd / "img" / f"{name}.jpg").is_file()]:
-        raise ValueError(f"neither {images} nor {sbd / 'img'} has the images of {_some(absent)}: {again}")
+    # an interrupted copy leaves files that are cut; --verify decodes every one
+    again = "remove that folder and start again to unpack what it lacks (the rest stays as it is)."
+    if absent := [name for name in own if not is_whole_png(voc / MASKS / f"{name}.png")]:
+        raise ValueError(f"{voc / MASKS} lacks the masks of {_some(absent)}, or has them in part: {again}")
+    taken = [name for name in ids if not _has_bytes(images / f"{name}.jpg")]
+    if absent := [name for name in taken if not _has_bytes(sbd / "img" / f"{name}.jpg")]:
+        raise ValueError(f"neither {images} nor {sbd / 'img'} has the images of {_some(absent)}: for the first, {again}")
     for name in taken:
         write_atomically((sbd / "img" / f"{name}.jpg").read_bytes(), images / f"{name}.jpg", durable=False)
     copied = 0
@@ -227,7 +205,7 @@ def _prepare(voc: Path, sbd: Path, lists: Mapping[str, Sequence[str]], processes
         reasons = "; ".join([str(error) for _, error in failed[:3]] + ["..."] * (len(failed) > 3))
         raise ValueError(
             f"{len(failed):,} of {len(rest):,} labels of SBD could not be converted: {reasons}. Put the original files "
-            f"there, or remove {sbd} to unpack it anew, and start again; the others are done."
+            f"there, or remove {sbd / 'cls'} to unpack it anew, and start again; the others are done."
         )
     # lists come last, and only once the files that they name are on the disk
     if converted or copied or taken:
@@ -252,6 +230,10 @@ def _write_lists(folder: Path, lists: Mapping[str, Sequence[str]]) -> int:
         write_atomically(data, path)
         written += 1
     return written
+
+
+def _has_bytes(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _some(names: Sequence[str]) -> str:

@@ -74,7 +74,9 @@ def read_segmentation(path: str | Path) -> np.ndarray:
 
 def _decompressed(data: bytes) -> bytes:
     """A MATLAB file with its variables decompressed, checksums checked: scipy stops before them, and damage can crash it."""
-    order = {b"IM": "<", b"MI": ">"}[data[126:128]]
+    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+    if order is None:
+        raise ValueError(f"it begins with {data[:20]!r}" if data else "it is empty")
     place, parts = 128, [data[:128]]
     while place < len(data):
         kind, size = struct.unpack_from(f"{order}II", data, place)

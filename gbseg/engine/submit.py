@@ -11,6 +11,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
+from gbseg.data.lists import read_ids
 from gbseg.data.voc import VOC_CLASSES
 from gbseg.engine.config import inner_test_dataset, without_annotations
 from gbseg.evaluation.submission import MEMBER_FOLDER, pack_submission
@@ -97,9 +98,7 @@ def prepare_submission(
     )
     if not (root / ann_file).is_file():
         raise FileNotFoundError(f"there is no list {root / ann_file}. {source}")
-    names = tuple((root / ann_file).read_text().split())
-    if not names or any(Path(name).name != name for name in names):
-        raise ValueError(f"{root / ann_file} is no list of ids, one a line: {', '.join(names[:3]) or 'it is empty'}.")
+    names = tuple(read_ids(root / ann_file))
     folder = root / dataset.data_prefix.img_path
     images = tuple(folder / f"{name}{dataset.get('img_suffix', '.jpg')}" for name in names)
     if missing := [path for path in images if not path.is_file()]:

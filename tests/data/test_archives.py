@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -120,14 +122,17 @@ def test_killed(archive: Path, tmp_path: Path, existing: bool) -> None:
             (to / "top" / "sub").mkdir(parents=True)
 
         def killed(number: int = number, to: Path = to) -> None:
-            count, rename = iter(range(100)), os.rename
+            count = iter(range(100))
 
-            def rename_or_die(*names: object) -> None:
-                if next(count) == number:
-                    os.kill(os.getpid(), 9)
-                rename(*names)  # type: ignore[arg-type]
+            def or_die(rename: Callable) -> Callable:
+                def rename_or_die(*names: object) -> None:
+                    if next(count) == number:
+                        os.kill(os.getpid(), 9)
+                    rename(*names)
 
-            os.rename = rename_or_die  # type: ignore[assignment]
+                return rename_or_die
+
+            os.rename, os.replace = or_die(os.rename), or_die(os.replace)
             unpack(archive, to)
 
         if in_child(killed) == "":
@@ -149,3 +154,19 @@ def test_full_disk(archive: Path, tmp_path: Path) -> None:
     error = in_child(lambda: unpack(archive, tmp_path / "to"), limit=20_000)
     assert error and "could not be unpacked to" in error and "File too large" in error and "MiB are free" in error
     assert not list((tmp_path / "to").iterdir())
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no second file system to link to")
+def test_a_folder_linked_to_another_disk(archive: Path, tmp_path: Path) -> None:
+    """A rename cannot cross file systems: what goes there is copied, and what was there stays."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        if Path(other).stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("/dev/shm is on the file system of the temporary folder")
+        to = tmp_path / "to"
+        to.mkdir()
+        Path(other, "mine").write_bytes(b"mine")
+        (to / "top").symlink_to(other)
+        unpack(archive, to)
+        # rglob does not follow a link
+        assert tree_of(Path(other)) == {name.removeprefix("top/"): data for name, data in FILES.items()} | {"mine": b"mine"}
+        assert not list(to.glob(".*"))

@@ -17,7 +17,7 @@ import gbseg.data.coco
 from gbseg.cli import main
 from gbseg.data.coco import prepare_coco
 from gbseg.data.masks import encode_mask
-from gbseg.files import temporary_path
+from gbseg.files import only_process, temporary_path
 
 Entry = tuple[int, int, list[Box], str]
 
@@ -134,17 +134,17 @@ def test_a_folder_that_is_linked_as_a_whole(coco: tuple[Path, dict[str, np.ndarr
 
 
 def _until_the_fourth(root: Path, out: Path, processes: int) -> None:
-    write = gbseg.data.coco.write_mask
+    write = gbseg.data.coco.write_atomically
 
-    def slow(path: Path, values: np.ndarray) -> None:
-        write(path, values)
-        if len(list(path.parent.glob("*.png"))) >= 4:
+    def slow(data: bytes, path: Path, durable: bool = True) -> None:
+        write(data, path, durable)
+        if path.suffix == ".png" and len(list(path.parent.glob("*.png"))) >= 4:
             # as a kill in the middle of a write leaves it
             temporary_path(path).write_bytes(b"half")
             (out / "ready").touch()
             time.sleep(60)
 
-    gbseg.data.coco.write_mask = slow
+    gbseg.data.coco.write_atomically = slow
     prepare_coco(root, out, "train", 1, "symlink", processes)
 
 
@@ -285,3 +285,11 @@ def test_another_file_is_in_the_way(coco: tuple[Path, dict[str, np.ndarray]], tm
         prepare_coco(root, tmp_path / "out", "val", 1, "symlink", 1)
     assert (folder / f"{first}.jpg").read_bytes() == b"mine"
     assert (folder / f"{second}.jpg").resolve() == (root / f"val2017/{second}.jpg").resolve()
+
+
+def test_two_at_once(coco: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    """The second one would remove the first one's temporary files: it waits for it, then says so."""
+    root, _ = coco
+    with only_process(tmp_path), pytest.raises(RuntimeError, match=f"another process prepares {tmp_path}"):
+        prepare_coco(root, tmp_path, "train", 1, "symlink", 1)
+    assert not (tmp_path / "SegmentationClass").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -24,20 +26,40 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (read_mask(tmp_path / "grey.png") == values).all()
 
 
+def _grey_png(values: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of 1, 2 or 4 bits, written by the specification: Pillow and OpenCV write none."""
+    rows = [sum(values[:, k :: 8 // bits].astype(np.uint8) << (8 - bits * (k + 1)) for k in range(8 // bits))][0]
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    packed = [struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
 def test_what_is_no_mask(tmp_path: Path) -> None:
     """Colours, other formats, damage and absence each get their own sentence."""
-    grey = np.random.default_rng(0).integers(0, 21, (40, 50), np.uint8)
+    grey = np.random.default_rng(0).integers(0, 21, (40, 48), np.uint8)
     Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "rgb.png")
     Image.fromarray(grey).save(tmp_path / "photo.jpg")
     Image.fromarray(grey > 3).save(tmp_path / "bits.png")
     Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "deep.png")
     (tmp_path / "cut.png").write_bytes(encode_mask(grey)[:-200])
     (tmp_path / "text.png").write_text("no picture")
+    for name, bits in (("two.png", 2), ("four.png", 4)):
+        # OpenCV reads 85 and 17 where 1 is stored
+        (tmp_path / name).write_bytes(_grey_png(grey % 2, bits))
+        assert cv2.imread(str(tmp_path / name), cv2.IMREAD_UNCHANGED).max() == 255 // (2**bits - 1)
+    whole = bytearray(encode_mask(grey))
+    whole[whole.index(b"IDAT") + 60] ^= 4
+    (tmp_path / "flipped.png").write_bytes(whole)
     for name, words in {
         "rgb.png": "has mode RGB",
         "photo.jpg": "is a JPEG",
         "bits.png": "has mode 1",
         "deep.png": "has mode I;16",
+        "two.png": "has mode L, 2 bits",
+        "four.png": "has mode L, 4 bits",
+        "flipped.png": "cannot be decoded",
         "cut.png": "cannot be decoded",
         "text.png": "cannot be decoded",
         "none.png": "is missing",

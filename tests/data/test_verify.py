@@ -111,6 +111,8 @@ JPG, CLASS, AUG, TRAIN = "JPEGImages", "SegmentationClass", "SegmentationClassAu
         (TRAIN, _append(f"{IDS[1]} 1\n"), "line 4 has several columns"),
         (TRAIN, _append(f"{IDS[1]}.jpg\n"), "line 4 has a suffix"),
         (TRAIN, _append(f"../{JPG}/{IDS[1]}\n"), "line 4 is no id but a path"),
+        (TRAIN, _append("./x\n"), "line 4 is no id but a path"),
+        (TRAIN, lambda path: path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes()), "line 1 begins with a byte order mark"),
         (TRAIN, lambda path: path.write_text(""), "is empty"),
         (TRAIN, lambda path: path.write_bytes(b"\xff\xfe\x00"), "is no text"),
     ],

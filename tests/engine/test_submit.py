@@ -90,7 +90,9 @@ def test_what_is_wrong_is_said_before_anything_is_predicted(voc: Path, tmp_path:
         prepare(**{"test_dataloader.dataset.data_root": str(tmp_path / "nowhere")})
     (voc / "strange.txt").write_text("a\n../b\n")
     (voc / "empty.txt").write_text("\n")
-    for name, message in (("strange.txt", r"no list of ids, one a line: a, \.\./b"), ("empty.txt", "it is empty")):
+    (voc / "twice.txt").write_text("a\na\n")
+    faults = {"strange.txt": r"line 2 is no id but a path: '\.\./b'", "empty.txt": "has no ids", "twice.txt": "names a again"}
+    for name, message in faults.items():
         with pytest.raises(ValueError, match=message):
             prepare(ids=name)
     shutil.copy(voc / "ImageSets/Segmentation/test.txt", voc / "more.txt")
