@@ -1,7 +1,7 @@
 """SBD's labels to PNGs: two processes against one, and against mmsegmentation's ``voc_aug.py`` on the same files.
 
     python -m benchmarks.sbd                    # 1,000 masks, five rounds
-    python -m benchmarks.sbd --full             # and one run of 11,355 masks with its peak memory
+    python -m benchmarks.sbd --full             # and one tools/prepare_voc.py of 11,355 labels, with its peak memory
 
 The masks are drawn: blobs of one to three classes at SBD's sizes, with the fields of SBD's files, compressed. The conversions
 take turns, each to an empty folder; the medians of the rounds are printed. mmsegmentation's script is the installed one, its
@@ -12,28 +12,27 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import platform
-import resource
 import runpy
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from mmengine.utils import scandir, track_parallel_progress
+from PIL import Image
 from scipy.io import savemat
 from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.sparse import csc_matrix
 
-from gbseg.data.masks import read_mask
+from gbseg.data.masks import read_mask, write_mask
 from gbseg.data.parallel import available_cores, run_all
 from gbseg.data.sbd import convert_sbd
 
@@ -86,16 +85,43 @@ def _ours(sbd: Path, out: Path, processes: int) -> None:
     assert done == len(names) and not failed
 
 
-def _memory() -> tuple[float, float]:
-    """Peak resident memory in MiB: this process, and the largest of its ended children."""
-    return tuple(resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+def _full(drawn: list[Path], root: Path, processes: int) -> tuple[float, float]:
+    """`tools/prepare_voc.py` on folders of the official lists' sizes; seconds, and the peak of its largest process in MiB.
 
-
-def _full(sbd: Path, out: Path, processes: int, pipe: object) -> None:
+    The drawn labels stand under all of SBD's ids (as links), one small image and one mask under all of VOC's.
+    """
+    voc, sbd = root / "VOCdevkit/VOC2012", root / "benchmark_RELEASE/dataset"
+    names = [f"2008_{n:06d}" for n in range(12031)]
+    # SBD has 1,133 images of VOC train and 1,104 of val, as the official counts leave
+    train, val, more = names[:1464], names[1464:2913], names[2913:]
+    labelled = more + train[:1133] + val[:1104]
+    for folder in (voc / "JPEGImages", voc / "SegmentationClass", voc / "ImageSets/Segmentation", sbd / "cls"):
+        folder.mkdir(parents=True)
+    lists = voc / "ImageSets/Segmentation"
+    for path, ids in {
+        lists / "train.txt": train,
+        lists / "val.txt": val,
+        sbd / "train.txt": labelled[:8498],
+        sbd / "val.txt": labelled[8498:],
+    }.items():
+        path.write_text("".join(f"{name}\n" for name in ids))
+    Image.new("RGB", (500, 375)).save(root / "image.jpg")
+    write_mask(root / "mask.png", np.zeros((375, 500), np.uint8))
+    for name in names:
+        (voc / f"JPEGImages/{name}.jpg").hardlink_to(root / "image.jpg")
+    for name in train + val:
+        (voc / f"SegmentationClass/{name}.png").hardlink_to(root / "mask.png")
+    for number, name in enumerate(labelled):
+        (sbd / f"cls/{name}.mat").hardlink_to(drawn[number % len(drawn)])
+    command = [sys.executable, "tools/prepare_voc.py", str(root), "--processes", str(processes)]
+    # measured from a small process: one that is forked off a large one begins with its parent's peak
+    watch = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True); "
+    watch += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
     began = time.perf_counter()
-    _ours(sbd, out, processes)
-    os.sync()
-    pipe.send((time.perf_counter() - began, *_memory()))
+    peak = subprocess.run([sys.executable, "-c", watch, *command], stdout=subprocess.PIPE, check=True).stdout
+    seconds = time.perf_counter() - began
+    assert len(list((voc / "SegmentationClassAug").iterdir())) == 12031
+    return seconds, float(peak)
 
 
 def main() -> None:
@@ -103,7 +129,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--masks", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--full", nargs="?", type=int, const=11355, help="also one run of all 11,355 masks, with peak memory")
+    parser.add_argument(
+        "--full", action="store_true", help="also one run of tools/prepare_voc.py at full size, with its memory"
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where to work (default: the system's temporary folder)")
     a = parser.parse_args()
@@ -146,15 +174,10 @@ def main() -> None:
             f"  voc_aug.py takes {peer_one / one:.2f} times as long as ours on one, {peer_more / more:.2f} times on {several}"
         )
         if a.full:
-            run_all(_draw, [(sbd / "cls" / f"2008_{n:06d}.mat", n) for n in range(a.masks, a.full)], "drawing")
-            here, there = get_context("spawn").Pipe(duplex=False)
-            # a fresh process: this one has held other things
-            process = get_context("spawn").Process(target=_full, args=(sbd, folder / "full", several, there))
-            process.start()
-            seconds, own, workers = here.recv()
-            process.join()
+            seconds, peak = _full(sorted((sbd / "cls").iterdir()), folder / "full", several)
             print(
-                f"{a.full:,} masks on {several} processes: {seconds:.1f} s; peak {own:.0f} MiB, each worker {workers:.0f} MiB"
+                f"tools/prepare_voc.py with 11,355 labels of SBD, 9,118 of them to convert, and 2,913 masks of VOC, on "
+                f"{several} processes: {seconds:.1f} s; its largest process peaked at {peak:.0f} MiB"
             )
     finally:
         shutil.rmtree(folder)
