@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from mmengine.registry import DATASETS
-from mmseg.datasets import BaseSegDataset
 
+from gbseg.data.mmseg_datasets import BaseSegDataset
 from gbseg.data.voc import VOC_CLASSES, VOC_PALETTE
 
 __all__ = ["FolderSegmentation", "VOCSegmentation"]

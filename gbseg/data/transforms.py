@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
-from mmseg.datasets.transforms import Albu
+
+from gbseg.data.mmseg_datasets import Albu
 
 __all__ = ["ChannelGain", "SeededAlbu"]
 

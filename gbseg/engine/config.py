@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
@@ -62,9 +61,6 @@ def load_config(path: str | Path, options: Mapping[str, object] | None = None) -
         names = sorted(str(p.relative_to(known)) for p in known.rglob("*.py") if not p.name.startswith("_"))
         names = [n for n in names if not n.startswith("_")]
         raise FileNotFoundError(f"there is no config {file}. gbseg brings: {', '.join('gbseg::' + n for n in names)}.")
-    # at its first import mmseg prints that an optional package of its own is missing
-    with redirect_stdout(io.StringIO()):
-        import mmseg.datasets  # noqa: F401
     with _inheritance():
         config = Config.fromfile(str(file))
     if options:
