@@ -251,6 +251,42 @@ def test_overlap(tmp_path: Path) -> None:
     only(check_data(config), "warning", "6 of the 6 images of the val list are also among the 6", "not a held-out score")
 
 
+def test_a_config_without_a_model_and_one_without_a_head(tmp_path: Path) -> None:
+    config = custom(folder(tmp_path))
+    config.model.decode_head = None
+    assert not bad(check_data(config))
+    config.pop("model")
+    only(examine(config), "error", "the config has no model", "inherit")
+
+
+@pytest.mark.parametrize(
+    ("kind", "loop", "wrapped", "warned"),
+    [
+        ("Albu", "IterBasedTrainLoop", False, True),
+        ("mmseg.Albu", "IterBasedTrainLoop", False, True),
+        ("Albu", "ResumableIterLoop", False, False),
+        ("Albu", "IterBasedTrainLoop", True, False),
+        ("SeededAlbu", "IterBasedTrainLoop", False, False),
+    ],
+)
+def test_albumentations_without_seeds(kind: str, loop: str, wrapped: bool, warned: bool, tmp_path: Path) -> None:
+    """What it warns of is shown by tests/data/test_albu.py: two workers draw the same numbers."""
+    pytest.importorskip("albumentations")
+    config = custom(folder(tmp_path))
+    config.train_cfg.type = loop
+    dataset = config.train_dataloader.dataset
+    step = dict(type=kind, transforms=[dict(type="HorizontalFlip")])
+    # deep in the pipeline as well
+    dataset.pipeline.insert(2, dict(type="RandomApply", transforms=[step]))
+    if wrapped:
+        config.train_dataloader.dataset = dict(type="SeededDataset", dataset=dataset)
+    findings = list(check_data(config))
+    if warned:
+        only(findings, "warning", "Albu draws .* all 2 workers .* the same numbers, and no run can be repeated", "SeededAlbu")
+    else:
+        assert not bad(findings)
+
+
 MMSEG = "mmseg::fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py"
 EXPGB = "model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type='ExpGBLoss'{})){})\n"
 GUARD = "custom_imports = dict(imports=['gbseg', 'gbseg.engine'])\ncustom_hooks = [dict(type='NonFiniteGuardHook')]\n"
