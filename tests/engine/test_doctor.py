@@ -421,6 +421,16 @@ def test_packages(name: str, version: str, level: str, text: str, tmp_path: Path
     only(check_packages(), level, text, "pip install")
 
 
+def test_the_newer_opencv_is_advised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As numbers, 4.13 is newer than 4.9."""
+    installed(tmp_path, "opencv-python", "4.9.0.80")
+    installed(tmp_path, "opencv-contrib-python", "4.13.0.1")
+    installed(tmp_path, "opencv-python-headless", "4.9.0.80")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (finding,) = [f for f in check_packages() if "two versions of OpenCV" in f.text]
+    assert set(re.findall("==([0-9.]+)", finding.remedy)) == {"4.13.0.1"}
+
+
 # compare.py lists the subset's other configs as its runs
 SHIPPED = [*sorted((ROOT / "configs").glob("*.py")), ROOT / "configs/subset/compare.py"]
 
