@@ -283,6 +283,8 @@ def test_albumentations_without_seeds(kind: str, loop: str, wrapped: bool, warne
     findings = list(check_data(config))
     if warned:
         only(findings, "warning", "Albu draws .* all 2 workers .* the same numbers, and no run can be repeated", "SeededAlbu")
+        config.train_dataloader.num_workers = 0
+        only(check_data(config), "warning", "which no seed of the config reaches: no run can be repeated", "SeededAlbu")
     else:
         assert not bad(findings)
 

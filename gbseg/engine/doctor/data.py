@@ -88,12 +88,13 @@ def _seeds(config: Config) -> Iterator[Finding]:
     types = {name.rpartition(".")[-1] for name in types_in([loader, settings.get("train_cfg")])}
     # both of these seed albumentations' own generators for every sample
     if "Albu" in types and not types & {"ResumableIterLoop", "SeededDataset"}:
+        workers = loader.get("num_workers", 0)
+        same = f"all {workers} workers of the data loader augment with the same numbers, and " if workers > 1 else ""
         yield Finding(
             WARNING,
             "train data",
-            "Albu draws from generators of albumentations' own, which no seed of the config reaches: all "
-            f"{loader.get('num_workers', 0)} workers of the data loader augment with the same numbers, and no run can be "
-            "repeated.",
+            "Albu draws from generators of albumentations' own, which no seed of the config reaches: "
+            f"{same}no run can be repeated.",
             "write type='SeededAlbu' (and 'gbseg.data.transforms' into custom_imports), or train with "
             "train_cfg.type='ResumableIterLoop'.",
         )
