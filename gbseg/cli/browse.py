@@ -16,7 +16,8 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="whose samples")
     parser.add_argument("--number", type=int, default=12, metavar="N", help="how many samples")
     parser.add_argument("--image", metavar="NAME", help="this image N times, to see the variety of its augmentation")
-    parser.add_argument("--seed", type=int, help="of order, augmentation and sampled pixels (default: the config's)")
+    pixels = "pixels: a draw of the same sampler, not training's own"
+    parser.add_argument("--seed", type=int, help=f"of order, augmentation and pixels (default: the config's; {pixels})")
     parser.add_argument("--scale", type=int, metavar="K", help="enlarge every pixel K times (default: panels of about 256)")
     parser.add_argument("--per-page", type=int, default=12, metavar="N", help="samples a sheet")
     return _run

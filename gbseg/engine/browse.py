@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,11 +20,14 @@ from torch import Tensor
 from gbseg.engine.config import default_work_dir
 from gbseg.engine.position import Draw, SeededDataset
 from gbseg.engine.train import prepare
+from gbseg.files import write_atomically
 from gbseg.pixelnet.head import PixelNetHead
 from gbseg.report.overlay import VOID
-from gbseg.report.sheet import Cell, contact_sheet
+from gbseg.report.sheet import OTHERS, Cell, contact_sheet
 
-__all__ = ["browse", "seen"]
+__all__ = ["INDEX", "browse", "seen"]
+
+INDEX = "sheets.json"
 
 
 def browse(
@@ -36,13 +42,17 @@ def browse(
 ) -> list[Path]:
     """Write contact sheets of the samples that a config's network sees, in the order in which it sees them.
 
+    The folder's ``sheets.json`` lists what was written: the next call replaces or removes these files and no others.
+
+    The marked pixels are a draw of the same sampler, not training's own, whose generator the network has used before.
+
     Args:
         config: of one run.
         out: the folder; by default ``<work dir of the config>/browse``.
         split: 'train', 'val' or 'test'.
         number: of samples.
         image: show this one ``number`` times, to see how much augmentation varies: its name, or its place in the list.
-        seed: of order, augmentation and sampled pixels; None takes the config's, so that the sheets show the first samples of a
+        seed: of order, augmentation and marked pixels; None takes the config's, so that the sheets show the first samples of a
             training by gbseg's `ResumableIterLoop`.
         scale: pixels of the sheet a pixel of a sample; None makes panels about 256 wide.
         per_page: samples a sheet.
@@ -51,7 +61,7 @@ def browse(
         The PNG files.
 
     Raises:
-        ValueError: no such split or image, or a number below 1.
+        ValueError: no such split or image, a number below 1, or a file in the way that is none of an earlier call's.
     """
     if number < 1 or per_page < 1:
         raise ValueError(f"the number of samples, and of samples a sheet, is at least 1, not {number} and {per_page}.")
@@ -60,16 +70,44 @@ def browse(
     dataset, cells = _open(config, split, image, seed or 0)
     classes = dataset.metainfo.get("classes") or ()
     palette = dataset.metainfo.get("palette") or ()
-    # a run of a former time with more pages would leave some of them
-    for old in folder.glob(f"{split}_*.png"):
-        old.unlink()
+    sheets = [folder / f"{split}_{page + 1:02d}.png" for page in range(-(-number // per_page))]
+    owned = _sheets(folder)
+    for sheet in sheets:
+        if sheet.name not in owned and os.path.lexists(sheet):
+            raise ValueError(f"{sheet} is not a sheet of an earlier gbseg browse: name another --out, or move it away.")
     name, written = Path(config.filename or "config").name, []
+    what = f"{name}, {split}: {len(dataset):,} images, seed {seed}; sizes are height x width"
     shown = islice(cells, number)
-    while page := list(islice(shown, per_page)):
-        written.append(folder / f"{split}_{len(written) + 1:02d}.png")
-        what = f"{name}, {split}: {len(dataset):,} images, seed {seed}; sizes are height x width"
-        contact_sheet(page, written[-1], palette, classes, what, scale)
+    for sheet in sheets:
+        if not (page := list(islice(shown, per_page))):
+            break
+        contact_sheet(page, sheet, palette, classes, what, scale)
+        written.append(sheet)
+        # after the sheet: what is listed may be removed, so nothing is listed that was never written
+        owned.add(sheet.name)
+        write_atomically(json.dumps(sorted(owned)).encode(), folder / INDEX)
+    # an earlier call with more pages would leave some of them
+    stale = {old for old in owned if old.startswith(f"{split}_")} - {sheet.name for sheet in written}
+    for old in stale:
+        (folder / old).unlink(missing_ok=True)
+    if stale:
+        write_atomically(json.dumps(sorted(owned - stale)).encode(), folder / INDEX)
     return written
+
+
+def _sheets(folder: Path) -> set[str]:
+    """The names of the sheets that earlier calls wrote into a folder."""
+    path = folder / INDEX
+    if not path.exists():
+        return set()
+    try:
+        names = json.loads(path.read_bytes())
+    except ValueError:
+        names = None
+    # a name with a path in it would remove files elsewhere
+    if not isinstance(names, list) or not all(re.fullmatch(r"(train|val|test)_\d+\.png", str(name)) for name in names):
+        raise ValueError(f"{path} is not the list of sheets that gbseg browse writes: name another --out, or move it away.")
+    return set(names)
 
 
 def seen(config: Config, split: str = "train", image: str | None = None, seed: int = 0) -> Iterator[Cell]:
@@ -90,8 +128,9 @@ def _open(config: Config, split: str, image: str | None, seed: int) -> tuple[Any
 def _cells(config: Config, dataset: SeededDataset, loader: dict, split: str, image: str | None, seed: int) -> Iterator[Cell]:
     training = split == "train"
     draws = _draws(dataset, loader, image, seed, training)
-    preprocessor = MODELS.build(config.model.data_preprocessor) if config.model.get("data_preprocessor") else None
-    head = config.model.get("decode_head", {})
+    model = config.get("model") or {}
+    preprocessor = MODELS.build(model.data_preprocessor) if model.get("data_preprocessor") else None
+    head = model.get("decode_head") or {}
     head = head[-1] if isinstance(head, Sequence) else head
     sampler = None
     kind = MODELS.get(head["type"]) if isinstance(head.get("type"), str) else head.get("type")
@@ -162,15 +201,15 @@ def _picture(x: Tensor, preprocessor: Any, dataset: Any) -> np.ndarray:
 
 
 def _shown(label: np.ndarray, ignored: int) -> np.ndarray:
-    """Labels with the ignored one at 255, where the sheet expects it."""
-    shown = np.where((label < 0) | (label > 254), 254, label).astype(np.uint8)
+    """Labels with the ignored one at 255, where the sheet expects it; what has no number of its own then is `OTHERS`."""
+    shown = np.where((label < 0) | (label > OTHERS), OTHERS, label).astype(np.uint8)
     shown[label == ignored] = VOID
     return shown
 
 
 def _caption(meta: dict, augmented: tuple, final: tuple, config: Config, training: bool) -> str:
     sizes = [tuple(meta.get("ori_shape", augmented))[:2], augmented, final]
-    test_size = (config.model.get("test_cfg") or {}).get("input", "original")
+    test_size = ((config.get("model") or {}).get("test_cfg") or {}).get("input", "original")
     if not training and test_size != "original":
         sizes.append(tuple(test_size))
     steps = [size for i, size in enumerate(sizes) if i == 0 or size != sizes[i - 1]]

@@ -14,9 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from gbseg.files import write_atomically
 from gbseg.report.overlay import VOID, VOID_COLOUR, overlay
 
-__all__ = ["NO_CLASS_COLOUR", "Cell", "contact_sheet", "mark_points"]
+__all__ = ["NO_CLASS_COLOUR", "OTHERS", "Cell", "contact_sheet", "mark_points"]
 
 NO_CLASS_COLOUR = (255, 0, 255)
+# stands for every label that has no number of its own beside the ignored one's 255
+OTHERS = 254
 GAP, MARGIN, TEXT, LINE = 6, 16, 13, 18  # pixels
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 
@@ -27,7 +29,8 @@ class Cell:
 
     Attributes:
         image: (H, W, 3) uint8, blue first.
-        label: (H, W) uint8, 255 where it does not count; None where there is none.
+        label: (H, W) uint8, 255 where it does not count, 254 (`OTHERS`) for whatever label is no class and fits no byte beside
+            that; None where there is none.
         points: (P, 2) sampled pixels, (row, column); None where the network looks at all of them.
         caption: the lines below it.
     """
@@ -144,7 +147,8 @@ def _legend(
     """Left, top and name of every entry below the cells, and the height of all."""
     entries, x, y = [], MARGIN, GAP
     for value in values:
-        name = "ignored" if value == VOID else class_names[value] if value < len(class_names) else f"{value}: no class"
+        number = "254, 255 or no byte" if value == OTHERS else value
+        name = "ignored" if value == VOID else class_names[value] if value < len(class_names) else f"{number}: no class"
         taken = TEXT + GAP + int(font.getlength(name)) + 3 * GAP
         if x > MARGIN and x + taken > width - MARGIN:
             x, y = MARGIN, y + LINE + GAP

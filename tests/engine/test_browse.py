@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ pytest.importorskip("mmseg")
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from gbseg.data.scenes import write_scenes
 from gbseg.data.voc import VOC_PALETTE
@@ -139,12 +140,53 @@ def test_validation_images_come_unchanged_and_all_pixels_count(scenes: Path, tmp
     # OpenCV's and Pillow's decoders of JPEG may differ by a level or two
     truth = np.asarray(Image.open(scenes / "JPEGImages/val_000000.jpg")).astype(int)
     assert np.abs(cells[0].image[..., ::-1].astype(int) - truth).max() <= 3
-    # more samples than there are: the list ends; pages of one; what a former call left is removed
-    (tmp_path / "val_07.png").touch()
-    (tmp_path / "train_01.png").touch()
+    # more samples than there are: the list ends; pages of one
     pages = browse(config, tmp_path, "val", number=5, per_page=1)
     assert [page.name for page in pages] == ["val_01.png", "val_02.png"]
-    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["train_01.png", "val_01.png", "val_02.png"]
+
+
+def test_browse_replaces_and_removes_its_own_sheets_alone(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {name: name.encode() for name in ("train_my_figure.png", "train_000000.png", "val_02.png", "notes.json")}
+    for name, content in own.items():
+        (tmp_path / name).write_bytes(content)
+
+    def listed() -> list[str]:
+        assert {name: (tmp_path / name).read_bytes() for name in own} == own
+        names = sorted(p.name for p in tmp_path.iterdir() if p.name not in own)
+        assert json.loads((tmp_path / "sheets.json").read_text()) == [name for name in names if name != "sheets.json"]
+        return names
+
+    browse(demo(scenes), tmp_path, number=3, per_page=1)
+    browse(demo(scenes), tmp_path, "val", number=1)
+    assert listed() == ["sheets.json", "train_01.png", "train_02.png", "train_03.png", "val_01.png"]
+    before = (tmp_path / "train_01.png").read_bytes()
+    # nothing goes before what replaces it is there
+    with monkeypatch.context() as broken:
+        broken.setattr("gbseg.engine.browse.contact_sheet", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            browse(demo(scenes), tmp_path, number=1, seed=7)
+    assert listed() == ["sheets.json", "train_01.png", "train_02.png", "train_03.png", "val_01.png"]
+    browse(demo(scenes), tmp_path, number=1, seed=7)
+    assert listed() == ["sheets.json", "train_01.png", "val_01.png"]
+    assert (tmp_path / "train_01.png").read_bytes() != before
+    with pytest.raises(ValueError, match=r"val_02\.png is not a sheet of an earlier gbseg browse: name another --out"):
+        browse(demo(scenes), tmp_path, "val", number=2, per_page=1)
+    assert listed() == ["sheets.json", "train_01.png", "val_01.png"]
+
+
+@pytest.mark.parametrize("content", ['{"train": 1}', '["train_01.png", "../mine.png"]', "[1]", "no json", "\udcff"])
+def test_a_list_of_sheets_of_anybody_elses_is_left_alone(content: str, scenes: Path, tmp_path: Path) -> None:
+    index, mine = tmp_path / "out/sheets.json", tmp_path / "mine.png"
+    index.parent.mkdir()
+    mine.touch()
+    index.write_text(content, errors="surrogateescape")
+    with pytest.raises(ValueError, match=r"sheets\.json is not the list of sheets .*: name another --out"):
+        browse(demo(scenes), index.parent, number=1)
+    assert index.read_text(errors="surrogateescape") == content
+    assert mine.exists()
+    assert [p.name for p in index.parent.iterdir()] == ["sheets.json"]
 
 
 def test_labels_that_are_no_class_and_unlabelled_images_are_shown(tmp_path: Path) -> None:
@@ -156,6 +198,31 @@ def test_labels_that_are_no_class_and_unlabelled_images_are_shown(tmp_path: Path
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert (cut(sheet, places[0], (8, 8), 4, 1) == np.rint(0.6 * np.array([255, 0, 255]))).all()
     assert (cut(sheet, places[1], (8, 8), 4, 1) == 255).all()
+
+
+def test_a_label_255_that_is_not_the_ignored_one_is_called_so(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = demo(scenes)
+    config.model.decode_head.ignore_index = 0
+    config.model.decode_head.sampler = None
+    texts: list[str] = []
+    draw = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *a: texts.append(a[2]) or draw(*a))
+    browse(config, tmp_path, "val")
+    truth = [np.asarray(Image.open(path)) for path in sorted((scenes / "SegmentationClass").glob("val_*.png"))]
+    assert any((mask == 255).any() for mask in truth)
+    assert [text for text in texts if "no class" in text] == ["254, 255 or no byte: no class"]
+    assert "ignored" in texts
+
+
+def test_a_model_without_a_head_and_a_config_without_a_model_are_shown(scenes: Path) -> None:
+    config = demo(scenes)
+    config.model.decode_head = None
+    assert next(seen(config)).points is None
+    config.pop("model")
+    image = next(seen(config, "val")).image
+    assert image.shape == (*SIZE, 3)
 
 
 def test_what_does_not_exist_is_said(scenes: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,26 +98,30 @@ def values(*chosen: int) -> Callable[[int], np.ndarray]:
         (values(0, 255), {"classes": 2, "ignore": 254}, "error", "0/255 binary masks: the foreground is 255", "mask // 255"),
         (values(1, 2, 3), {}, "error", r"off by one: they go 1\.\.3", "reduce_zero_label=True"),
         (values(0, 1, 2, 3), {}, "error", "off by one: 3 occurs .*beside 0", "num_classes=4.*reduce_zero_label"),
-        (values(1, 2), {}, "warning", r"0 \(background\) occurs in none of 6 masks, while 1\.\.2 do", "subtract one"),
+        (values(0, 255), {}, "warning", r"all 6 masks hold 0 and 255 \(ignored\) only, of 3 classes: 0/255", "num_classes=2"),
+        (values(1, 2), {}, "warning", r"0 \(background\) occurs in none of 6 masks, while 1, 2 do", "subtract one"),
+        (values(1, 2, 3, 255), {"classes": 21}, "warning", r"0 \(background\) .* none of 6 masks, while 1\.\.3 do", "subtract"),
+        (values(0), {}, "warning", r"0 \(background\) is the only class in all 6 masks, of 3 classes", "browse"),
+        (values(1, 255), {"classes": 2}, "warning", r"1 \(thing\) is the only class in all 6 masks, of 2", "browse"),
         (values(0, 7, 9), {}, "error", "labels 7, 9 .*are no class: 3 classes are 0..2, ignored is 255", "correct the masks"),
         (grey_of_palette, {}, "error", "38, 75, 113 .*brightness of the palette's colours", "palette PNGs"),
         (values(255), {}, "error", "all pixels of all 6 masks are 255", "browse"),
         (values(0, 1, 2), {"reduce": True}, "warning", "reduce_zero_label=True ignores the label 0.*'background'", "False"),
         (lambda n: np.zeros((20, 30, 3), np.uint8), {}, "error", "6 of 6 masks .* hold colours", "class number"),
         (lambda n: np.full((20, 30), 300, np.uint16), {}, "error", "hold numbers above 255", "below 255"),
-        (lambda n: np.zeros((30, 20), np.uint8), {}, "error", "6 masks are not of .* 30 x 20, image 20 x 30", "EXIF"),
+        (lambda n: np.eye(30, 20, dtype=np.uint8), {}, "error", "6 masks are not of .* 30 x 20, image 20 x 30", "EXIF"),
     ],
     ids=[
-        "binary", "binary-not-ignored", "1..C", "0..C", "no-zero", "no-class", "grey-of-palette", "all-ignored", "reduced",
-        "rgb", "16-bit", "size",
+        "binary", "binary-not-ignored", "1..C", "0..C", "binary-of-3", "no-zero", "no-zero-no-last", "zero-only", "one-only",
+        "no-class", "grey-of-palette", "all-ignored", "reduced", "rgb", "16-bit", "size",
     ],
 )  # fmt: skip
 def test_labels(mask: Any, options: dict, level: str, text: str, remedy: str, tmp_path: Path) -> None:
     config = custom(folder(tmp_path, mask))
     for split in ("train", "val", "test"):
         dataset = config[f"{split}_dataloader"].dataset
-        if options.get("classes") == 2:
-            dataset.metainfo = dict(classes=("background", "thing"))
+        if "classes" in options:
+            dataset.metainfo = dict(classes=("background", "thing", *map(str, range(2, options["classes"]))))
         dataset.reduce_zero_label = options.get("reduce", False)
     config.model.decode_head.num_classes = options.get("classes", 3)
     config.model.decode_head.ignore_index = options.get("ignore", 255)
@@ -129,6 +135,56 @@ def test_labels_that_start_at_one_are_fine_when_reduced(tmp_path: Path) -> None:
             reduce_zero_label=True, metainfo=dict(classes=("disc", "square", "star"), palette=None)
         )
     assert not bad(check_data(config, every=True))
+
+
+def grey_png(labels: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of 1, 2 or 4 bits a pixel by the specification (Pillow writes 1 bit only)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    places = (labels[..., None] >> np.arange(bits - 1, -1, -1, dtype=np.uint8)) & 1
+    # a filter byte before every row
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in places)
+    header = struct.pack(">IIBBBBB", labels.shape[1], labels.shape[0], bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("bits", "backend", "level", "text"),
+    [
+        (
+            4,
+            "pillow",
+            "error",
+            "6 of 6 masks .* fewer than 8 bits a pixel, whose numbers .*'pillow'.* reads scaled",
+        ),
+        (2, "pillow", "error", "fewer than 8 bits a pixel, whose numbers .* reads scaled"),
+        (2, "cv2", "error", "fewer than 8 bits a pixel, whose numbers .*'cv2'.* reads scaled"),
+        (1, "cv2", "error", "fewer than 8 bits a pixel, whose numbers .*'cv2'.* reads scaled"),
+        (1, "pillow", "warning", "fewer than 8 bits a pixel: this pipeline reads them as they are stored"),
+    ],
+)
+def test_grey_masks_of_fewer_than_eight_bits(bits: int, backend: str, level: str, text: str, tmp_path: Path) -> None:
+    classes = 2**bits
+    root = folder(tmp_path, lambda n: np.resize(np.arange(classes, dtype=np.uint8), (20, 30)))
+    config = custom(root)
+    for split in ("train", "val", "test"):
+        dataset = config[f"{split}_dataloader"].dataset
+        dataset.metainfo = dict(classes=tuple(map(str, range(classes))))
+        dataset.pipeline[1].imdecode_backend = backend
+    config.model.decode_head.num_classes = classes
+    assert not bad(check_data(config))
+    wanted = {path: np.asarray(Image.open(path)) for path in (root / "masks").rglob("*.png")}
+    for path, labels in wanted.items():
+        path.write_bytes(grey_png(labels, bits))
+    only(check_data(config), level, text, "with 8 bits")
+    # the remedy is one
+    for path, labels in wanted.items():
+        read = np.asarray(Image.open(path)).astype("uint8") // {1: 1, 2: 85, 4: 17}[bits]
+        np.testing.assert_array_equal(read, labels)
+        Image.fromarray(read).save(path)
+    assert not bad(check_data(config))
 
 
 class LoadGrey(LoadAnnotations):
@@ -193,6 +249,44 @@ def test_overlap(tmp_path: Path) -> None:
     config = custom(folder(tmp_path))
     config.val_dataloader.dataset.data_prefix = config.train_dataloader.dataset.data_prefix
     only(check_data(config), "warning", "6 of the 6 images of the val list are also among the 6", "not a held-out score")
+
+
+def test_a_config_without_a_model_and_one_without_a_head(tmp_path: Path) -> None:
+    config = custom(folder(tmp_path))
+    config.model.decode_head = None
+    assert not bad(check_data(config))
+    config.pop("model")
+    only(examine(config), "error", "the config has no model", "inherit")
+
+
+@pytest.mark.parametrize(
+    ("kind", "loop", "wrapped", "warned"),
+    [
+        ("Albu", "IterBasedTrainLoop", False, True),
+        ("mmseg.Albu", "IterBasedTrainLoop", False, True),
+        ("Albu", "ResumableIterLoop", False, False),
+        ("Albu", "IterBasedTrainLoop", True, False),
+        ("SeededAlbu", "IterBasedTrainLoop", False, False),
+    ],
+)
+def test_albumentations_without_seeds(kind: str, loop: str, wrapped: bool, warned: bool, tmp_path: Path) -> None:
+    """What it warns of is shown by tests/data/test_albu.py: two workers draw the same numbers."""
+    pytest.importorskip("albumentations")
+    config = custom(folder(tmp_path))
+    config.train_cfg.type = loop
+    dataset = config.train_dataloader.dataset
+    step = dict(type=kind, transforms=[dict(type="HorizontalFlip")])
+    # deep in the pipeline as well
+    dataset.pipeline.insert(2, dict(type="RandomApply", transforms=[step]))
+    if wrapped:
+        config.train_dataloader.dataset = dict(type="SeededDataset", dataset=dataset)
+    findings = list(check_data(config))
+    if warned:
+        only(findings, "warning", "Albu draws .* all 2 workers .* the same numbers, and no run can be repeated", "SeededAlbu")
+        config.train_dataloader.num_workers = 0
+        only(check_data(config), "warning", "which no seed of the config reaches: no run can be repeated", "SeededAlbu")
+    else:
+        assert not bad(findings)
 
 
 MMSEG = "mmseg::fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py"
@@ -327,6 +421,16 @@ def test_packages(name: str, version: str, level: str, text: str, tmp_path: Path
     installed(tmp_path, name, version)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     only(check_packages(), level, text, "pip install")
+
+
+def test_the_newer_opencv_is_advised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As numbers, 4.13 is newer than 4.9."""
+    installed(tmp_path, "opencv-python", "4.9.0.80")
+    installed(tmp_path, "opencv-contrib-python", "4.13.0.1")
+    installed(tmp_path, "opencv-python-headless", "4.9.0.80")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (finding,) = [f for f in check_packages() if "two versions of OpenCV" in f.text]
+    assert set(re.findall("==([0-9.]+)", finding.remedy)) == {"4.13.0.1"}
 
 
 # compare.py lists the subset's other configs as its runs

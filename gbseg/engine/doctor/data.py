@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from gbseg.engine.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.engine.doctor.labels import Masks, judge
+from gbseg.engine.doctor.model import types_in
 from gbseg.engine.overlap import evaluated_splits, find_overlap, image_paths
 
 __all__ = ["check_data", "data_of"]
@@ -27,7 +28,8 @@ def data_of(config: Config) -> dict[str, Any]:
     """Everything that `check_data` looks at: configs with equal ones need be checked once."""
     head = _head(config)
     loaders = {split: config.get(f"{split}_dataloader") for split in ("train", "val", "test")}
-    return {**loaders, "head": [head.get("num_classes"), head.get("ignore_index")]}
+    loop = (config.get("train_cfg") or {}).get("type")
+    return {**loaders, "head": [head.get("num_classes"), head.get("ignore_index")], "loop": loop}
 
 
 def check_data(config: Config, every: bool = False, prepare: dict | None = None) -> Iterator[Finding]:
@@ -38,6 +40,7 @@ def check_data(config: Config, every: bool = False, prepare: dict | None = None)
         every: read all files instead of `SAMPLE` of each list, evenly spaced.
         prepare: the config's, which may make the data when training starts.
     """
+    yield from _seeds(config)
     if prepare and prepare.get("root") and not Path(prepare["root"]).exists():
         yield Finding(NOTE, "data", f"{prepare['root']} is made by {prepare['type']} when training starts.")
         return
@@ -77,8 +80,28 @@ def _correct(split: str) -> str:
     return "correct " + " and ".join(f"{name}_dataloader.dataset" for name in split.split("/")) + "."
 
 
+def _seeds(config: Config) -> Iterator[Finding]:
+    """Whether albumentations draws other numbers in every worker of the data loader, and the same in every run."""
+    # plain, since that names also the classes that a config imports
+    settings = config.to_dict()
+    loader = settings.get("train_dataloader") or {}
+    types = {name.rpartition(".")[-1] for name in types_in([loader, settings.get("train_cfg")])}
+    # both of these seed albumentations' own generators for every sample
+    if "Albu" in types and not types & {"ResumableIterLoop", "SeededDataset"}:
+        workers = loader.get("num_workers", 0)
+        same = f"all {workers} workers of the data loader augment with the same numbers, and " if workers > 1 else ""
+        yield Finding(
+            WARNING,
+            "train data",
+            "Albu draws from generators of albumentations' own, which no seed of the config reaches: "
+            f"{same}no run can be repeated.",
+            "write type='SeededAlbu' (and 'gbseg.data.transforms' into custom_imports), or train with "
+            "train_cfg.type='ResumableIterLoop'.",
+        )
+
+
 def _head(config: Config) -> Any:
-    head = config.model.get("decode_head") or {}
+    head = (config.get("model") or {}).get("decode_head") or {}
     return head[-1] if isinstance(head, Sequence) else head
 
 

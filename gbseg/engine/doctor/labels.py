@@ -17,6 +17,9 @@ from gbseg.engine.doctor.finding import ERROR, OK, WARNING, Finding
 
 __all__ = ["Masks", "judge"]
 
+# what Pillow multiplies the numbers of a grey PNG with, by the name of how they are packed: 1, 2 and 4 bits a pixel
+_SCALES = {"1": 1, "L;2": 85, "L;4": 17}
+
 
 @dataclass
 class Masks:
@@ -30,6 +33,8 @@ class Masks:
         colours: pictures in colours.
         misread: files whose class numbers the pipeline changes.
         jpegs: masks stored with loss.
+        scaled: grey PNGs of 1, 2 or 4 bits whose numbers the pipeline reads scaled up to 0..255.
+        narrow: grey PNGs of 1, 2 or 4 bits that it reads as they are stored.
         wide: masks of 16 or more bits with values above 255, which MMSegmentation cuts to 8 bits.
     """
 
@@ -39,6 +44,8 @@ class Masks:
     palette_as_colours: list[str] = field(default_factory=list)
     colours: list[str] = field(default_factory=list)
     misread: list[str] = field(default_factory=list)
+    scaled: list[str] = field(default_factory=list)
+    narrow: list[str] = field(default_factory=list)
     jpegs: list[str] = field(default_factory=list)
     wide: list[str] = field(default_factory=list)
 
@@ -46,7 +53,12 @@ class Masks:
         """Take in one mask: its file, and what the pipeline's `LoadAnnotations` made of it, (H, W) or (H, W, 3)."""
         self.count += 1
         with Image.open(path) as image:
-            kind, mode, stored = image.format, image.mode, np.asarray(image)
+            kind, mode = image.format, image.mode
+            # how the pixels are packed, which Pillow forgets when it has loaded them
+            scale = _SCALES.get(image.tile[0][3]) if kind == "PNG" and image.tile else None
+            stored = np.asarray(image)
+        if scale is not None:
+            stored = stored.astype(np.uint8) // scale
         if read.ndim != 2:
             (self.palette_as_colours if mode == "P" else self.colours).append(path)
             return
@@ -57,7 +69,11 @@ class Masks:
                 self.wide.append(path)
             self.stored.update(np.unique(stored).astype(int).tolist())
             changed = info.get("reduce_zero_label") or info.get("label_map")
-            if mode in ("P", "L") and not changed and not np.array_equal(stored, read):
+            same = np.array_equal(stored, read)
+            if scale is not None:
+                # pixels that were changed cannot be compared; all readers of the MM packages scale 2 and 4 bits
+                (self.scaled if (scale > 1 if changed else not same) else self.narrow).append(path)
+            elif mode in ("P", "L") and not changed and not same:
                 self.misread.append(path)
         for value in np.unique(read).tolist():
             self.values.setdefault(int(value), path)
@@ -102,13 +118,29 @@ def judge(
             "grey, as a rule)",
             pillow,
         ),
+        (
+            masks.scaled,
+            f"are grey PNGs of fewer than 8 bits a pixel, whose numbers LoadAnnotations(imdecode_backend='{backend}') reads "
+            "scaled up to 0..255",
+            "write them again with 8 bits: what Pillow reads, // 17 where the file has 4 bits, // 85 where it has 2, and "
+            ".astype('uint8') where it has 1.",
+        ),
         (masks.jpegs, "are JPEGs, whose compression changes class numbers", "make them again as PNGs, from the source."),
         (masks.wide, "hold numbers above 255, which MMSegmentation cuts to 8 bits", "map them to class numbers below 255."),
     ):
         if files:
             yield Finding(ERROR, where, f"{len(files)} of {masks.count} masks (first {files[0]}) {text}.", remedy)
-    if masks.palette_as_colours or masks.colours or masks.misread or masks.jpegs or masks.wide or not masks.values:
+    wrong = (masks.palette_as_colours, masks.colours, masks.misread, masks.scaled, masks.jpegs, masks.wide)
+    if any(wrong) or not masks.values:
         return
+    if masks.narrow:
+        yield Finding(
+            WARNING,
+            where,
+            f"{len(masks.narrow)} of {masks.count} masks (first {masks.narrow[0]}) are grey PNGs of fewer than 8 bits a pixel: "
+            "this pipeline reads them as they are stored, other readers scale them up to 0..255.",
+            "write them again with 8 bits a pixel.",
+        )
     yield _values(masks, classes, count, ignored, reduced, palette)
 
 
@@ -182,12 +214,29 @@ def _values(
             "looks like that class.",
             "set reduce_zero_label=False if the masks' 0 is the background.",
         )
-    if 0 not in found and max(used) == count - 1 and count > 2 and not reduced:
+    if found == masks.stored == {0, 255} and count > 2:
+        return Finding(
+            WARNING,
+            where,
+            f"all {masks.count} masks hold 0 and 255 (ignored) only, of {count} classes: 0/255 binary masks, with num_classes "
+            "and classes of another config? Their foreground is never trained and never counted.",
+            "if they are, write the foreground as 1 (mask // 255), and set num_classes=2 and two classes.",
+        )
+    if len(used) == 1 and count > 1:
+        (only,) = used
+        return Finding(
+            WARNING,
+            where,
+            f"{only} ({classes[only] if only < len(classes) else 'a class'}) is the only class in all {masks.count} masks, of "
+            f"{count} classes.",
+            "look at them: gbseg browse.",
+        )
+    if 0 not in found and count > 2 and not reduced:
         return Finding(
             WARNING,
             where,
             f"0 ({classes[0] if classes else 'the first class'}) occurs in none of {masks.count} masks, while "
-            f"{min(used)}..{max(used)} do: perhaps labels start at 1.",
+            f"{_listed(sorted(used))} do: perhaps labels start at 1.",
             "if 1 is the first class, subtract one, or set reduce_zero_label=True.",
         )
     also = f" and {ignored} (ignored)" if ignored in found else ""

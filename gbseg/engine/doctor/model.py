@@ -18,7 +18,7 @@ from gbseg.boosting import CubicBoost, ExponentialBoost
 from gbseg.engine.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.losses.modules import BoostedLoss
 
-__all__ = ["LOWEST", "STABLE", "STABLE_CLIPPED", "check_model"]
+__all__ = ["LOWEST", "STABLE", "STABLE_CLIPPED", "check_model", "types_in"]
 
 # The strength of an SGD step, r = rate * loss_weight * t_pos / (1 - momentum), with t_pos = 1 for cross-entropy: exp-GB is
 # cross-entropy, t_pos times as strong (gbseg/losses/modules.py). What has been measured on the VOC subset (results/subset,
@@ -255,7 +255,7 @@ def _imports(config: Config) -> Iterator[Finding]:
     }
     # importing a part imports gbseg
     available = [import_module(name) for name in ([*imports, "gbseg"] if imports else [])]
-    named = sorted(_types(config.to_dict()) & set(ours))
+    named = sorted(types_in(config.to_dict()) & set(ours))
     absent = [n for n in named if not any(ours[n] == module.__name__ or hasattr(module, n) for module in available)]
     if absent:
         wanted = sorted({"gbseg" if ours[name].startswith("gbseg.losses") else ours[name] for name in absent})
@@ -270,11 +270,12 @@ def _imports(config: Config) -> Iterator[Finding]:
         yield Finding(OK, "imports", f"custom_imports brings all {len(named)} parts of gbseg that the config names.")
 
 
-def _types(node: Any) -> set[str]:
+def types_in(node: Any) -> set[str]:
+    """Every ``type`` that a part of a config names, at any depth."""
     if isinstance(node, Mapping):
         own = {node["type"]} if isinstance(node.get("type"), str) else set()
-        return own.union(*(_types(child) for child in node.values()))
-    return set().union(*map(_types, node)) if isinstance(node, (list, tuple)) else set()
+        return own.union(*(types_in(child) for child in node.values()))
+    return set().union(*map(types_in, node)) if isinstance(node, (list, tuple)) else set()
 
 
 def _weights(config: Config) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from importlib import metadata
 
 import torch
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from gbseg.engine.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 
@@ -69,7 +70,7 @@ def check_packages() -> Iterator[Finding]:
             ERROR,
             where,
             "two versions of OpenCV share the folder cv2: " + ", ".join(f"{n} {v}" for n, v in opencv.items()) + ".",
-            f"pip install {' '.join(f'{name}=={max(opencv.values())}' for name in opencv)}",
+            f"pip install {' '.join(f'{name}=={max(opencv.values(), key=Version)}' for name in opencv)}",
         )
     if wanted and not bad:
         yield Finding(OK, where, f"torch {_version('torch')} and {len(wanted) - 1} others are what gbseg asks for.")
