@@ -30,9 +30,8 @@ def require_readable(path: str | os.PathLike) -> None:
     try:
         with Image.open(path) as image:
             if image.width * image.height > PIXELS:
-                raise ImageError(
-                    f"{path} has {image.width} x {image.height} pixels; at most {PIXELS:,} (2**30) can be read: cut it into parts"
-                )
+                size = f"{image.width} x {image.height} pixels"
+                raise ImageError(f"{path} has {size}; at most {PIXELS:,} (2**30) can be read: cut it into parts")
             image.load()
     except ImageError:
         raise
