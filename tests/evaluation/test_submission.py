@@ -72,7 +72,7 @@ WRONG = {
     "grey": (
         _save(np.zeros((8, 4), np.uint8), "L"),
         "2007_000032",
-        "is a grey PNG; the server takes indexed ones (with a palette), as --submit and --out write them",
+        "indexed ones (with a palette), as --submit and --out",
     ),
     "colours": (_save(np.zeros((8, 4, 3), np.uint8), "RGB"), "2007_000032", "has mode RGB"),
 }
