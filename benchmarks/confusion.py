@@ -63,9 +63,7 @@ def contenders(prediction: Tensor, label: Tensor) -> dict[str, Callable[[], obje
         metric.dataset_meta = {"classes": tuple(map(str, range(CLASSES)))}
     return {
         "gbseg VOCMetric.process": lambda: metrics[0].process(None, [sample]),
-        "gbseg VOCMetric.process, with seg_logits": lambda: metrics[1].process(
-            None, [{**sample, "seg_logits": {"data": logits}}]
-        ),
+        "gbseg VOCMetric.process, with seg_logits": lambda: metrics[1].process(None, [with_logits]),
         "gbseg count_bins (the counting alone)": lambda: count_bins(prediction, label, CLASSES, IGNORE),
         "gbseg confusion_matrix": lambda: confusion_matrix(prediction, label, CLASSES, IGNORE),
         "mmseg IoUMetric.intersect_and_union": lambda: IoUMetric.intersect_and_union(prediction, label, CLASSES, IGNORE),

@@ -234,6 +234,8 @@ def test_pictures_do_not_end_a_test(
         dataset.ann_file = ""
     if kind == "loader":
         dataset.pipeline[0] = dict(type="LoadPoem")
+    # named by config and second, two runs would share a logger, which writes where the output of the first one went
+    config.__dict__["_filename"] = f"{tmp_path.name}.py"
     scores = evaluate(config, root / "weights.pth", work_dir=tmp_path, show_dir=tmp_path / "shown")
     assert scores["mIoU"] == pytest.approx(found["mIoU"], abs=1e-9)
     page = (tmp_path / "test_weights/report.html").read_text()
