@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["ImageError", "require_readable", "to_bgr"]
+__all__ = ["ImageError", "read_bgr", "require_readable", "to_bgr"]
 
+PIXELS = 2**30  # of the largest image that OpenCV decodes, as it is built
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -21,17 +23,40 @@ def require_readable(path: str | os.PathLike) -> None:
     """Decode an image file to its end: OpenCV fills what is missing of a damaged file with grey and says nothing.
 
     Raises:
-        ImageError: it is missing, no image, damaged, or larger than Pillow allows.
+        ImageError: it is missing, no image, damaged, or of more than 2**30 pixels.
     """
+    # Pillow stops at a sixth of what the configs' loader reads
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as image:
+            if image.width * image.height > PIXELS:
+                size = f"{image.width} x {image.height} pixels"
+                raise ImageError(f"{path} has {size}; at most {PIXELS:,} (2**30) can be read: cut it into parts")
             image.load()
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"{path} is missing") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}; if it is meant to be that large, raise PIL.Image.MAX_IMAGE_PIXELS") from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(f"{path} cannot be read as an image: {error}") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def read_bgr(path: str | os.PathLike) -> np.ndarray:
+    """An image file as OpenCV decodes it, (H, W, 3) uint8, blue first, upright.
+
+    Raises:
+        ImageError: it is missing, or OpenCV cannot decode it.
+    """
+    try:
+        # OpenCV 5.0.0 crashes at a name that is no UTF-8, so Python opens the file
+        image = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error) as error:
+        raise ImageError(f"{path} cannot be read as an image: {error}") from error
+    if image is None:
+        raise ImageError(f"{path} cannot be read as an image by OpenCV")
+    return image
 
 
 def to_bgr(image: np.ndarray | Image.Image, bgr: bool = False) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mmengine.dist import all_gather_object, all_reduce, get_dist_info, is_main_process
@@ -16,7 +15,7 @@ from mmseg.structures import SegDataSample
 from gbseg.data.voc import VOC_PALETTE
 from gbseg.evaluation.calibration import Calibration, Reliability
 from gbseg.evaluation.confusion import count_bins, scores
-from gbseg.evaluation.metric import VOCMetric
+from gbseg.evaluation.metric import VOCMetric, image_name
 from gbseg.evaluation.probabilities import probabilities_of
 from gbseg.report.evaluation import TestReport, write_test_report
 from gbseg.report.overlay import VOID
@@ -37,6 +36,7 @@ class ReportHook(Hook):
         out_dir: the folder.
         pictures: how many of the worst and of the best images the page shows. For each image the host waits for its IoU, and
             as many label maps and predictions are kept as are shown; 0 for neither.
+        page: whether to write ``report.html`` and ``confusion.png`` at all.
         calibration: whether to compute the expected calibration error, `ECE`; the samples must hold ``seg_logits``, or the
             ``probabilities`` of test-time augmentation.
         name: of what is tested, the page's title.
@@ -51,15 +51,18 @@ class ReportHook(Hook):
         self,
         out_dir: str | Path,
         pictures: int = 8,
+        page: bool = True,
         calibration: bool = False,
         name: str = "test",
         facts: Mapping[str, str] | None = None,
         command: str | None = None,
     ) -> None:
         self.out_dir = Path(out_dir)
-        self.pictures = pictures
+        self.pictures = pictures if page else 0
+        self.page = page
         self.with_calibration = calibration
-        self.name = name
+        # a config's file name need not be UTF-8, and no font has a surrogate
+        self.name = name.encode(errors="backslashreplace").decode()
         self.facts = dict(facts or {})
         self.command = command
 
@@ -108,10 +111,11 @@ class ReportHook(Hook):
         bins = count_bins(prediction, label, len(names), self._metric(runner).ignore_index)
         found = scores(bins[: len(names), : len(names)], names)
         # a label map of bytes holds 255 classes beside void; values out of range are the metric's to complain about
-        if self.ranking.wants(found.miou) and len(names) <= 255:
+        if self.ranking.wants(found.miou, position) and len(names) <= 255:
             void = label.masked_fill(label == self._metric(runner).ignore_index, VOID)
             maps = (values.cpu().numpy().astype(np.uint8) for values in (void, prediction))
-            self.ranking.add(Picture(found.miou, position, sample.img_path, *maps, found.iou))
+            name = Path(image_name(sample, position)).stem
+            self.ranking.add(Picture(found.miou, position, name, sample.get("img_path"), *maps, found.iou))
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Merge what the processes have, add `ECE` to the metrics, and write."""
@@ -128,14 +132,15 @@ class ReportHook(Hook):
             return
         ranking = Ranking(self.pictures)
         ranking.add(*(picture for part in parts for picture in part))
-        info: dict[str, Any] = runner.test_dataloader.dataset.metainfo
+        colours = runner.test_dataloader.dataset.metainfo.get("palette") or ()
+        count = len(found.scores.class_names)
         report = TestReport(
             name=self.name,
             images=found.images,
             metrics=dict(metrics),
             scores=found.scores,
             matrix=found.matrix.numpy(),
-            palette=[list(colour) for colour in info.get("palette") or VOC_PALETTE],
+            palette=[*map(list, colours), *(list(VOC_PALETTE[i % 255]) for i in range(len(colours), count))],
             intervals=found.intervals,
             reliability=reliability,
             worst=ranking.worst,
@@ -143,7 +148,7 @@ class ReportHook(Hook):
             facts=self.facts,
             provenance=provenance(self.command),
         )
-        self.written = write_test_report(report, self.out_dir)
+        write_test_report(report, self.out_dir, self.page)
 
     @staticmethod
     def _metric(runner: Runner) -> VOCMetric:

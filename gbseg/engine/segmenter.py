@@ -62,15 +62,22 @@ class Segmentation:
         return self._predict()
 
     def overlay(self, alpha: float = 0.6) -> np.ndarray:
-        """The classes' colours blended into the image, (H, W, 3) uint8, red first; see `gbseg.report.overlay.overlay`."""
-        from gbseg.report.overlay import overlay
+        """The classes' colours blended into the image, (H, W, 3) uint8, red first.
 
+        As `gbseg.report.overlay.overlay`, ``round((1 - alpha) * image + alpha * colour)``, but any number is a class: a
+        prediction has no void.
+
+        Raises:
+            ValueError: alpha is not in 0..1.
+        """
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"alpha must lie in 0..1, not {alpha}")
+        colours = np.array(self.palette, dtype=np.float64)
         blended = np.empty_like(self.image)
         # in strips, because the blend is computed in float64
         for top in range(0, len(self.labels), 256):
             rows = slice(top, top + 256)
-            labels = self.labels[rows].astype(np.uint8)
-            blended[rows] = overlay(self.image[rows, :, ::-1], labels, self.palette, alpha)[..., ::-1]
+            blended[rows] = np.rint((1.0 - alpha) * self.image[rows] + alpha * colours[self.labels[rows]])
         return blended
 
 
@@ -92,7 +99,8 @@ class Segmenter:
     in tiles, of which the middles are kept: where a network sees further than ``overlap / 2`` pixels, labels near the seams can
     differ from those of the whole image, and what it knows of the whole image (global pooling) it knows of a tile.
     A PixelNet with a fixed ``test_cfg.input`` sees the whole image at that size; only the enlarging is done piecewise, and
-    the labels are the same.
+    the labels are the same. With ``tta`` of several scales they are so but for single pixels at borders, because the mean is
+    taken at the largest of the scales and then enlarged.
 
     Args:
         config: a file, ``gbseg::NAME.py``, or a config; of one run.
@@ -123,7 +131,12 @@ class Segmenter:
         overlap: int = 256,
     ) -> None:
         spans(1, tile, overlap)
-        config = copy.deepcopy(config) if isinstance(config, Config) else load_config(config, cfg_options)
+        if isinstance(config, Config):
+            config = copy.deepcopy(config)
+            # a copy, because merging takes _delete_ out of what it is given
+            config.merge_from_dict(copy.deepcopy(dict(cfg_options or {})))
+        else:
+            config = load_config(config, cfg_options)
         if "runs" in config:
             raise ValueError(f"{config.filename} lists the runs {', '.join(config.runs)}: take one of them by its own config.")
         if not Path(checkpoint).is_file():
@@ -170,6 +183,7 @@ class Segmenter:
 
         Raises:
             gbseg.data.images.ImageError: the image cannot be read, or is too small for the network.
+            ValueError: the network's logits are NaN or infinite.
         """
         loaded = self._load(image, bgr)
         labels, found = self._predict(loaded, probabilities)
@@ -235,6 +249,12 @@ class Segmenter:
                 raise
             raise ImageError(f"{width} x {height} pixels are too few for this network: {error}") from error
         values = sample.seg_logits.data if "seg_logits" in sample else sample.probabilities.data
+        # the argmax of NaN is a class as good as any other; minus infinity is one that was ruled out
+        if not torch.isfinite(values.amax(dim=0)).all():
+            raise ValueError(
+                "the network's logits are NaN or infinite, so that its labels would mean nothing: look for a training that "
+                "diverged before this checkpoint, or predict without amp."
+            )
         return values, sample.pred_sem_seg.data.squeeze(0)
 
     def _to_probabilities(self, values: Tensor) -> Tensor:

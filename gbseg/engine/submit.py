@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.registry import DATASETS, DefaultScope
-from PIL import Image
+from PIL import ExifTags, Image
 
 from gbseg.data.lists import read_ids
 from gbseg.data.voc import VOC_CLASSES
@@ -32,9 +32,12 @@ class Submission:
     temporary: bool
 
     def clear(self) -> None:
-        """Remove what an earlier run left in a folder of our own; every process calls it."""
-        if self.temporary and is_main_process():
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the predictions of an earlier run, which would be packed with ours; every process calls it."""
+        if is_main_process():
+            if self.temporary:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            for name in self.ids:
+                (self.folder / f"{name}.png").unlink(missing_ok=True)
         barrier()
 
     def pack(self) -> None:
@@ -49,7 +52,8 @@ class Submission:
         sizes = {}
         for name, path in zip(self.ids, self.images, strict=True):
             with Image.open(path) as image:
-                sizes[name] = (image.height, image.width)
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter, and predicted upright
+                sizes[name] = (image.width, image.height) if turned else (image.height, image.width)
         pack_submission(self.folder, self.ids, sizes, self.archive, len(VOC_CLASSES))
         print(f"{len(self.ids)} predictions are packed in {self.archive}, as {MEMBER_FOLDER}/<id>.png")
         if self.temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,15 +12,20 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
 from mmseg.structures import SegDataSample
 
+from gbseg.data.images import read_bgr
+from gbseg.data.voc import VOC_PALETTE
 from gbseg.engine.config import default_work_dir
 from gbseg.engine.submit import prepare_submission
 from gbseg.engine.train import build_runner
 from gbseg.engine.tta import enable_tta
 from gbseg.engine.weights import require_weights
+from gbseg.evaluation.metric import image_name
+from gbseg.files import write_atomically
 from gbseg.report.overlay import overlay
 
 __all__ = ["OverlayHook", "test"]
@@ -41,14 +47,24 @@ class OverlayHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence[SegDataSample] | None = None
     ) -> None:
         """Draw the images of one batch."""
-        palette = runner.test_dataloader.dataset.metainfo["palette"]
+        palette = runner.test_dataloader.dataset.metainfo.get("palette") or VOC_PALETTE
         for sample in outputs or ():
-            panels = [cv2.imread(sample.img_path)]
-            for field in ("gt_sem_seg", "pred_sem_seg"):
-                if field in sample:
-                    label = getattr(sample, field).data[0].cpu().numpy().astype(np.uint8)
-                    panels.append(overlay(panels[0], label, palette))
-            cv2.imwrite(str(self.out_dir / f"{Path(sample.img_path).stem}.png"), np.hstack(panels))
+            if not sample.get("img_path"):
+                print_log(f"No picture of {image_name(sample, batch_idx)}: it has no img_path.", "current", logging.WARNING)
+                continue
+            try:
+                panels = [read_bgr(sample.img_path)]
+                for field in ("gt_sem_seg", "pred_sem_seg"):
+                    if field in sample:
+                        label = getattr(sample, field).data[0].cpu().numpy()
+                        # overlay refuses what a byte does not hold
+                        label = label.astype(np.uint8) if label.max(initial=0) < 256 else label
+                        panels.append(overlay(panels[0], label, palette))
+            except ValueError as error:
+                print_log(f"No picture: {error}", "current", logging.WARNING)
+                continue
+            png = cv2.imencode(".png", np.hstack(panels))[1]
+            write_atomically(png.tobytes(), self.out_dir / f"{Path(sample.img_path).stem}.png")
 
 
 def test(
@@ -77,10 +93,12 @@ def test(
         work_dir: where the log goes; by default ``work_dirs/<name of the config>``.
         amp: predict in mixed precision.
         launcher: as `mmengine.runner.Runner` takes it.
-        report: writes scores.json, confusion.png and report.html to ``work_dir/test`` (see `gbseg.engine.report.ReportHook`),
-            where the test evaluator is a `VOCMetric` and the set has labels.
+        report: writes scores.json, confusion.png and report.html to ``work_dir/test_<stem of the checkpoint>``, with ``_tta``
+            behind it under test-time augmentation (see `gbseg.engine.report.ReportHook`), where the test evaluator is a
+            `VOCMetric` and the set has labels.
         ci: bootstrap resamples of the confidence intervals over images, True for 2,000.
-        calibration: computes the expected calibration error, and draws its diagram into the report.
+        calibration: computes the expected calibration error, and draws its diagram into the report; without ``report``,
+            scores.json and reliability.png are written alone.
         tta: average probabilities over scales and flips, see `gbseg.engine.tta.enable_tta`.
         submit: predict VOC's test list, without labels, and pack this archive for its evaluation server; nothing is scored.
         submit_list: the list to predict instead, see `gbseg.engine.submit.prepare_submission`.
@@ -122,15 +140,16 @@ def test(
         if ci < 0:
             raise ValueError(f"--ci is a number of bootstrap resamples, e.g. 2000, not {ci}.")
         evaluator.ci = ci
-    folder_of_report = work_dir / "test" if evaluator is not None and (report or calibration) else None
-    if folder_of_report is not None:
+    folder_of_report = None
+    if evaluator is not None and (report or calibration):
+        folder_of_report = work_dir / f"test_{Path(checkpoint).stem}{'_tta' if tta else ''}"
         facts = {"config": str(config.filename), "checkpoint": str(checkpoint)}
         if size is not None:
             facts["network input"] = size if size == "original" else "{} x {}".format(*size)
         if tta:
             facts["test-time augmentation"] = "mean probabilities over scales and flips"
         hook = dict(type="ReportHook", out_dir=str(folder_of_report), calibration=calibration, facts=facts, command=command)
-        hook |= dict(name=f"{Path(config.filename or 'run').stem} {Path(checkpoint).stem}", pictures=8 if report else 0)
+        hook |= dict(name=f"{Path(config.filename or 'run').stem} {Path(checkpoint).stem}", page=report)
         config.custom_hooks = [*config.get("custom_hooks", []), hook]
     # tested weights come from the checkpoint alone: nothing of the training side is built
     training = dict.fromkeys(("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"))
@@ -150,7 +169,8 @@ def test(
         if folder is not None:
             print(f"{name} are in {folder}")
     if folder_of_report is not None and is_main_process():
-        print(f"The report is {folder_of_report / 'report.html'} (also scores.json and figures)")
+        page = f"The report is {folder_of_report / 'report.html'} (also scores.json and figures)"
+        print(page if report else f"scores.json and reliability.png are in {folder_of_report}")
     return scores
 
 

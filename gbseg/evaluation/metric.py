@@ -1,6 +1,6 @@
 """PASCAL VOC's mIoU as a metric for MMEngine's runners, and the predictions as PNGs on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from mmengine.registry import METRICS
 from torch import Tensor
 
 from gbseg.data.masks import resize_mask, write_mask
+from gbseg.data.voc import VOC_PALETTE
 from gbseg.evaluation.bootstrap import Intervals, bootstrap_intervals
 from gbseg.evaluation.confusion import Scores, check_headline, count_bins, scores
 from gbseg.evaluation.table import score_table
@@ -56,8 +57,8 @@ class VOCMetric(BaseMetric):
 
     Args:
         headline: names of the classes whose mean is reported as `mIoU-<n>`; None for no such figure.
-        out_dir: folder for the predictions, one indexed PNG an image (values 0..C-1, VOC's palette, the image's
-            original size, the image's stem as name); None to write none.
+        out_dir: folder for the predictions, one indexed PNG an image (values 0..C-1, the data set's palette or VOC's, the
+            image's original size, the image's stem as name); None to write none.
         format_only: write the PNGs and compute nothing, for sets without labels. Needs `out_dir`.
         ignore_index: label of the pixels that do not count.
         ci: how many bootstrap resamples the confidence intervals over images take (see `bootstrap_intervals`); True for
@@ -67,8 +68,9 @@ class VOCMetric(BaseMetric):
 
     Raises:
         ValueError: `format_only` without `out_dir`; at the end of the epoch, if a label or prediction of any image is
-            out of range or its logits are NaN or infinite (the message names the images), no image was seen, or some were
-            seen twice.
+            out of range, its logits hold NaN or infinity, or a pixel of it has minus infinity for every class (the message
+            names the images; with `format_only` too, when their PNGs are written already); if two images of one stem were
+            written to `out_dir`, no image was seen, or some were seen twice.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class VOCMetric(BaseMetric):
         self._earlier: Tensor | None = None  # bins of all images but the last
         self._last: Tensor | None = None
         self._bounds: list[Tensor] = []  # of every image, see _count
+        self._broken: list[Tensor] = []  # of every image, whether its logits are no numbers
         self._counts: list[Tensor] = []  # of every image, for the intervals: correct, labelled and predicted pixels
         self._written: dict[str, str] = {}  # stem of a PNG -> the image it belongs to
 
@@ -126,20 +129,20 @@ class VOCMetric(BaseMetric):
         class_names = self.class_names
         if self.headline is not None:
             check_headline(class_names, self.headline)  # before the epoch is spent, not after
+        rank, world = get_dist_info()
         for sample in data_samples:
-            path = sample.get("img_path") or sample.get("seg_map_path") or f"image {len(self._names)}"
-            name = Path(str(path)).name
+            name = image_name(sample, len(self._names) * world + rank)
             self._names.append(name)
             prediction = sample["pred_sem_seg"]["data"].squeeze(0)
+            self._broken.append(_no_numbers(sample, prediction))
             if not self.format_only:
                 if "gt_sem_seg" not in sample:
                     raise KeyError(f"{name} has no gt_sem_seg; for a set without labels use format_only=True")
-                logits = sample.get("seg_logits", sample.get("probabilities", {})).get("data")
-                self._count(name, prediction, sample["gt_sem_seg"]["data"].squeeze(0), logits, len(class_names))
+                self._count(name, prediction, sample["gt_sem_seg"]["data"].squeeze(0), len(class_names))
             if self.out_dir is not None:
                 self._write(name, sample, prediction, len(class_names))
 
-    def _count(self, name: str, prediction: Tensor, label: Tensor, logits: Tensor | None, num_classes: int) -> None:
+    def _count(self, name: str, prediction: Tensor, label: Tensor, num_classes: int) -> None:
         """Add an image to the matrix and note, on the device, what is impossible in it."""
         label = label.to(prediction.device)
         try:
@@ -152,21 +155,14 @@ class VOCMetric(BaseMetric):
         if self.resamples:
             kept = bins[:num_classes, :num_classes]
             self._counts.append(torch.stack((kept.diagonal(), kept.sum(1), kept.sum(0))))
+        wrong = bins[:, num_classes].sum(), bins[num_classes].sum()
+        if bins.device.type == "cpu" and not any(wrong):
+            self._bounds.append(bins.new_zeros(6))
+            return
+        # on a device all of it is computed always: to look at the overflow bins first, the host would wait for them
         known = label.long().masked_fill(label == self.ignore_index, 0)
-        # the argmax of NaN is a class as good as any other; minus infinity is a class that was ruled out
-        broken = bins.new_zeros(()) if logits is None else (~torch.isfinite(logits.amax())).long()
-        # predictions out of range, least and greatest prediction, the same for the labels, and whether the logits are broken
-        self._bounds.append(
-            torch.stack(
-                [
-                    bins[:, num_classes].sum(),
-                    *prediction.long().aminmax(),
-                    bins[num_classes].sum(),
-                    *known.aminmax(),
-                    broken,
-                ]
-            )
-        )
+        # predictions out of range, least and greatest prediction, and the same for the labels
+        self._bounds.append(torch.stack([wrong[0], *prediction.long().aminmax(), wrong[1], *known.aminmax()]))
 
     def _write(self, name: str, sample: dict, prediction: Tensor, num_classes: int) -> None:
         """Write a prediction to `out_dir` at the image's original size."""
@@ -174,14 +170,18 @@ class VOCMetric(BaseMetric):
         if not sample.get("img_path"):
             raise KeyError(f"{name} has no img_path, so there is no name for its PNG in {self.out_dir}")
         values = prediction.cpu().numpy()
-        # a PNG has one byte a pixel: what does not fit would be wrapped around
-        if values.min() < 0 or values.max() >= min(num_classes, 256):
+        if values.min() < 0 or values.max() >= num_classes:
             raise ValueError(f"{name}: predictions {values.min()}..{values.max()} are out of range 0..{num_classes - 1}")
+        # one byte a pixel: what does not fit would be wrapped around
+        if values.max() > 255:
+            raise ValueError(f"{name}: a prediction of class {values.max()} cannot be written: a PNG holds 256 classes, 0..255")
         stem, path = Path(name).stem, str(sample["img_path"])
         if self._written.setdefault(stem, path) != path:
             raise ValueError(f"{self._written[stem]} and {path} would both be written as {stem}.png")
-        values = values.astype(np.uint8)
-        write_mask(self.out_dir / f"{stem}.png", resize_mask(values, sample.get("ori_shape") or values.shape))
+        values = resize_mask(values.astype(np.uint8), sample.get("ori_shape") or values.shape)
+        # VOC's colours behind the classes', so that 255 has one
+        colours = list((self.dataset_meta or {}).get("palette") or ())
+        write_mask(self.out_dir / f"{stem}.png", values, [*colours, *VOC_PALETTE[len(colours) :]][:256])
 
     def evaluate(self, size: int) -> dict:
         """Add the matrices of all processes up and compute the metrics, the same in every process.
@@ -206,14 +206,15 @@ class VOCMetric(BaseMetric):
         """Sum up over the processes: the matrix, the number of images, what was out of range, the counts of the images."""
         rank, world = get_dist_info()
         num_classes = len(self.class_names)
-        bins = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64)
+        device = self._broken[0].device if self._broken else "cpu"
+        bins = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64, device=device)
         if self._last is not None:
             # samplers deal the images out in turn and start again from the first to fill the last round: what is at or
             # beyond `size` in that order is an image that another process has counted already
             repeated = (len(self._names) - 1) * world + rank >= size
             bins = torch.zeros_like(self._last) if repeated else self._last
             bins = bins if self._earlier is None else bins + self._earlier
-        broken = torch.stack(self._bounds)[:, -1].sum().view(1) if self._bounds else bins.new_zeros(1)
+        broken = torch.stack(self._broken).sum().view(1) if self._broken else bins.new_zeros(1)
         packed = torch.cat([bins.flatten(), bins.new_tensor([len(self._names)]), broken])
         all_reduce(packed)
         packed = packed.cpu()
@@ -223,8 +224,14 @@ class VOCMetric(BaseMetric):
         faults: list[str] = []
         # the same sum in every process, so all of them take part
         if packed[-1] or bins[num_classes].any() or bins[:, num_classes].any():
-            found = all_gather_object(_faults(self._names, self._bounds, num_classes))
+            found = all_gather_object(_faults(self._names, self._bounds, self._broken, num_classes))
             faults = list(dict.fromkeys(fault for part in found for fault in part))
+        if self.out_dir is not None:
+            # of one process `_write` refuses the second image before it is written
+            written: dict[str, str] = {}
+            for stem, path in (item for part in all_gather_object(self._written) for item in part.items()):
+                if written.setdefault(stem, path) != path:
+                    raise ValueError(f"{written[stem]} and {path} were both written as {self.out_dir / stem}.png")
         counts = None
         if self.resamples and not self.format_only:
             mine = torch.stack(self._counts).cpu().numpy() if self._counts else np.zeros((0, 3, num_classes), np.int64)
@@ -250,14 +257,14 @@ class VOCMetric(BaseMetric):
         (result,) = results
         if not result["images"]:
             raise ValueError("VOCMetric has seen no image")
-        if self.format_only:
-            print_log(f"{result['images']} predictions are in {self.out_dir}", logger="current")
-            return {}
         if result["faults"]:
             faults = result["faults"]
             more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
             listed = "; ".join(faults[:LISTED]) + more
             raise ValueError(f"{len(faults)} of {result['images']} images hold values that cannot be: {listed}")
+        if self.format_only:
+            print_log(f"{result['images']} predictions are in {self.out_dir}", logger="current")
+            return {}
         result_scores = scores(result["matrix"], self.class_names, self.headline)
         intervals = None
         if result.get("counts") is not None and len(result["counts"]) > 1:
@@ -286,17 +293,35 @@ class VOCMetric(BaseMetric):
         return metrics | {f"IoU/{name}": 100 * value for name, value in per_class}
 
 
-def _faults(names: Sequence[str], bounds: Sequence[Tensor], num_classes: int) -> list[str]:
-    """Describe every image whose values are out of range; the one time that the bounds are fetched from the device."""
+def image_name(sample: Mapping, position: int) -> str:
+    """The file name that an image goes by in messages; its position in the set where a sample knows no file."""
+    return Path(str(sample.get("img_path") or sample.get("seg_map_path") or f"image {position}")).name
+
+
+def _no_numbers(sample: Mapping, prediction: Tensor) -> Tensor:
+    """0 or 1, on the device: whether a pixel has no finite greatest logit, so that its argmax means nothing.
+
+    Minus infinity is a class that was ruled out, and no fault where another one is left.
+    """
+    logits = sample.get("seg_logits", sample.get("probabilities", {})).get("data")
+    if logits is None:
+        return torch.zeros((), dtype=torch.int64, device=prediction.device)
+    return (~torch.isfinite(logits.amax(dim=0)).all()).long().to(prediction.device)
+
+
+def _faults(names: Sequence[str], bounds: Sequence[Tensor], broken: Sequence[Tensor], num_classes: int) -> list[str]:
+    """Describe every image whose values cannot be; the one time that they are fetched from the device."""
     described = []
+    flags = torch.stack(list(broken)).tolist() if broken else []
     # format_only keeps no bounds
-    for name, row in zip(names, torch.stack(list(bounds)).tolist() if bounds else [], strict=False):
+    rows = torch.stack(list(bounds)).tolist() if bounds else [[0] * 6] * len(flags)
+    for name, row, flag in zip(names, rows, flags, strict=True):
         parts = [
             f"{count} {kind}(s) outside 0..{num_classes - 1} (values go from {least} to {greatest})"
-            for kind, (count, least, greatest) in (("prediction", row[:3]), ("label", row[3:6]))
+            for kind, (count, least, greatest) in (("prediction", row[:3]), ("label", row[3:]))
             if count
         ]
-        if row[6]:
+        if flag:
             parts.append("logits that are not finite numbers, so that its labels mean nothing")
         if parts:
             described.append(f"{name}: {', '.join(parts)}")

@@ -20,8 +20,6 @@ __all__ = ["MEMBER_FOLDER", "SubmissionError", "check_submission", "pack_submiss
 MEMBER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 """Where the server looks for ``<id>.png``: competition 6, segmentation with any training data but the test set's."""
 
-LISTED = 20
-
 
 class SubmissionError(ValueError):
     """Predictions that are no valid submission.
@@ -33,9 +31,7 @@ class SubmissionError(ValueError):
     def __init__(self, problems: Sequence[tuple[str, str]], folder: str | Path) -> None:
         self.problems = list(problems)
         width = max(len(name) for name, _ in self.problems)
-        lines = [f"  {name:<{width}}  {problem}" for name, problem in self.problems[:LISTED]]
-        if len(self.problems) > LISTED:
-            lines.append(f"  ... and {len(self.problems) - LISTED} more")
+        lines = [f"  {name:<{width}}  {problem}" for name, problem in self.problems]
         head = f"no archive was written: {len(self.problems)} problem(s) with the predictions in {folder}:"
         super().__init__("\n".join([head, *lines]))
 
@@ -77,7 +73,7 @@ def _wrong_with(path: Path, size: tuple[int, int], num_classes: int) -> str | No
         return str(error)
     with Image.open(path) as image:
         if image.mode != "P":
-            return "is a grey PNG; the server takes indexed ones (gbseg.data.masks.write_mask)"
+            return "is a grey PNG; the server takes indexed ones (with a palette), as --submit and --out write them"
     if values.shape != tuple(size):
         (height, width), (image_height, image_width) = values.shape, size
         return f"is {width} x {height} pixels (width x height), its image {image_width} x {image_height}"

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gbseg.evaluation.bootstrap import Intervals
 from gbseg.evaluation.calibration import Reliability
 from gbseg.evaluation.confusion import Scores
@@ -18,6 +20,9 @@ from gbseg.report.page import render_page
 from gbseg.report.pictures import Picture
 
 __all__ = ["TestReport", "scores_json", "write_test_report"]
+
+
+FILES = ("scores.json", "confusion.png", "reliability.png", "report.html")
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,9 @@ class TestReport:
 
 
 def _strict(value: Any) -> Any:
-    """JSON has no NaN: what is not known is null."""
+    """JSON has no NaN: what is not known is null; nor has it NumPy's numbers."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -85,7 +92,8 @@ def scores_json(report: TestReport) -> dict[str, Any]:
         "name": report.name,
         **report.facts,
         "images": report.images,
-        "metrics": {name: value for name, value in report.metrics.items() if not name.startswith("IoU/")},
+        # those of the classes, which a prefix may stand before, are below
+        "metrics": {name: value for name, value in report.metrics.items() if "/IoU/" not in f"/{name}"},
         "headline": scores.headline_classes,
         "absent": scores.absent,
         "classes": classes,
@@ -99,25 +107,29 @@ def scores_json(report: TestReport) -> dict[str, Any]:
     return _strict(found | {"provenance": report.provenance})
 
 
-def write_test_report(report: TestReport, folder: str | Path) -> list[Path]:
-    """Write the files, each atomically.
+def write_test_report(report: TestReport, folder: str | Path, page: bool = True) -> None:
+    """Write the files, each atomically, and remove those of an earlier report that are not among them.
 
-    Returns:
-        What was written, the page first.
+    Args:
+        report: what is known.
+        folder: of the files.
+        page: write ``report.html`` and ``confusion.png``; without, ``scores.json`` and ``reliability.png`` alone.
 
     Raises:
         FileWriteError: a file could not be written.
-        FileNotFoundError: an image that the page shows can no longer be read.
     """
     folder = Path(folder)
-    files = {
-        "scores.json": (json.dumps(scores_json(report), indent=1, allow_nan=False) + "\n").encode(),
-        "confusion.png": draw_confusion(report.matrix, report.scores.class_names),
-    }
+    files = {"scores.json": lambda: (json.dumps(scores_json(report), indent=1, allow_nan=False) + "\n").encode()}
+    if page:
+        files["confusion.png"] = lambda: draw_confusion(report.matrix, report.scores.class_names)
     if report.reliability is not None:
-        files["reliability.png"] = draw_reliability(report.reliability, report.name)
-    # last: whatever may be wrong with pictures, the scores are safe by then
-    for name, data in files.items():
-        write_atomically(data, folder / name)
-    write_atomically(render_page(report).encode(), folder / "report.html")
-    return [folder / name for name in ("report.html", *files)]
+        files["reliability.png"] = lambda: draw_reliability(report.reliability, report.name)
+    if page:
+        # a file's name need not be UTF-8
+        files["report.html"] = lambda: render_page(report).encode(errors="backslashreplace")
+    for name in FILES:
+        if name not in files:
+            (folder / name).unlink(missing_ok=True)
+    # one by one, the scores first: whatever may be wrong with the others, they are safe by then
+    for name, make in files.items():
+        write_atomically(make(), folder / name)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from gbseg.data.images import ImageError
 from gbseg.report.matrix import row_shares
 from gbseg.report.overlay import VOID
-from gbseg.report.pictures import ERROR_COLOURS, Picture, jpeg_uri, name_of, panels
+from gbseg.report.pictures import ERROR_COLOURS, Picture, jpeg_uri, panels
 
 if TYPE_CHECKING:
     from gbseg.report.evaluation import TestReport
@@ -69,7 +70,7 @@ def _classes(report: TestReport) -> list[dict[str, Any]]:
                 "confused": {"name": scores.class_names[worst], "share": others[worst]} if others[worst] >= 0.005 else None,
             }
         )
-    return sorted(found, key=lambda row: (row["absent"], -row["iou"] if not row["absent"] else 0))
+    return found
 
 
 def _confusions(report: TestReport) -> list[dict[str, Any]]:
@@ -97,17 +98,24 @@ def _confusions(report: TestReport) -> list[dict[str, Any]]:
 def _picture(picture: Picture, report: TestReport) -> dict[str, Any]:
     names = report.scores.class_names
     background = 0 if names[0] == "background" else None
-    images = panels(picture, report.palette, background)
+    images, unreadable = [], ""
+    try:
+        images = panels(picture, report.palette, background)
+    except ImageError as error:
+        unreadable = str(error)
     kept = picture.label != VOID
     labelled = set(np.unique(picture.label[kept]).tolist())
     occurring = [i for i, value in enumerate(picture.iou) if not math.isnan(value)]
     there = sorted(labelled & set(occurring), key=lambda i: -picture.iou[i])
     return {
-        "name": name_of(picture),
+        "name": picture.name,
         "score": picture.score,
         "wrong": float((picture.label != picture.prediction)[kept].mean()) if kept.any() else math.nan,
-        "panels": [{"kind": kind, "uri": jpeg_uri(image)} for kind, image in zip(PANELS, images, strict=True)],
-        "size": images[0].shape[1::-1],
+        "panels": [
+            {"kind": kind, "uri": jpeg_uri(image), "size": image.shape[1::-1]}
+            for kind, image in zip(PANELS, images, strict=bool(images))
+        ],
+        "unreadable": unreadable,
         "classes": [{"name": names[i], "colour": _css(report.palette[i]), "iou": picture.iou[i]} for i in there],
         "spurious": [names[i] for i in occurring if i not in labelled],
     }
@@ -115,30 +123,27 @@ def _picture(picture: Picture, report: TestReport) -> dict[str, Any]:
 
 def _tiles(report: TestReport) -> list[dict[str, Any]]:
     """The figures beside the headline number."""
-    meaning = {
-        "aAcc": "pixels that are right",
-        "mAcc": "mean accuracy of the classes",
-        "fwIoU": "IoU weighted by pixels",
-        "mDice": "mean Dice of the classes",
-        "ECE": "calibration error",
-    }
-    ends = {}
-    if report.scores.headline_classes:
-        name = f"mIoU-{len(report.scores.headline_classes)}"
-        meaning = {name: ", ".join(report.scores.headline_classes)} | meaning
-        ends[name] = report.intervals.headline_miou if report.intervals else None
-    return [
-        {"name": name, "value": report.metrics[name] / 100, "meaning": text, "interval": ends.get(name)}
-        for name, text in meaning.items()
-        if name in report.metrics
+    scores = report.scores
+    tiles = [
+        ("aAcc", scores.pixel_accuracy, "pixels that are right"),
+        ("mAcc", scores.macc, "mean accuracy of the classes"),
+        ("fwIoU", scores.fwiou, "IoU weighted by pixels"),
+        ("mDice", scores.mdice, "mean Dice of the classes"),
     ]
+    if report.reliability:
+        tiles.append(("ECE", report.reliability.ece, "calibration error"))
+    found = [{"name": name, "value": value, "meaning": meaning, "interval": None} for name, value, meaning in tiles]
+    if scores.headline_classes:
+        headline = {"name": f"mIoU-{len(scores.headline_classes)}", "value": scores.headline_miou}
+        headline |= {"meaning": ", ".join(scores.headline_classes)}
+        found.insert(0, headline | {"interval": report.intervals.headline_miou if report.intervals else None})
+    return found
 
 
 def render_page(report: TestReport) -> str:
     """The page as text. Its images are ``data:`` URIs; its script sorts the table and counts the images that loaded.
 
-    Raises:
-        FileNotFoundError: an image that is to be shown can no longer be read.
+    An image that cannot be read is left out, and its card says why.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

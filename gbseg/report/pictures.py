@@ -6,13 +6,14 @@ H, W: height and width of an image in pixels. C classes.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from gbseg.data.images import ImageError, read_bgr
 from gbseg.data.masks import resize_mask
 from gbseg.report.overlay import VOID, overlay
 
@@ -29,7 +30,8 @@ class Picture(NamedTuple):
     Attributes:
         score: mean IoU over the classes that occur in its label or its prediction.
         position: in the set.
-        path: of the image.
+        name: what the page calls it.
+        path: of the image; None where the sample names no file.
         label: (H, W) uint8.
         prediction: (H, W) uint8.
         iou: of every class, NaN where it occurs in neither.
@@ -37,7 +39,8 @@ class Picture(NamedTuple):
 
     score: float
     position: int
-    path: str
+    name: str
+    path: str | None
     label: np.ndarray
     prediction: np.ndarray
     iou: tuple[float, ...]
@@ -59,11 +62,12 @@ class Ranking:
         self.k = k
         self.kept: list[Picture] = []
 
-    def wants(self, score: float) -> bool:
-        """Whether an image of this score would be kept. One without a class (NaN) never is."""
-        if not self.k or score != score:
+    def wants(self, score: float, position: int) -> bool:
+        """Whether an image of this score at this position would be kept. One without a class (NaN) never is."""
+        if not self.k or math.isnan(score):
             return False
-        return len(self.kept) < 2 * self.k or score < self.kept[self.k - 1].score or score > self.kept[self.k].score
+        rank = score, position
+        return len(self.kept) < 2 * self.k or rank < self.kept[self.k - 1].rank or rank > self.kept[self.k].rank
 
     def add(self, *pictures: Picture) -> None:
         """Take pictures in."""
@@ -112,11 +116,11 @@ def panels(picture: Picture, palette: Sequence[Sequence[int]], background: int |
     """Image, truth, prediction and error map of a picture, (h, w, 3) uint8 BGR, the longer side 480 pixels.
 
     Raises:
-        FileNotFoundError: the image is gone or cannot be read any more.
+        gbseg.data.images.ImageError: the image has no file, or OpenCV cannot read it.
     """
-    image = cv2.imread(picture.path)
-    if image is None:
-        raise FileNotFoundError(f"{picture.path} was tested, but can no longer be read to be shown in the report")
+    if picture.path is None:
+        raise ImageError(f"{picture.name} has no img_path")
+    image = read_bgr(picture.path)
     height, width = picture.label.shape
     scale = SIDE / max(height, width)
     size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -138,8 +142,3 @@ def jpeg_uri(image_bgr: np.ndarray) -> str:
     if not done:
         raise RuntimeError(f"OpenCV could not encode an image of {image_bgr.shape} as JPEG")
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
-
-
-def name_of(picture: Picture) -> str:
-    """The image's file name without its ending."""
-    return Path(picture.path).stem

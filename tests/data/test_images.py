@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbseg.data.images import ImageError, require_readable, to_bgr
+from gbseg.data.images import ImageError, read_bgr, require_readable, to_bgr
 
 RNG = np.random.default_rng(0)
 RGB = cv2.GaussianBlur(RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8), (5, 5), 2)
@@ -109,3 +110,29 @@ def test_what_is_no_image_file(kind: str, tmp_path: Path) -> None:
         file.write_bytes(data[: len(data) * 3 // 4] if "truncated" in kind else data)
     with pytest.raises(ImageError, match=rf"image\.jpg {'is missing' if kind == 'missing' else 'cannot be read as an image'}"):
         require_readable(file)
+
+
+def test_large_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's limit, here far below the image, does not hold, and holds again afterwards; OpenCV's does."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    (tmp_path / "a.png").write_bytes(KINDS["rgb"])
+    require_readable(tmp_path / "a.png")
+    (tmp_path / "b.pgm").write_bytes(b"P5 40000 30000 255\n")
+    with pytest.raises(ImageError, match=r"b\.pgm has 40000 x 30000 pixels; at most 1,073,741,824 \(2\*\*30\) can be read"):
+        require_readable(tmp_path / "b.pgm")
+    assert Image.MAX_IMAGE_PIXELS == 100
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "a.png")
+
+
+def test_files_as_opencv_reads_them(tmp_path: Path) -> None:
+    """Whatever their names are, which OpenCV's own reader does not survive if they are no UTF-8."""
+    name = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png"))
+    name.write_bytes(KINDS["png turned"])
+    np.testing.assert_array_equal(read_bgr(name), np.rot90(RGB, -1)[..., ::-1])
+    for content in (b"", b"no image"):
+        name.write_bytes(content)
+        with pytest.raises(ImageError, match="cannot be read as an image"):
+            read_bgr(name)
+    with pytest.raises(ImageError, match=r"none\.jpg cannot be read as an image: .*No such file"):
+        read_bgr(tmp_path / "none.jpg")

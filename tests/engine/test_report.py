@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from engine_tiny import SERVER
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
@@ -92,7 +95,7 @@ def _check(root: Path, found: dict[str, float], work_dir: str, out: str) -> dict
     assert found["mIoU"] / 100 == pytest.approx(np.nanmean(iou), abs=1e-12)
     head = [VOC_CLASSES.index(name) for name in HEADLINE]
     assert found["mIoU-3"] / 100 == pytest.approx(np.nanmean(iou[head]), abs=1e-12)
-    scores = json.loads((root / work_dir / "test/scores.json").read_text())
+    scores = json.loads((root / work_dir / "test_weights/scores.json").read_text())
     np.testing.assert_array_equal(scores["confusion_matrix"], matrix)
     assert scores["images"] == IMAGES and scores["network input"] == "original"
     assert scores["provenance"]["command"] == work_dir
@@ -104,7 +107,7 @@ def _check(root: Path, found: dict[str, float], work_dir: str, out: str) -> dict
 def test_scores_equal_those_of_the_written_pngs(tested: tuple[Path, dict[str, float]]) -> None:
     root, found = tested
     scores = _check(root, found, "one", "out1")
-    files = {path.name for path in (root / "one/test").iterdir()}
+    files = {path.name for path in (root / "one/test_weights").iterdir()}
     assert files == {"scores.json", "confusion.png", "reliability.png", "report.html"}
     assert found["mIoU/low"] <= found["mIoU"] <= found["mIoU/high"]
     assert scores["intervals"]["resamples"] == 300
@@ -116,7 +119,7 @@ def test_images_of_the_page(tested: tuple[Path, dict[str, float]]) -> None:
     names = (root / "voc/ImageSets/Segmentation/val.txt").read_text().split()
     means = [np.nanmean(_iou(confusion_matrix(*pair, labels=range(21)))) for pair in _pairs(root, "out1")]
     order = [names[i] for i in np.argsort(means)]
-    page = (root / "one/test/report.html").read_text()
+    page = (root / "one/test_weights/report.html").read_text()
     places = [page.index(f'alt="image of {name}"') for name in (*order[:3], *order[:2:-1])]
     assert places == sorted(places)
     for name, mean in zip(names, means, strict=True):
@@ -138,10 +141,10 @@ def test_two_processes_give_what_one_gives(tested: tuple[Path, dict[str, float]]
         # the order in which confidences are added up differs, nothing else does
         for name, value in found.items():
             assert both[name] == pytest.approx(value, rel=1e-12 if name == "ECE" else 0, nan_ok=True), name
-    alone = json.loads((root / "one/test/scores.json").read_text())
+    alone = json.loads((root / "one/test_weights/scores.json").read_text())
     assert scores["calibration"]["pixels"] == alone["calibration"]["pixels"]
     assert (scores["classes"], scores["intervals"]) == (alone["classes"], alone["intervals"])
-    pages = [(root / name / "test/report.html").read_text() for name in ("one", "two")]
+    pages = [(root / name / "test_weights/report.html").read_text() for name in ("one", "two")]
     cut = [page[page.index("<main>") : page.index('id="calibration"')] for page in pages]
     assert cut[0] == cut[1]
 
@@ -176,8 +179,71 @@ def test_what_cannot_be_reported(tested: tuple[Path, dict[str, float]], tmp_path
     with pytest.raises(ValueError, match=r"--ci is a number of bootstrap resamples, e\.g\. 2000, not -5"):
         evaluate(_config(root), root / "weights.pth", work_dir=tmp_path, ci=-5)
     found = evaluate(config, root / "weights.pth", work_dir=tmp_path)
-    assert "mIoU" in found and not (tmp_path / "test").exists()
+    assert "mIoU" in found and not list(tmp_path.glob("test*"))
     config = _config(root)
     config.model.decode_head.update(loss_decode=dict(type="HuasdorffDisstanceLoss"), init_bias=None)
     with pytest.raises(ValueError, match="as probabilities is not known for HuasdorffDisstanceLoss"):
         evaluate(config, root / "weights.pth", work_dir=tmp_path, calibration=True)
+
+
+def test_each_kind_of_test_has_its_folder(tested: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
+    """Of its own checkpoint and augmentation; without a page there are the numbers and the asked-for diagram alone."""
+    root, _ = tested
+    config = _config(root)
+    config.tta_model = dict(type="LinkTTAModel", scales=(1.0,))
+    arguments = dict(work_dir=tmp_path, calibration=True, report=False)
+    evaluate(config, root / "weights.pth", **arguments)
+    evaluate(config, root / "weights.pth", tta=True, **arguments)
+    for name in ("test_weights", "test_weights_tta"):
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"scores.json", "reliability.png"}
+
+
+@TRANSFORMS.register_module()
+class LoadPoem(BaseTransform):
+    """Images as nobody else stores them: numbers as text."""
+
+    def transform(self, results: dict) -> dict:
+        """Read one."""
+        image = np.loadtxt(results["img_path"], dtype=np.uint8).reshape(48, 64, 3)
+        return results | {"img": image, "img_shape": (48, 64), "ori_shape": (48, 64)}
+
+
+@pytest.mark.parametrize("kind", ["loader", "nameless", "bytes"])
+def test_pictures_do_not_end_a_test(
+    kind: str, tested: tuple[Path, dict[str, float]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the images are called and read by, the scores come, and the page says what it could not show."""
+    root, found = tested
+    config = _config(root)
+    dataset = config.test_dataloader.dataset
+    names = (root / "voc/ImageSets/Segmentation/val.txt").read_text().split()
+    if kind == "nameless":
+        keys = ("seg_map_path", "ori_shape", "img_shape", "pad_shape", "scale_factor", "flip", "reduce_zero_label")
+        dataset.pipeline[-1].meta_keys = keys
+    else:
+        dataset.data_root = str(tmp_path / "voc")
+        for name in names:
+            new = (name.encode() + b"\xe9").decode(errors="surrogateescape") if kind == "bytes" else name
+            with Image.open(root / f"voc/JPEGImages/{name}.jpg") as image:
+                values = np.asarray(image)[..., ::-1]
+            for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+                (tmp_path / "voc" / folder).mkdir(parents=True, exist_ok=True)
+                shutil.copy(root / f"voc/{folder}/{name}.{suffix}", tmp_path / f"voc/{folder}/{new}.{suffix}")
+            if kind == "loader":
+                np.savetxt(tmp_path / f"voc/JPEGImages/{name}.jpg", values.reshape(48, -1), fmt="%d")
+        dataset.ann_file = ""
+    if kind == "loader":
+        dataset.pipeline[0] = dict(type="LoadPoem")
+    # named by config and second, two runs would share a logger, which writes where the output of the first one went
+    config.__dict__["_filename"] = f"{tmp_path.name}.py"
+    scores = evaluate(config, root / "weights.pth", work_dir=tmp_path, show_dir=tmp_path / "shown")
+    assert scores["mIoU"] == pytest.approx(found["mIoU"], abs=1e-9)
+    page = (tmp_path / "test_weights/report.html").read_text()
+    assert page.count("<img ") == (4 * IMAGES if kind == "bytes" else 0)
+    assert page.count("not shown: ") == (0 if kind == "bytes" else IMAGES)
+    pictures = [os.fsencode(path.stem) for path in (tmp_path / "shown").iterdir()]
+    assert sorted(pictures) == ([name.encode() + b"\xe9" for name in names] if kind == "bytes" else [])
+    said = capfd.readouterr()
+    assert (said.out + said.err).count("No picture") == (0 if kind == "bytes" else IMAGES)
+    if kind == "bytes":
+        assert f"<span>{names[0]}\\udce9</span>" in page

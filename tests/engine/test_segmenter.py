@@ -20,7 +20,7 @@ from gbseg.data.masks import read_mask
 from gbseg.data.scenes import write_scenes
 from gbseg.data.voc import VOC_CLASSES, VOC_PALETTE
 from gbseg.engine.config import load_config
-from gbseg.engine.segmenter import Segmenter
+from gbseg.engine.segmenter import Segmentation, Segmenter
 from gbseg.engine.test import test as evaluate
 from gbseg.report.overlay import overlay
 
@@ -81,6 +81,8 @@ def test_labels_are_those_that_testing_writes_for_real_photographs(tmp_path: Pat
 
 def test_probabilities_overlay_names_and_colours(segmenter: Segmenter) -> None:
     result = segmenter(SMOOTH)
+    with pytest.raises(ValueError, match=r"alpha must lie in 0\.\.1, not 60"):
+        result.overlay(60)
     x = torch.from_numpy(SMOOTH[..., ::-1].transpose(2, 0, 1).copy()).float()[None]
     network = segmenter.network
     with torch.no_grad():
@@ -201,6 +203,12 @@ def test_tiles_with_augmentation(tmp_path: Path) -> None:
     whole = Segmenter(config, checkpoint, "cpu", tta=True)(LARGE)
     tiled = Segmenter(config, checkpoint, "cpu", tta=True, tile=128, overlap=64)(LARGE)
     np.testing.assert_array_equal(tiled.labels, whole.labels)
+    several = "tta_model = dict(type='LinkTTAModel', scales=(0.75, 1.0, 1.5))"
+    config, checkpoint = write_segmentor(tmp_path, size=(64, 64), extra=several)
+    whole = Segmenter(config, checkpoint, "cpu", tta=True)(LARGE)
+    tiled = Segmenter(config, checkpoint, "cpu", tta=True, tile=128, overlap=64)(LARGE)
+    # the mean is taken at the largest scale and enlarged, instead of every scale by itself
+    assert (tiled.labels == whole.labels).mean() > 0.99
 
 
 MEMORY = """
@@ -254,6 +262,37 @@ def test_what_does_not_fit_is_said(segmenter: Segmenter, tmp_path: Path) -> None
             segmenter(image)
     with pytest.warns(UserWarning, match="tta_pipeline is for tools/test.py"):
         Segmenter(*write_segmentor(tmp_path, extra="tta_pipeline = []"), device="cpu", tta=True)
+
+
+@pytest.mark.parametrize("way", ["whole", "tiles", "tta"])
+def test_a_network_of_nan_gives_no_labels(way: str, tmp_path: Path) -> None:
+    config, checkpoint = write_segmentor(tmp_path)
+    stored = torch.load(checkpoint, weights_only=False)
+    stored["state_dict"]["decode_head.linears.1.bias"][3] = np.nan
+    torch.save(stored, checkpoint)
+    segmenter = Segmenter(config, checkpoint, "cpu", tta=way == "tta", tile=32 if way == "tiles" else 1024, overlap=0)
+    with pytest.raises(ValueError, match=r"logits are NaN or infinite, .*: look for a training that diverged"):
+        segmenter(SMOOTH)
+
+
+def test_options_change_a_config_too(tmp_path: Path) -> None:
+    """The same as of a file; what was given stays as it was."""
+    file, checkpoint = write_segmentor(tmp_path)
+    config = load_config(file)
+    options = {"model.test_cfg.input": (40, 56), "model.decode_head.loss_decode": dict(_delete_=True, type="ExpGBLoss")}
+    found = Segmenter(config, checkpoint, "cpu", cfg_options=options)
+    assert found.network.input_size == (40, 56)
+    expected = Segmenter(file, checkpoint, "cpu", cfg_options=options)(SMOOTH)
+    np.testing.assert_array_equal(found(SMOOTH).probabilities, expected.probabilities)
+    assert config.model.test_cfg.input == "original" and "_delete_" in options["model.decode_head.loss_decode"]
+
+
+def test_overlay_of_many_classes() -> None:
+    """Beyond 255 a class has its own colour still, and 255 is a class like others."""
+    labels = np.array([[254, 255, 256, 299]], np.int32)
+    palette = tuple((i // 2, 255 - i // 2, 0) for i in range(300))
+    found = Segmentation(labels, np.zeros((1, 4, 3), np.uint8), tuple(map(str, range(300))), palette, np.empty).overlay(1.0)
+    assert found[0].tolist() == [list(palette[label]) for label in labels[0]]
 
 
 def test_names_of_a_checkpoint_without_them(tmp_path: Path) -> None:

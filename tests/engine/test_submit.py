@@ -9,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 from tiny_segmentors import write_segmentor
 
 from gbseg.cli import main
+from gbseg.data.masks import write_mask
 from gbseg.data.scenes import write_scenes
 from gbseg.engine.config import load_config, without_annotations
 from gbseg.engine.segmenter import Segmenter
-from gbseg.engine.submit import prepare_submission
+from gbseg.engine.submit import Submission, prepare_submission
 from gbseg.engine.test import test as evaluate
 
 
@@ -65,6 +67,9 @@ tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transfo
 
 def test_an_incomplete_prediction_is_not_packed(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, checkpoint = write_segmentor(tmp_path, data=voc, change=("ann_file=", "indices=2, ann_file="))
+    # which an earlier checkpoint has predicted, is not packed with the predictions of this one
+    for name in (voc / "ImageSets/Segmentation/test.txt").read_text().split():
+        write_mask(tmp_path / f"out/{name}.png", np.zeros((40, 56), np.uint8))
     arguments = [str(config), str(checkpoint), "--work-dir", str(tmp_path / "work"), "--submit", str(tmp_path / "r.tgz")]
     assert main([*arguments, "--out", str(tmp_path / "out")], command="test") == 1
     missing = (voc / "ImageSets/Segmentation/test.txt").read_text().split()[2]
@@ -74,6 +79,21 @@ def test_an_incomplete_prediction_is_not_packed(voc: Path, tmp_path: Path, capsy
     )
     assert not (tmp_path / "r.tgz").exists()
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_sizes_are_those_of_upright_images(tmp_path: Path) -> None:
+    """As the loader turns them: an image taken upright is stored lying, with a note of that."""
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x112] = orientation
+        Image.new("RGB", (30, 20)).save(tmp_path / f"{orientation}.jpg", exif=exif)
+        loaded = LoadImageFromFile()({"img_path": str(tmp_path / f"{orientation}.jpg")})["img"]
+        write_mask(tmp_path / f"out/{orientation}.png", np.zeros(loaded.shape[:2], np.uint8))
+    ids = tuple(map(str, range(1, 9)))
+    submission = Submission(tmp_path / "r.tgz", tmp_path / "out", ids, tuple(tmp_path / f"{i}.jpg" for i in ids), False)
+    submission.pack()
+    with tarfile.open(tmp_path / "r.tgz") as tar:
+        assert len(tar.getnames()) == 8
 
 
 def test_what_is_wrong_is_said_before_anything_is_predicted(voc: Path, tmp_path: Path) -> None:

@@ -124,9 +124,25 @@ def test_nothing_waits_for_the_device() -> None:
     metric = _metric(ci=True)
     for _ in range(3):
         maps = {key: {"data": torch.zeros(1, 8, 9, dtype=torch.int64, device="meta")} for key in ("pred_sem_seg", "gt_sem_seg")}
-        metric.process(None, [{**maps, "img_path": "a.jpg"}])
+        logits = {"data": torch.zeros(21, 8, 9, device="meta")}
+        metric.process(None, [{**maps, "img_path": "a.jpg", "seg_logits": logits}])
     with pytest.raises((RuntimeError, NotImplementedError)):
         metric.evaluate(3)
+
+
+def test_ranges_are_looked_for_where_something_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the overflow bins say at once whether the least and the greatest value are of interest."""
+    calls = []
+    real = torch.Tensor.aminmax
+    monkeypatch.setattr(torch.Tensor, "aminmax", lambda tensor: calls.append(tensor) or real(tensor))
+    metric, sample = _metric(), _sample(0)
+    metric.process(None, [_sample(1)])
+    assert not calls
+    sample["gt_sem_seg"]["data"][0, 0, 0] = 77
+    metric.process(None, [sample])
+    assert len(calls) == 2
+    with pytest.raises(ValueError, match=r"1 label\(s\) outside 0\.\.20 \(values go from 0 to 77\)"):
+        metric.evaluate(2)
 
 
 def test_unknown_headline() -> None:
@@ -233,7 +249,20 @@ def _one_of_two(rank: int, folder: str) -> None:
         metric.evaluate(5)
     except ValueError as error:
         message = str(error)
-    torch.save((found, message, get_rank()), f"{folder}/{rank}.pt")
+    clash, broken = "", ""
+    metric = _metric(out_dir=f"{folder}/png")
+    metric.process(None, [_sample(0, "ab"[rank])])
+    try:
+        metric.evaluate(2)
+    except ValueError as error:
+        clash = str(error)
+    metric = _metric(out_dir=f"{folder}/png", format_only=True)
+    metric.process(None, [{**_sample(rank, with_label=False), "seg_logits": {"data": torch.zeros(21, 3, 3) / (1 - rank)}}])
+    try:
+        metric.evaluate(2)
+    except ValueError as error:
+        broken = str(error)
+    torch.save((found, message, clash, broken, get_rank()), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -242,11 +271,13 @@ def test_two_processes(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
     expected = _evaluated([_sample(i) for i in range(5)], headline=["class1", "class4"], ci=200)
     for rank in range(2):
-        found, message, its_rank = torch.load(tmp_path / f"{rank}.pt")
+        found, message, clash, broken, its_rank = torch.load(tmp_path / f"{rank}.pt")
         assert its_rank == rank
         np.testing.assert_equal(found, expected)
         # both processes stop, and both name the images of both
         assert "2007_000002.jpg" in message and "2007_000003.jpg" in message and "2 of 5 images" in message
+        assert clash == f"a/2007_000000.jpg and b/2007_000000.jpg were both written as {tmp_path}/png/2007_000000.png"
+        assert "1 of 2 images" in broken and "2007_000001.jpg: logits" in broken
 
 
 def test_runner(tmp_path: Path) -> None:
@@ -309,19 +340,67 @@ def test_runner(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("best_mIoU_iter_*.pth"))) == len(list(tmp_path.glob("best_mIoU-1_iter_*.pth"))) == 1
 
 
-@pytest.mark.parametrize(("value", "broken"), [(float("nan"), True), (float("inf"), True), (float("-inf"), False)])
-def test_logits_that_are_no_numbers(value: float, broken: bool) -> None:
+@pytest.mark.parametrize("format_only", [False, True])
+@pytest.mark.parametrize("field", ["seg_logits", "probabilities"])
+@pytest.mark.parametrize(
+    ("value", "place", "broken"),
+    [
+        (math.nan, np.s_[4, 2, 3], True),
+        (math.inf, np.s_[4, 2, 3], True),
+        (-math.inf, np.s_[:, 2, 3], True),
+        (-math.inf, np.s_[4, 2, 3], False),
+        (-math.inf, np.s_[:20], False),
+    ],
+)
+def test_logits_that_are_no_numbers(
+    value: float, place: Any, broken: bool, field: str, format_only: bool, tmp_path: Path
+) -> None:
     """A network that gives NaN has labels too, and a score that would look like one; a class ruled out is no fault."""
-    metric = _metric()
+    metric = _metric(format_only=format_only, out_dir=tmp_path if format_only else None)
     for number in range(3):
-        sample = _sample(number)
-        shape = sample["pred_sem_seg"]["data"].shape[1:]
-        logits = torch.randn(21, *shape)
+        sample = _sample(number, with_label=not format_only)
+        logits = torch.randn(21, *sample["pred_sem_seg"]["data"].shape[1:])
         if number == 1:
-            logits[4, 2, 3] = value
-        metric.process(None, [{**sample, "seg_logits": {"data": logits}}])
+            logits[place] = value
+        metric.process(None, [{**sample, field: {"data": logits}}])
     if broken:
         with pytest.raises(ValueError, match=r"1 of 3 images .*2007_000001.*: logits that are not finite numbers"):
             metric.evaluate(3)
     else:
-        assert metric.evaluate(3)["mIoU"] > 0
+        assert metric.evaluate(3).get("mIoU", 1.0) > 0
+
+
+def test_images_without_a_file() -> None:
+    """They go by their mask's name, or by their position in the set."""
+    sample = _sample(0)
+    sample["pred_sem_seg"]["data"][0, 0, 0] = 21
+    sample.pop("img_path")
+    metric = _metric()
+    metric.process(None, [{**sample, "seg_map_path": "masks/a.png"}, sample])
+    with pytest.raises(ValueError, match=r"2 of 2 images hold .*: a\.png: 1 prediction.*; image 1: 1 prediction"):
+        metric.evaluate(2)
+
+
+def test_colours_of_the_data_set(tmp_path: Path) -> None:
+    """PNGs have the data set's colours where it has some, and VOC's for the values that are no class."""
+    metric = _metric(out_dir=tmp_path)
+    metric.dataset_meta = {"classes": CLASSES, "palette": [[9, 8, i] for i in range(21)]}
+    metric.process(None, [_sample(0)])
+    with Image.open(tmp_path / "2007_000000.png") as image:
+        palette = np.array(image.getpalette()).reshape(-1, 3)
+    assert palette[:21].tolist() == metric.dataset_meta["palette"]
+    assert palette[[21, 255]].tolist() == [[128, 64, 128], [224, 224, 192]]
+
+
+def test_more_classes_than_a_png_holds(tmp_path: Path) -> None:
+    """Of 300 classes the first 256 can be written; the message speaks of the file, as the class itself is right."""
+    metric = _metric(out_dir=tmp_path, ignore_index=-1)
+    metric.dataset_meta = {"classes": tuple(map(str, range(300)))}
+    sample = _sample(0)
+    sample["pred_sem_seg"]["data"][0, 0, 0] = 255
+    metric.process(None, [sample])
+    with Image.open(tmp_path / "2007_000000.png") as image:
+        assert image.getpixel((0, 0)) == 255
+    sample["pred_sem_seg"]["data"][0, 0, 0] = 299
+    with pytest.raises(ValueError, match=r"2007_000000.jpg: a prediction of class 299 cannot .*: a PNG holds 256 classes"):
+        metric.process(None, [sample])

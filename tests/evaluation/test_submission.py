@@ -69,7 +69,11 @@ WRONG = {
     "size": (_save(np.zeros((4, 8), np.uint8)), "2007_000032", "is 8 x 4 pixels (width x height), its image 4 x 8"),
     "void": (_save(np.full((8, 4), 255, np.uint8)), "2007_000032", "holds the values [255]; classes are 0..20"),
     "class": (_save(np.full((8, 4), 21, np.uint8)), "2007_000032", "holds the values [21]; classes are 0..20"),
-    "grey": (_save(np.zeros((8, 4), np.uint8), "L"), "2007_000032", "is a grey PNG"),
+    "grey": (
+        _save(np.zeros((8, 4), np.uint8), "L"),
+        "2007_000032",
+        "indexed ones (with a palette), as --submit and --out",
+    ),
     "colours": (_save(np.zeros((8, 4, 3), np.uint8), "RGB"), "2007_000032", "has mode RGB"),
 }
 
@@ -92,11 +96,11 @@ def test_what_is_wrong_is_listed_and_nothing_is_packed(kind: str, folder: Path, 
 def test_all_problems_are_listed_at_once(folder: Path, tmp_path: Path) -> None:
     (folder / "2007_000032.png").unlink()
     ids = [*IDS, "2008_000006", *(f"2011_{i:06d}" for i in range(30))]
-    with pytest.raises(
-        SubmissionError, match=r"32 problem\(s\).*\n.*is 2 times in the list(.*\n)+ +\.\.\. and 12 more"
-    ) as caught:
+    with pytest.raises(SubmissionError, match=r"32 problem\(s\).*\n.*is 2 times in the list\n") as caught:
         pack_submission(folder, ids, SIZES, tmp_path / "results.tgz")
     assert len(caught.value.problems) == 32
+    missing = [line.split()[0] for line in str(caught.value).splitlines() if line.endswith("  is missing")]
+    assert missing == ["2007_000032", *ids[4:]]
     assert not (tmp_path / "results.tgz").exists()
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from gbseg.report.provenance import provenance
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
+FILES = {"scores.json", "confusion.png", "reliability.png", "report.html"}
+
+
 def _scene_report(root: Path, with_everything: bool = True) -> TestReport:
     """A test of six generated scenes by a network that shifts every object, and takes cats for dogs."""
     write_scenes(root, train=0, val=6, size=(60, 80))
@@ -39,7 +43,8 @@ def _scene_report(root: Path, with_everything: bool = True) -> TestReport:
         matrix = matrix + one
         counts.append(torch.stack((one.diagonal(), one.sum(1), one.sum(0))).numpy())
         found = scores(one, VOC_CLASSES)
-        pictures.append(Picture(found.miou, position, str(root / f"JPEGImages/{name}.jpg"), label, prediction, found.iou))
+        path = str(root / f"JPEGImages/{name}.jpg")
+        pictures.append(Picture(found.miou, position, name, path, label, prediction, found.iou))
         logits = 3.0 * torch.nn.functional.one_hot(torch.from_numpy(prediction).long(), 21).permute(2, 0, 1).float()
         calibration.update(logits, logits.softmax(0), torch.from_numpy(label.copy()))
     pictures.sort(key=lambda picture: picture.rank)
@@ -67,8 +72,8 @@ def _scene_report(root: Path, with_everything: bool = True) -> TestReport:
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[TestReport, Path]:
     root = tmp_path_factory.mktemp("report")
     report = _scene_report(root / "voc")
-    files = write_test_report(report, root / "test")
-    assert {file.name for file in files} == {path.name for path in (root / "test").iterdir()}
+    write_test_report(report, root / "test")
+    assert {path.name for path in (root / "test").iterdir()} == FILES
     return report, root / "test"
 
 
@@ -111,14 +116,12 @@ def test_page_needs_no_other_file(written: tuple[TestReport, Path]) -> None:
 
 
 def test_page_table(written: tuple[TestReport, Path]) -> None:
-    """The table holds every class's numbers, the best first, the absent last; the matrix holds the shares of the rows."""
+    """The table holds every class's numbers, in the order of the classes; the matrix holds the shares of the rows."""
     report, folder = written
     rows = _Reader((folder / "report.html").read_text()).rows
     names = [row[0].rstrip("*") for row in rows[1:22]]
     iou = dict(zip(VOC_CLASSES, report.scores.iou, strict=True))
-    present = [name for name in VOC_CLASSES if not math.isnan(iou[name])]
-    assert names[: len(present)] == sorted(present, key=lambda name: -iou[name])
-    assert set(names) == set(VOC_CLASSES) and len(present) < 21
+    assert names == list(VOC_CLASSES) and report.scores.absent
     for row, name in zip(rows[1:], names, strict=False):
         index = VOC_CLASSES.index(name)
         expected = "-" if math.isnan(iou[name]) else f"{100 * iou[name]:.1f}"
@@ -147,6 +150,60 @@ def test_scores_json(written: tuple[TestReport, Path]) -> None:
     assert report.intervals and found["intervals"]["miou"] == list(report.intervals.miou)
     assert report.reliability and found["calibration"]["ece"] == report.reliability.ece
     assert found["provenance"]["versions"]["torch"] == torch.__version__
+
+
+def test_metrics_of_any_name_and_type(written: tuple[TestReport, Path], tmp_path: Path) -> None:
+    """A prefix of the metric and NumPy's numbers change nothing on the page and nothing in the file but the names."""
+    report, folder = written
+    metrics = {f"voc/{name}": value for name, value in report.metrics.items()}
+    classes = {f"voc/IoU/{name}": 1.0 for name in VOC_CLASSES} | {"IoU/cat": 1.0}
+    more = {"voc/mIoU/low": np.float32(0.5), "n": np.int64(3), "none": np.float32("nan")}
+    write_test_report(replace(report, metrics=metrics | classes | more), tmp_path)
+    found = json.loads((tmp_path / "scores.json").read_text())["metrics"]
+    assert found == metrics | {"voc/mIoU/low": 0.5, "n": 3, "none": None}
+    assert (tmp_path / "report.html").read_text() == (folder / "report.html").read_text()
+
+
+def test_tiles(written: tuple[TestReport, Path]) -> None:
+    """Beside the mean stand the headline, accuracy and the like, as the scores have them."""
+    report, folder = written
+    text = (folder / "report.html").read_text()
+    found = re.findall(r'<div><b class="number">([\d.]+)</b> ([\w-]+)<span', text)
+    s = report.scores
+    assert s.headline_miou and report.reliability
+    values = {"mIoU-3": s.headline_miou, "aAcc": s.pixel_accuracy, "mAcc": s.macc, "fwIoU": s.fwiou, "mDice": s.mdice}
+    values["ECE"] = report.reliability.ece
+    assert {name: value for value, name in found} == {name: f"{100 * value:.1f}" for name, value in values.items()}
+
+
+def test_pictures_that_cannot_be_read(written: tuple[TestReport, Path], tmp_path: Path) -> None:
+    """The page says so in their place; a name that is no UTF-8 is shown with its bytes escaped."""
+    report, _ = written
+    image = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.jpg"))
+    shutil.copy(report.worst[0].path or "", image)
+    (tmp_path / "text.jpg").write_text("no image")
+    worst = [
+        report.worst[0]._replace(name=image.stem, path=str(image)),
+        report.worst[1]._replace(path=str(tmp_path / "text.jpg")),
+        report.worst[2]._replace(path=None),
+    ]
+    write_test_report(replace(report, worst=worst), tmp_path / "test")
+    text = (tmp_path / "test/report.html").read_text()
+    assert _Reader(text).images == 4 * 4
+    assert '<img src="data:image/jpeg' in text[text.index("<span>caf\\udce9</span>") :].split("</article>")[0]
+    assert f"not shown: {tmp_path}/text.jpg cannot be read as an image" in text
+    assert f"not shown: {worst[2].name} has no img_path" in text
+
+
+def test_what_an_earlier_report_left(written: tuple[TestReport, Path], tmp_path: Path) -> None:
+    """A folder holds the files of one report, however little was asked for."""
+    report, _ = written
+    write_test_report(report, tmp_path)
+    (tmp_path / "mine.txt").touch()
+    write_test_report(replace(report, reliability=None), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"reliability.png"} | {"mine.txt"}
+    write_test_report(report, tmp_path, page=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.json", "reliability.png", "mine.txt"}
 
 
 def test_figures(written: tuple[TestReport, Path]) -> None:
@@ -188,6 +245,20 @@ def _run_browser(page: Path, home: Path, *options: str) -> str:
     arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={home}", *options]
     done = subprocess.run([_browser(), *arguments, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     return done.stdout
+
+
+def test_table_is_sorted_by_clicks(written: tuple[TestReport, Path], tmp_path: Path) -> None:
+    """The best IoU first, by one click, and back to the order of the classes, or its reverse, by more."""
+    report, folder = written
+    text = (folder / "report.html").read_text()
+    present = [i for i in range(21) if not math.isnan(report.scores.iou[i])]
+    best_first = sorted(present, key=lambda i: -report.scores.iou[i])
+    for clicks, expected in (([1], best_first), ([1, 1], best_first[::-1]), ([1, 0], present), ([0], present[::-1])):
+        script = "".join(f"document.querySelectorAll('.classes th button')[{i}].click();" for i in clicks)
+        (tmp_path / "page.html").write_text(text.replace("</body>", f"<script>{script}</script></body>"))
+        dom = _run_browser(tmp_path / "page.html", tmp_path / "home", "--dump-dom")
+        names = [row[0].rstrip("*") for row in _Reader(dom).rows[1:22]]
+        assert [VOC_CLASSES.index(name) for name in names if VOC_CLASSES.index(name) in present] == expected
 
 
 def test_page_opens_in_a_browser(written: tuple[TestReport, Path], tmp_path: Path) -> None:

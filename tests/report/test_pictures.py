@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from gbseg.data.images import ImageError
 from gbseg.data.voc import VOC_PALETTE
 from gbseg.report.pictures import ERROR_COLOURS, Picture, Ranking, error_map, panels
 
@@ -13,26 +14,28 @@ EMPTY = np.zeros((1, 1), np.uint8)
 
 
 def _pictures(scores: list[float]) -> list[Picture]:
-    return [Picture(score, i, f"{i}.jpg", EMPTY, EMPTY, ()) for i, score in enumerate(scores)]
+    return [Picture(score, i, f"{i}", f"{i}.jpg", EMPTY, EMPTY, ()) for i, score in enumerate(scores)]
 
 
 def test_ranking_keeps_the_worst_and_the_best() -> None:
     """One at a time, and merged from two processes, it keeps what sorting everything would; ties go by position."""
-    scores = np.random.default_rng(0).integers(0, 12, 50).astype(float).tolist()
+    scores = np.random.default_rng(0).integers(0, 6, 50).astype(float).tolist()
     pictures = _pictures(scores)
     expected = sorted(pictures, key=lambda p: (p.score, p.position))
-    parts = [Ranking(4), Ranking(4)]
-    for number, picture in enumerate(pictures):
-        ranking = parts[number % 2]
-        if ranking.wants(picture.score):
-            ranking.add(picture)
-        assert len(ranking.kept) <= 8
-    merged = Ranking(4)
-    merged.add(*(picture for part in parts for picture in part.kept))
-    assert [p.score for p in merged.worst] == [p.score for p in expected[:4]]
-    assert [p.score for p in merged.best] == [p.score for p in expected[:-5:-1]]
+    assert expected[3].score == expected[4].score and expected[-4].score == expected[-5].score, "no ties, no test of them"
+    for processes in (1, 2, 3):
+        parts = [Ranking(4) for _ in range(processes)]
+        for number, picture in enumerate(pictures):
+            ranking = parts[number % processes]
+            if ranking.wants(picture.score, picture.position):
+                ranking.add(picture)
+            assert len(ranking.kept) <= 8
+        merged = Ranking(4)
+        merged.add(*(picture for part in parts for picture in part.kept))
+        assert [p.position for p in merged.worst] == [p.position for p in expected[:4]]
+        assert [p.position for p in merged.best] == [p.position for p in expected[:-5:-1]]
     # a picture that would not be kept is not even fetched
-    assert not merged.wants(expected[25].score) and merged.wants(-1.0) and merged.wants(99.0)
+    assert not merged.wants(expected[25].score, 25) and merged.wants(-1.0, 50) and merged.wants(99.0, 50)
 
 
 def test_ranking_of_few() -> None:
@@ -40,7 +43,7 @@ def test_ranking_of_few() -> None:
     ranking = Ranking(3)
     ranking.add(*_pictures([0.5, 0.1, 0.9]))
     assert [p.score for p in ranking.worst] == [0.1, 0.5] and [p.score for p in ranking.best] == [0.9]
-    assert not ranking.wants(float("nan")) and not Ranking(0).wants(0.5)
+    assert not ranking.wants(float("nan"), 3) and not Ranking(0).wants(0.5, 3)
 
 
 def test_error_map() -> None:
@@ -67,7 +70,7 @@ def test_panels(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), image)
     label = np.zeros((30, 40), np.uint8)
     label[:, 20:] = 15
-    picture = Picture(0.5, 0, str(tmp_path / "a.png"), label, np.zeros_like(label), ())
+    picture = Picture(0.5, 0, "a", str(tmp_path / "a.png"), label, np.zeros_like(label), ())
     found = panels(picture, VOC_PALETTE)
     assert [panel.shape for panel in found] == [(360, 480, 3)] * 4
     truth, prediction = found[1], found[2]
@@ -75,5 +78,7 @@ def test_panels(tmp_path: Path) -> None:
     assert truth[0, 240, ::-1].tolist() == [round(0.35 * 200 + 0.65 * channel) for channel in VOC_PALETTE[15]]
     assert (truth[:, 240:] == truth[0, 240]).all()
     assert (prediction == round(0.65 * 200)).all()
-    with pytest.raises(FileNotFoundError, match=r"gone\.png was tested, but can no longer be read"):
+    with pytest.raises(ImageError, match=r"gone\.png cannot be read as an image"):
         panels(picture._replace(path=str(tmp_path / "gone.png")), VOC_PALETTE)
+    with pytest.raises(ImageError, match="a has no img_path"):
+        panels(picture._replace(path=None), VOC_PALETTE)
