@@ -15,7 +15,8 @@ from mmseg.structures import SegDataSample
 from gbseg.data.voc import VOC_PALETTE
 from gbseg.evaluation.calibration import Calibration, Reliability
 from gbseg.evaluation.confusion import count_bins, scores
-from gbseg.evaluation.metric import VOCMetric, image_name
+from gbseg.evaluation.faults import image_name
+from gbseg.evaluation.metric import VOCMetric
 from gbseg.evaluation.probabilities import probabilities_of
 from gbseg.report.evaluation import TestReport, write_test_report
 from gbseg.report.overlay import VOID

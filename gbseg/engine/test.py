@@ -24,7 +24,7 @@ from gbseg.engine.submit import prepare_submission
 from gbseg.engine.train import build_runner
 from gbseg.engine.tta import enable_tta
 from gbseg.engine.weights import require_weights
-from gbseg.evaluation.metric import image_name
+from gbseg.evaluation.faults import image_name
 from gbseg.files import write_atomically
 from gbseg.report.overlay import overlay
 

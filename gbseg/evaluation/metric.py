@@ -1,6 +1,6 @@
 """PASCAL VOC's mIoU as a metric for MMEngine's runners, and the predictions as PNGs on the way."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from gbseg.data.masks import resize_mask, write_mask
 from gbseg.data.voc import VOC_PALETTE
 from gbseg.evaluation.bootstrap import Intervals, bootstrap_intervals
 from gbseg.evaluation.confusion import Scores, check_headline, count_bins, scores
+from gbseg.evaluation.faults import describe_faults, image_name, no_numbers
 from gbseg.evaluation.table import score_table
 
 LISTED = 10  # images with impossible values that an error message names
@@ -134,7 +135,7 @@ class VOCMetric(BaseMetric):
             name = image_name(sample, len(self._names) * world + rank)
             self._names.append(name)
             prediction = sample["pred_sem_seg"]["data"].squeeze(0)
-            self._broken.append(_no_numbers(sample, prediction))
+            self._broken.append(no_numbers(sample, prediction))
             if not self.format_only:
                 if "gt_sem_seg" not in sample:
                     raise KeyError(f"{name} has no gt_sem_seg; for a set without labels use format_only=True")
@@ -224,7 +225,7 @@ class VOCMetric(BaseMetric):
         faults: list[str] = []
         # the same sum in every process, so all of them take part
         if packed[-1] or bins[num_classes].any() or bins[:, num_classes].any():
-            found = all_gather_object(_faults(self._names, self._bounds, self._broken, num_classes))
+            found = all_gather_object(describe_faults(self._names, self._bounds, self._broken, num_classes))
             faults = list(dict.fromkeys(fault for part in found for fault in part))
         if self.out_dir is not None:
             # of one process `_write` refuses the second image before it is written
@@ -291,38 +292,3 @@ class VOCMetric(BaseMetric):
                 print_log("There is no confidence interval: one image says nothing of how images vary.", logger="current")
         per_class = zip(result_scores.class_names, result_scores.iou, strict=True)
         return metrics | {f"IoU/{name}": 100 * value for name, value in per_class}
-
-
-def image_name(sample: Mapping, position: int) -> str:
-    """The file name that an image goes by in messages; its position in the set where a sample knows no file."""
-    return Path(str(sample.get("img_path") or sample.get("seg_map_path") or f"image {position}")).name
-
-
-def _no_numbers(sample: Mapping, prediction: Tensor) -> Tensor:
-    """0 or 1, on the device: whether a pixel has no finite greatest logit, so that its argmax means nothing.
-
-    Minus infinity is a class that was ruled out, and no fault where another one is left.
-    """
-    logits = sample.get("seg_logits", sample.get("probabilities", {})).get("data")
-    if logits is None:
-        return torch.zeros((), dtype=torch.int64, device=prediction.device)
-    return (~torch.isfinite(logits.amax(dim=0)).all()).long().to(prediction.device)
-
-
-def _faults(names: Sequence[str], bounds: Sequence[Tensor], broken: Sequence[Tensor], num_classes: int) -> list[str]:
-    """Describe every image whose values cannot be; the one time that they are fetched from the device."""
-    described = []
-    flags = torch.stack(list(broken)).tolist() if broken else []
-    # format_only keeps no bounds
-    rows = torch.stack(list(bounds)).tolist() if bounds else [[0] * 6] * len(flags)
-    for name, row, flag in zip(names, rows, flags, strict=True):
-        parts = [
-            f"{count} {kind}(s) outside 0..{num_classes - 1} (values go from {least} to {greatest})"
-            for kind, (count, least, greatest) in (("prediction", row[:3]), ("label", row[3:]))
-            if count
-        ]
-        if flag:
-            parts.append("logits that are not finite numbers, so that its labels mean nothing")
-        if parts:
-            described.append(f"{name}: {', '.join(parts)}")
-    return described
