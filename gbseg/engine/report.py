@@ -18,8 +18,9 @@ from gbseg.evaluation.confusion import count_bins, scores
 from gbseg.evaluation.faults import image_name
 from gbseg.evaluation.metric import VOCMetric
 from gbseg.evaluation.probabilities import probabilities_of
-from gbseg.report.evaluation import TestReport, write_test_report
+from gbseg.report.evaluation import write_test_report
 from gbseg.report.overlay import VOID
+from gbseg.report.page import TestReport
 from gbseg.report.pictures import Picture, Ranking
 from gbseg.report.provenance import provenance
 

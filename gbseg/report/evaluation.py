@@ -5,59 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gbseg.evaluation.bootstrap import Intervals
-from gbseg.evaluation.calibration import Reliability
-from gbseg.evaluation.confusion import Scores
 from gbseg.files import write_atomically
 from gbseg.report.matrix import draw_confusion, draw_reliability
-from gbseg.report.page import render_page
-from gbseg.report.pictures import Picture
+from gbseg.report.page import TestReport, render_page
 
 __all__ = ["TestReport", "scores_json", "write_test_report"]
 
 
 FILES = ("scores.json", "confusion.png", "reliability.png", "report.html")
-
-
-@dataclass(frozen=True)
-class TestReport:
-    """Everything that is known of one test.
-
-    Attributes:
-        name: of what was tested.
-        images: how many there were.
-        metrics: by name, in percent.
-        scores: of the set, fractions in 0..1.
-        matrix: (C, C) counts, rows = label, columns = prediction.
-        palette: (red, green, blue) of every class.
-        intervals: of the scores, if any.
-        reliability: of the confidences, if asked for.
-        worst: pictures, worst first.
-        best: pictures, best first.
-        facts: what else is to be known, by name: config, checkpoint, network input, data.
-        provenance: from `gbseg.report.provenance`.
-    """
-
-    __test__ = False  # its name is not one of a pytest class
-
-    name: str
-    images: int
-    metrics: dict[str, float]
-    scores: Scores
-    matrix: Any
-    palette: list[list[int]]
-    intervals: Intervals | None = None
-    reliability: Reliability | None = None
-    worst: list[Picture] = field(default_factory=list)
-    best: list[Picture] = field(default_factory=list)
-    facts: dict[str, str] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def _strict(value: Any) -> Any:

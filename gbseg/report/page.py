@@ -4,26 +4,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gbseg.data.images import ImageError
+from gbseg.evaluation.bootstrap import Intervals
+from gbseg.evaluation.calibration import Reliability
+from gbseg.evaluation.confusion import Scores
 from gbseg.report.matrix import row_shares
 from gbseg.report.overlay import VOID
 from gbseg.report.pictures import ERROR_COLOURS, Picture, jpeg_uri, panels
 
-if TYPE_CHECKING:
-    from gbseg.report.evaluation import TestReport
-
-__all__ = ["render_page"]
+__all__ = ["TestReport", "render_page"]
 
 MATRIX_CLASSES = 200  # with more, the page lists the largest confusions alone
 CONFUSIONS = 12
 DOT = 1.5  # width of a dot of the strip in percent IoU: closer ones are stacked
 PANELS = ("image", "truth", "prediction", "errors")
+
+
+@dataclass(frozen=True)
+class TestReport:
+    """Everything that is known of one test.
+
+    Attributes:
+        name: of what was tested.
+        images: how many there were.
+        metrics: by name, in percent.
+        scores: of the set, fractions in 0..1.
+        matrix: (C, C) counts, rows = label, columns = prediction.
+        palette: (red, green, blue) of every class.
+        intervals: of the scores, if any.
+        reliability: of the confidences, if asked for.
+        worst: pictures, worst first.
+        best: pictures, best first.
+        facts: what else is to be known, by name: config, checkpoint, network input, data.
+        provenance: from `gbseg.report.provenance`.
+    """
+
+    __test__ = False  # its name is not one of a pytest class
+
+    name: str
+    images: int
+    metrics: dict[str, float]
+    scores: Scores
+    matrix: Any
+    palette: list[list[int]]
+    intervals: Intervals | None = None
+    reliability: Reliability | None = None
+    worst: list[Picture] = field(default_factory=list)
+    best: list[Picture] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def _css(colour: Sequence[int]) -> str:

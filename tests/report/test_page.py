@@ -21,7 +21,8 @@ from gbseg.data.voc import VOC_CLASSES, VOC_PALETTE
 from gbseg.evaluation import Calibration, scores
 from gbseg.evaluation.bootstrap import bootstrap_intervals
 from gbseg.evaluation.confusion import confusion_matrix
-from gbseg.report.evaluation import TestReport, write_test_report
+from gbseg.report.evaluation import write_test_report
+from gbseg.report.page import TestReport
 from gbseg.report.pictures import Picture
 from gbseg.report.provenance import provenance
 
