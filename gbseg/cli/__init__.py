@@ -29,6 +29,14 @@ COMMANDS = {
 }
 
 
+# what to do after Ctrl-C
+_AGAIN = {
+    "train": "--resume continues from the newest checkpoint",
+    "prepare-voc": "what is done stays done, the same command continues",
+    "prepare-coco": "what is done stays done, the same command continues",
+}
+
+
 def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
     """Run a command line.
 
@@ -73,4 +81,8 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
             raise
         print(f"\ngbseg: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        hint = _AGAIN.get(command)
+        print(f"\ngbseg: interrupted{f'; {hint}' if hint else ''}.", file=sys.stderr)
+        return 130
     return status or 0

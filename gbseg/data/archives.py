@@ -129,7 +129,7 @@ def _extract(archive: Path, folder: Path) -> None:
         raise
 
 
-_ANOTHER = "Nothing was unpacked; remove it and it is downloaded again, or give another copy."
+_ANOTHER = "Nothing was unpacked: give another copy, or remove it (and leave its option away) to download it."
 
 
 def _opened(archive: Path, file: BinaryIO) -> tarfile.TarFile:

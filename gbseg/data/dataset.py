@@ -60,7 +60,7 @@ class VOCSegmentation(BaseSegDataset):
         data = super().load_data_list()
         if not data:
             raise FileNotFoundError(f"VOC: {self.ann_file or self.data_prefix['img_path']} names no image {where}. {how}")
-        _require_files(data, "VOC", how)
+        _require_files(data, "VOC", "", how)
         return data
 
 
@@ -142,7 +142,7 @@ class FolderSegmentation(BaseSegDataset):
             if masks:
                 entry["seg_map_path"] = str(Path(masks, name + self.seg_map_suffix))
             data.append({**entry, "seg_fields": []})
-        _require_files(data, "masks", f"Every image needs a mask of its name, ending in {self.seg_map_suffix}. {how}")
+        _require_files(data, "masks", f" Every image needs a mask of its name, ending in {self.seg_map_suffix}.", how)
         return data
 
     def _listed(self, found: dict[str, Path]) -> list[str]:
@@ -162,11 +162,13 @@ class FolderSegmentation(BaseSegDataset):
         return names
 
 
-def _require_files(data: list[dict], title: str, how: str) -> None:
+def _require_files(data: list[dict], title: str, rule: str, how: str) -> None:
     for kind in ("img_path", "seg_map_path"):
         paths = [entry[kind] for entry in data if entry.get(kind)]
         missing = [path for path in paths if not Path(path).is_file()]
         if missing:
+            # where some are there, the folder is the right one
+            advice = f" {how}" if len(missing) == len(paths) or not rule else ""
             raise FileNotFoundError(
-                f"{title}: {len(missing)} of {len(data)} listed files are missing, first {missing[0]}. {how}"
+                f"{title}: {len(missing)} of {len(data)} listed files are missing, first {missing[0]}.{rule}{advice}"
             )

@@ -55,8 +55,9 @@ def require_md5(path: str | Path, md5: str) -> None:
     found = file_md5(path)
     if found != md5:
         raise ValueError(
-            f"{path} has the MD5 {found}, the official file has {md5}: it is damaged, cut short or another version. Remove it "
-            "and it is downloaded again, give another copy, or say --no-verify if you know that it is good."
+            f"{path} has the MD5 {found}, the official file has {md5}: it is damaged, cut short or another version. Give "
+            "another copy, or remove it (and leave its option away) to download it, or say --no-verify if you know that it is "
+            "good."
         )
 
 

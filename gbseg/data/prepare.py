@@ -93,7 +93,7 @@ def prepare_voc(
     root = Path(root)
     for archive in (voc_tar, sbd_tar):
         if archive is not None and not Path(archive).is_file():
-            raise ValueError(f"there is no archive {archive}.")
+            raise ValueError(f"there is no archive {archive}: without its option it is looked for in {root}, then downloaded.")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with only_process(root):

@@ -89,6 +89,8 @@ class ResumableIterLoop(IterBasedTrainLoop):
 
     def run(self) -> nn.Module:
         """Train, and return the model."""
+        if self._iter >= self._max_iters:
+            print_log(f"All {self._max_iters} iterations were trained before: there is nothing to do.", logger="current")
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self._set_position()

@@ -53,7 +53,9 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            files = sorted(
+                file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file() and file.name[0] != "."
+            )
             wanted = f"the folder {name} holds no image ({', '.join(SUFFIXES)})"
         elif path.exists():
             files = [path]

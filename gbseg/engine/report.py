@@ -129,6 +129,7 @@ class ReportHook(Hook):
             all_reduce(self.calibration.state)
             reliability = self.calibration.reliability()
             metrics["ECE"] = 100 * reliability.ece
+            runner.logger.info(f"Expected calibration error: {metrics['ECE']:.2f}% (ECE, 15 bins)")
         parts: list[list[Picture]] = all_gather_object(self.ranking.kept)
         if not is_main_process():
             return

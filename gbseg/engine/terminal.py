@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
+from mmengine.dist import master_only
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
@@ -18,16 +20,31 @@ _FILE_ONLY = (
     "The prefix is not set in metric class",
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
+    "paramwise_options -- ",
+    "Exp name: ",
+    "Loads checkpoint by",
 )
+_ENDINGS = ("is skipped since its requires_grad=False",)
 
 
 class _Terse(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno > logging.WARNING or not record.getMessage().startswith(_FILE_ONLY)
+        message = record.getMessage()
+        return record.levelno > logging.WARNING or not (message.startswith(_FILE_ONLY) or message.endswith(_ENDINGS))
 
 
 class TerseRunner(Runner):
     """mmengine's `Runner`, which tells the terminal where the log is instead of repeating config and environment there."""
+
+    @master_only
+    def dump_config(self) -> None:
+        """Write the config of a training to the work dir; that of a test beside its log, so that it replaces no training's."""
+        if self.cfg.get("train_cfg") is not None:
+            super().dump_config()
+            return
+        folder = Path(self.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.cfg.dump(str(folder / Path(self.cfg.filename or "test.py").name))
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: object) -> MMLogger:
         """mmengine's logger, whose handler for the terminal leaves out what only a log file needs."""

@@ -152,7 +152,7 @@ def test(
         hook |= dict(name=f"{Path(config.filename or 'run').stem} {Path(checkpoint).stem}", page=report)
         config.custom_hooks = [*config.get("custom_hooks", []), hook]
     # tested weights come from the checkpoint alone: nothing of the training side is built
-    training = dict.fromkeys(("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"))
+    training = dict.fromkeys(("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler")) | {"resume": False}
     training |= dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator"))
     runner = build_runner(config, work_dir, launcher=launcher, load_from=str(checkpoint), **training)
     # mmengine warns of weights that are missing, and scores the network with random ones in their place

@@ -28,6 +28,7 @@ from gbseg.engine.doctor import Finding, examine, report
 from gbseg.engine.doctor.data import check_data
 from gbseg.engine.doctor.model import check_model
 from gbseg.engine.doctor.packages import check_packages
+from gbseg.engine.doctor.schedule import check_schedule
 
 ROOT = Path(__file__).parents[2]
 COUNT = 6
@@ -75,7 +76,7 @@ def test_a_sound_folder_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert report(config, every=True) == 0
     printed = capsys.readouterr().out
     assert "0 warnings, 0 errors" in printed
-    assert f"train data: {COUNT} images; {COUNT} read" in printed
+    assert f"train data: {COUNT} images, first " in printed and f"; {COUNT} read" in printed
     assert f"{COUNT} masks hold 0..2 and 255 (ignored) of 3 classes" in printed
 
 
@@ -227,7 +228,8 @@ def test_files_that_are_missing_damaged_or_lossy(tmp_path: Path) -> None:
     mask.write_bytes(png[: len(png) // 2])
     only(check_data(custom(root)), "error", r"1 of 6 samples cannot be read, first .*masks/val/2\.png", "replace")
     mask.unlink()
-    only(check_data(custom(root)), "error", r"1 of 6 listed files are missing, first .*masks/val/2\.png.*your_own_data")
+    missing = r"1 of 6 listed files are missing, first .*masks/val/2\.png\. Every image needs a mask"
+    only(check_data(custom(root)), "error", missing)
     # a JPEG by name of a PNG
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(mask, format="JPEG")
     only(check_data(custom(root)), "error", "1 of 6 masks .* are JPEGs", "PNG")
@@ -457,3 +459,15 @@ def test_no_false_alarm_on_what_ships(path: Path, tmp_path: Path) -> None:
 def test_data_that_prepare_will_make_are_not_missing(tmp_path: Path) -> None:
     config = load_config(ROOT / "configs/demo_expgb.py", {"prepare.root": str(tmp_path / "none")})
     assert not bad(examine(config))
+
+
+@pytest.mark.parametrize(("end", "level"), [(40, "ok"), (41, "warning")])
+def test_a_schedule_longer_than_the_training(end: int, level: str) -> None:
+    """With max_iters lowered alone the rate would hardly fall; a schedule that ends earlier is as it is meant."""
+    schedule = [dict(type="LinearLR", begin=0, end=5, by_epoch=False), dict(type="PolyLR", begin=5, end=end, by_epoch=False)]
+    (finding,) = check_schedule(Config(dict(param_scheduler=schedule, train_cfg=dict(max_iters=40))))
+    assert finding.level == level and f"iteration {end}" in finding.text
+    assert ("param_scheduler[-1].end=40" in finding.remedy) == (level == "warning")
+    epochs = Config(dict(param_scheduler=dict(type="MultiStepLR", end=end), train_cfg=dict(max_epochs=40)))
+    assert [one.level for one in check_schedule(epochs)] == [level]
+    assert not list(check_schedule(Config(dict(param_scheduler=schedule[:0], train_cfg=None))))

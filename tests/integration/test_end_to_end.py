@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,33 @@ def test_killed_and_resumed_gives_the_same_weights_bit_for_bit(scenes: Path, tra
         for key, value in a["state_dict"].items():
             assert torch.equal(value, b["state_dict"][key]), key
     assert (work / "comparison.csv").read_text() == (whole / "comparison.csv").read_text()
+
+
+def test_testing_leaves_the_config_of_the_training_alone(trained: tuple[Path, str], tmp_path: Path) -> None:
+    """The config that training left, also one that says resume, is tested and is byte for byte what it was."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0] / "expgb", folder)
+    config = folder / "demo_expgb.py"
+    config.write_text(config.read_text().replace("resume = False", "resume = True"))
+    before = config.read_bytes()
+    code, output = run("tools/test.py", config, folder / "iter_12.pth", "--work-dir", folder, "--ci", "50", "--calibration")
+    assert code == 0 and "Expected calibration error: " in output, output
+    assert config.read_bytes() == before and b"resume = True" in before
+
+
+def test_an_interrupted_training_says_how_to_go_on(scenes: Path, tmp_path: Path) -> None:
+    """Ctrl-C ends in a sentence, without a traceback of the process or its workers."""
+    config = ["configs/demo_expgb.py", "--work-dir", tmp_path, *tiny(scenes, **{"train_cfg.max_iters": 10**6})]
+    process = start("tools/train.py", *config)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "Iter(train)" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "gbseg: interrupted; --resume continues from the newest checkpoint." in output
+    assert "Traceback" not in output
 
 
 def test_a_rate_that_is_too_high_stops_with_the_iteration_the_term_and_the_rate(scenes: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from gbseg.engine.doctor.data import check_data, data_of
 from gbseg.engine.doctor.finding import ERROR, LEVELS, Finding
 from gbseg.engine.doctor.model import check_model
 from gbseg.engine.doctor.packages import check_packages
+from gbseg.engine.doctor.schedule import check_schedule
 
 __all__ = ["Finding", "examine", "report"]
 
@@ -38,7 +39,7 @@ def examine(config: Config, every: bool = False) -> Iterator[Finding]:
     read: set[str] = set()
     for name, (one, _) in run_configs(config, Path()).items():
         init_default_scope(one.get("default_scope") or "mmseg")
-        findings = list(check_model(one))
+        findings = [*check_model(one), *check_schedule(one)]
         data = repr(data_of(one))
         if data not in read:
             read.add(data)

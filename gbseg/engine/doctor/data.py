@@ -172,7 +172,7 @@ def _check_part(dataset: Any, where: str, config: Config, every: bool) -> Iterat
             "which color_type='color_ignore_orientation' in LoadImageFromFile leaves be.",
         )
     if not failed and not sizes:
-        yield Finding(OK, where, f"{count:,} images; {len(chosen):,} read.")
+        yield Finding(OK, where, f"{count:,} images, first {_name_of(infos[0], load_image)}; {len(chosen):,} read.")
     yield from _check_labels(dataset, masks, where, config, load_mask)
 
 
