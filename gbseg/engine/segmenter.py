@@ -64,8 +64,8 @@ class Segmentation:
     def overlay(self, alpha: float = 0.6) -> np.ndarray:
         """The classes' colours blended into the image, (H, W, 3) uint8, red first.
 
-        As `gbseg.report.overlay.overlay`, ``round((1 - alpha) * image + alpha * colour)``, but any number is a class: a
-        prediction has no void.
+        As `gbseg.report.overlay.overlay`, ``round((1 - alpha) * image + alpha * colour)``, but any number is a class (a
+        prediction has no void), and the image is left as it is where the class is called background.
 
         Raises:
             ValueError: alpha is not in 0..1.
@@ -73,11 +73,13 @@ class Segmentation:
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha must lie in 0..1, not {alpha}")
         colours = np.array(self.palette, dtype=np.float64)
+        shares = np.array([0.0 if name == "background" else alpha for name in self.class_names])
         blended = np.empty_like(self.image)
         # in strips, because the blend is computed in float64
         for top in range(0, len(self.labels), 256):
             rows = slice(top, top + 256)
-            blended[rows] = np.rint((1.0 - alpha) * self.image[rows] + alpha * colours[self.labels[rows]])
+            share = shares[self.labels[rows], None]
+            blended[rows] = np.rint((1.0 - share) * self.image[rows] + share * colours[self.labels[rows]])
         return blended
 
 
