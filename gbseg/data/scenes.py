@@ -25,7 +25,7 @@ from gbseg.data.voc import VOC_CLASSES
 from gbseg.files import write_atomically
 
 VOID = 255
-FORMAT = 1  # raise it with every change that changes a byte of what write_scenes writes
+FORMAT = 2  # raise it with every change that changes a byte of what write_scenes writes
 
 # A class: name, hue (degrees) and its spread (+-), saturation, value | the second colour's hue, saturation, value | texture:
 # pattern, period (unit lengths), angle (degrees) | parts, each `tone shape numbers`, later ones on top. Tones: b the textured
