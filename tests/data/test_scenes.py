@@ -130,7 +130,7 @@ def test_lists_and_stamp(default: Path) -> None:
     files = _contents(default)
     assert files.keys() == expected | {"scenes.json"}
     stamp = json.loads(files["scenes.json"])
-    assert stamp["arguments"] == {"format": 1, "train": 240, "val": 60, "size": [128, 160], "seed": 0}
+    assert stamp["arguments"] == {"format": 2, "train": 240, "val": 60, "size": [128, 160], "seed": 0}
     assert stamp["sha256"] == hashlib.sha256(b"".join(files[name] for name in sorted(expected))).hexdigest()
 
 
