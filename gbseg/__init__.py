@@ -38,8 +38,9 @@ def _register() -> None:
 
     from gbseg import losses
 
-    for loss in (losses.BoostedLoss, losses.ExpGBLoss, losses.Pow3GBLoss, losses.LinearLoss):
-        MODELS.register_module(module=loss)
+    for name in losses.__all__:
+        if name.endswith("Loss"):
+            MODELS.register_module(module=getattr(losses, name))
 
 
 class _RegisterLater:

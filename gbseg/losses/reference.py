@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gbseg.boosting import Boost
 
-__all__ = ["boosted_loss", "bounded_divergence", "target_values"]
+__all__ = ["boosted_loss", "bounded_divergence", "masked", "reduced", "target_values"]
 
 
 def target_values(label: Tensor, num_classes: int, targets: tuple[float, float], dtype: torch.dtype) -> Tensor:
@@ -85,22 +85,35 @@ def boosted_loss(
     Returns:
         The loss in float32 or float64.
     """
-    # exp leaves float16 at x = 11.09; no autocast region changes the dtype of what follows
-    x = logits if logits.dtype == torch.float64 else logits.float()
-    counted = None
-    if not label.is_floating_point() and ignore_index is not None:
-        counted = label != ignore_index
-        label = torch.where(counted, label, 0)
-        # masked before the loss and not only after it: the zero gradient of an ignored pixel times an infinite one is NaN
-        x = torch.where(counted.unsqueeze(1), x, 0.0)
+    x, label, counted = masked(logits, label, ignore_index)
     # no boost of DESIGN is undefined at t_neg, so an ignored pixel can stand in as class 0
     t = target_values(label, logits.shape[1], targets, x.dtype)
     terms = bounded_divergence(boost, x, t, max_delta)
     if class_weight is not None:
         terms = terms * class_weight.to(x).view(1, -1, *[1] * (x.ndim - 2))
-    pixels = terms.sum(1)
+    return reduced(terms.sum(1), counted, weight, avg_factor, reduction)
+
+
+def masked(logits: Tensor, label: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits in float32 (float64 stays), labels of which every one is a class, and the (N, *) pixels that count.
+
+    The last is None where all do. Ignored pixels have logits 0 and label 0.
+    """
+    # exp leaves float16 at x = 11.09; no autocast region changes the dtype of what follows
+    x = logits if logits.dtype == torch.float64 else logits.float()
+    if label.is_floating_point() or ignore_index is None:
+        return x, label, None
+    counted = label != ignore_index
+    # masked before the loss and not only after it: the zero gradient of an ignored pixel times an infinite one is NaN
+    return torch.where(counted.unsqueeze(1), x, 0.0), torch.where(counted, label, 0), counted
+
+
+def reduced(
+    pixels: Tensor, counted: Tensor | None, weight: Tensor | None, avg_factor: float | Tensor | None, reduction: str
+) -> Tensor:
+    """Weight and reduce the (N, *) losses of pixels, of which those not ``counted`` are 0; see `boosted_loss`."""
     if weight is not None:
-        pixels = pixels * weight.to(x)
+        pixels = pixels * weight.to(pixels)
     if counted is not None:
         pixels = torch.where(counted, pixels, 0.0)
     if reduction == "none":

@@ -1,0 +1,208 @@
+"""What boosting is compared with: the softmax and its controls, and other outputs of the paper and of the field.
+
+All have the signature of the boosted losses. Shapes: N rows or images, C classes, * any trailing dimensions; ``x`` logits,
+``y`` the label, ``t`` target values (``t_pos`` for the label's class, ``t_neg`` for the others), sums over the classes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gbseg.losses.guarded import GuardedLoss
+from gbseg.losses.reference import masked, reduced, target_values
+
+__all__ = ["L1Loss", "SigmoidBCELoss", "SigmoidMSELoss", "SoftmaxLoss", "TanhMSELoss", "WestonWatkinsLoss"]
+
+
+def _check_targets(name: str, targets: tuple[float, float], low: float, high: float) -> tuple[float, float]:
+    t_neg, t_pos = (float(value) for value in targets)
+    if not low <= t_neg < t_pos <= high:
+        raise ValueError(f"{name}: targets (t_neg, t_pos) must be increasing and in [{low:g}, {high:g}], got {targets!r}.")
+    return t_neg, t_pos
+
+
+class _Baseline(GuardedLoss):
+    """A loss that is defined pixel by pixel."""
+
+    @abstractmethod
+    def pixels(self, x: Tensor, label: Tensor) -> Tensor:
+        """(N, *) losses of logits (N, C, *) in float32 or float64 and labels (N, *), or soft labels (N, C, *)."""
+
+    def compute(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        ignore_index: int | None,
+        weight: Tensor | None,
+        avg_factor: float | Tensor | None,
+        reduction: str,
+    ) -> Tensor:
+        """`pixels`, weighted and reduced as the boosted losses are."""
+        if self.class_weight is not None:
+            raise ValueError(f"{type(self).__name__} takes no class_weight: it is a baseline, compared as it is.")
+        x, label, counted = masked(pred, target, ignore_index)
+        return reduced(self.pixels(x, label), counted, weight, avg_factor, reduction)
+
+    def _targets(self, x: Tensor, label: Tensor, targets: tuple[float, float]) -> Tensor:
+        return target_values(label, x.shape[1], targets, x.dtype)
+
+
+class SoftmaxLoss(_Baseline):
+    """Softmax with cross-entropy, and the controls that separate what exponential boosting adds to it.
+
+    ``L = scale * [-ln softmax(x)_y + penalty * (z - ln z - 1)]`` with ``z = alpha * sum_j exp(x_j) / t_pos``.
+
+    * ``scale = 1, penalty = 0``: the softmax.
+    * ``scale = t_pos, penalty = 0``: bigger steps alone.
+    * ``scale = 1, penalty = 1``: the normaliser held at ``t_pos / alpha``, at the softmax's scale.
+    * ``scale = t_pos, penalty = 1``: exp-GB with targets ``(0, t_pos)``, exactly (labels, or soft labels that sum to one).
+
+    Args:
+        scale: factor of everything.
+        penalty: factor of the normaliser's penalty.
+        alpha: the boost's alpha.
+        t_pos: the boost's larger target.
+        options: ``loss_weight``, ``reduction``, ``loss_name``.
+    """
+
+    def __init__(
+        self, scale: float = 1.0, penalty: float = 0.0, alpha: float = 0.1, t_pos: float = 16.0, **options: Any
+    ) -> None:
+        options.setdefault("loss_name", "loss_softmax")
+        super().__init__(**options)
+        for name, value in (("scale", scale), ("alpha", alpha), ("t_pos", t_pos)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"SoftmaxLoss: {name} must be > 0, got {value!r}.")
+        if not (math.isfinite(penalty) and penalty >= 0):
+            raise ValueError(f"SoftmaxLoss: penalty must be >= 0, got {penalty!r}.")
+        self.scale, self.penalty = float(scale), float(penalty)
+        self.log_level = math.log(t_pos / alpha)
+
+    def pixels(self, x: Tensor, label: Tensor) -> Tensor:
+        """See the class."""
+        normaliser = torch.logsumexp(x, 1)
+        if label.is_floating_point():
+            loss = (label.to(x.dtype) * (normaliser.unsqueeze(1) - x)).sum(1)
+        else:
+            loss = normaliser - x.gather(1, label.unsqueeze(1)).squeeze(1)
+        if self.penalty:
+            log_z = normaliser - self.log_level
+            loss = loss + self.penalty * (torch.expm1(log_z) - log_z)
+        return self.scale * loss
+
+    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
+        """``softmax(x)``."""
+        return torch.softmax(logits, dim, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+class _SquaredLoss(_Baseline):
+    """Half the squared error of squashed outputs (paper, section 1.3 and Table 1)."""
+
+    LIMITS = (0.0, 1.0)
+
+    def __init__(self, targets: tuple[float, float], **options: Any) -> None:
+        super().__init__(**options)
+        self.targets = _check_targets(type(self).__name__, targets, *self.LIMITS)
+
+    @abstractmethod
+    def squash(self, x: Tensor) -> Tensor:
+        """The output activation."""
+
+    def pixels(self, x: Tensor, label: Tensor) -> Tensor:
+        """``1/2 sum_j (squash(x_j) - t_j)^2``."""
+        return 0.5 * (self.squash(x) - self._targets(x, label, self.targets)).square().sum(1)
+
+    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
+        """The share of ``t_pos`` that an output stands for, ``(squash(x) - t_neg) / (t_pos - t_neg)``, normalised."""
+        x = logits if logits.dtype == torch.float64 else logits.float()
+        share = (self.squash(x) - self.targets[0]).clamp(min=0)
+        total = share.sum(dim, keepdim=True)
+        return torch.where(total > 0, share / torch.where(total > 0, total, 1.0), torch.softmax(x, dim))
+
+
+class SigmoidMSELoss(_SquaredLoss):
+    """``1/2 sum_j (sigmoid(x_j) - t_j)^2``, targets in [0, 1]."""
+
+    def __init__(self, targets: tuple[float, float] = (0.0, 1.0), **options: Any) -> None:
+        super().__init__(targets, **{"loss_name": "loss_sigmoid_mse", **options})
+
+    def squash(self, x: Tensor) -> Tensor:
+        """``sigmoid(x)``."""
+        return torch.sigmoid(x)
+
+
+class TanhMSELoss(_SquaredLoss):
+    """``1/2 sum_j (tanh(x_j) - t_j)^2``, targets in [-1, 1]."""
+
+    LIMITS = (-1.0, 1.0)
+
+    def __init__(self, targets: tuple[float, float] = (-1.0, 1.0), **options: Any) -> None:
+        super().__init__(targets, **{"loss_name": "loss_tanh_mse", **options})
+
+    def squash(self, x: Tensor) -> Tensor:
+        """``tanh(x)``."""
+        return torch.tanh(x)
+
+
+class SigmoidBCELoss(_Baseline):
+    """``sum_j -t_j ln sigmoid(x_j) - (1 - t_j) ln(1 - sigmoid(x_j))``, targets 0 and 1: no normaliser, no bigger targets."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"loss_name": "loss_sigmoid_bce", **options})
+
+    def pixels(self, x: Tensor, label: Tensor) -> Tensor:
+        """See the class."""
+        return F.binary_cross_entropy_with_logits(x, self._targets(x, label, (0.0, 1.0)), reduction="none").sum(1)
+
+    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
+        """``sigmoid(x)``, normalised."""
+        # the softmax of log-sigmoids is the sigmoids over their sum, without 0 / 0 where all of them are tiny
+        return torch.softmax(F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))), dim)
+
+
+class WestonWatkinsLoss(_Baseline):
+    """The multi-class hinge of Weston and Watkins (1999), ``sum_{j != y} max(0, margin + x_j - x_y)``. Labels only.
+
+    Raises:
+        ValueError: ``margin <= 0``; soft labels.
+    """
+
+    def __init__(self, margin: float = 1.0, **options: Any) -> None:
+        super().__init__(**{"loss_name": "loss_hinge", **options})
+        if not margin > 0:
+            raise ValueError(f"WestonWatkinsLoss: margin must be > 0, got {margin!r}.")
+        self.margin = float(margin)
+
+    def pixels(self, x: Tensor, label: Tensor) -> Tensor:
+        """See the class."""
+        if label.is_floating_point():
+            raise ValueError("WestonWatkinsLoss compares the label's class with the others and takes no soft labels.")
+        index = label.unsqueeze(1)
+        excess = torch.relu(self.margin + x - x.gather(1, index))
+        return excess.scatter(1, index, 0.0).sum(1)
+
+    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
+        """``softmax(x)``, for a ranking only: margins have no link to probabilities."""
+        return torch.softmax(logits, dim, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+class L1Loss(_Baseline):
+    """``sum_j |x_j - t_j|`` on linear outputs: deltas of one size whatever the error."""
+
+    def __init__(self, targets: tuple[float, float] = (0.0, 1.0), **options: Any) -> None:
+        super().__init__(**{"loss_name": "loss_l1", **options})
+        self.targets = _check_targets("L1Loss", targets, -math.inf, math.inf)
+
+    def pixels(self, x: Tensor, label: Tensor) -> Tensor:
+        """See the class."""
+        return (x - self._targets(x, label, self.targets)).abs().sum(1)
+
+    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
+        """``softmax(x)``, for a ranking only: the L1 loss leads to the median of the targets, which is 0 or 1."""
+        return torch.softmax(logits, dim, dtype=torch.promote_types(logits.dtype, torch.float32))
