@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-__all__ = ["probabilities_of"]
+from gbseg.losses.links import probabilities_of_losses
 
-# losses on a softmax over the classes, by name: mmseg and mmpretrain register one of a kind each
-_SOFTMAX = ("CrossEntropyLoss", "OhemCrossEntropy", "LovaszLoss", "TverskyLoss", "DiceLoss", "FocalLoss", "LabelSmoothLoss")
+__all__ = ["probabilities_of"]
 
 
 def probabilities_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -35,27 +33,4 @@ def probabilities_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     losses = getattr(head, "loss_decode", getattr(head, "loss_module", None))
     if losses is None:
         raise ValueError(f"the head of {type(model).__name__} has no loss, so its probabilities are unknown.")
-    losses = list(losses) if isinstance(losses, nn.ModuleList) else [losses]
-    for loss in losses:
-        if hasattr(loss, "probabilities"):
-            return loss.probabilities
-    for loss in losses:
-        if getattr(loss, "use_sigmoid", False):
-            return _normalised_sigmoids
-    names = [type(loss).__name__ for loss in losses]
-    if any(name in _SOFTMAX for name in names):
-        return _softmax
-    raise ValueError(
-        f"what the logits mean as probabilities is not known for {', '.join(names)}: give the loss a method "
-        "probabilities(logits) of (N, C, *)."
-    )
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return torch.softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def _normalised_sigmoids(logits: Tensor) -> Tensor:
-    # the softmax of log-sigmoids is the sigmoids over their sum, without 0 / 0 where all of them are tiny
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return torch.softmax(nn.functional.logsigmoid(logits), dim=1)
+    return probabilities_of_losses(losses if isinstance(losses, nn.ModuleList) else [losses])

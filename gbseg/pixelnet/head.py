@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from gbseg.losses.labels import BadLabelError, require_labels
+from gbseg.losses.links import starting_logits
 from gbseg.pixelnet.gather import Level, gather_linear
 from gbseg.pixelnet.sampling import PixelSampler
 
@@ -102,7 +103,7 @@ class PixelNetHead(BaseModule):
         losses = loss_decode if loss_decode is not None else dict(type="ExpGBLoss")
         losses = [losses] if isinstance(losses, dict) else losses
         self.loss_decode = nn.ModuleList(MODELS.build(loss) for loss in losses)
-        self.init_bias = self._output_bias(init_bias)
+        self.init_bias = starting_logits(self.loss_decode[0], init_bias, num_classes, "PixelNetHead")
         widths = [sum(self.in_channels), *hidden]
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, [*hidden, num_classes], strict=True))
         self.norms = nn.ModuleList(nn.Identity() if norm is None else _NORMS[norm](width) for width in hidden)
@@ -119,21 +120,6 @@ class PixelNetHead(BaseModule):
         if self.init_bias is not None:
             with torch.no_grad():
                 self.linears[-1].bias.copy_(self.init_bias)
-
-    def _output_bias(self, init_bias: str | Sequence[float] | None) -> Tensor | None:
-        """The (C,) logits at which the first loss's link gives the frequencies that ``init_bias`` names."""
-        if init_bias is None:
-            return None
-        loss = self.loss_decode[0]
-        if not hasattr(loss, "prior_logits"):
-            raise ValueError(f"PixelNetHead: init_bias needs a loss with prior_logits; {type(loss).__name__} has none.")
-        if init_bias == "prior":
-            return loss.prior_logits(torch.full((self.num_classes,), 1 / self.num_classes))
-        if isinstance(init_bias, str):
-            raise ValueError(f"PixelNetHead: init_bias is None, 'prior' or a list of frequencies, got {init_bias!r}.")
-        if len(init_bias) != self.num_classes:
-            raise ValueError(f"PixelNetHead: init_bias has {len(init_bias)} frequencies for {self.num_classes} classes.")
-        return loss.prior_logits(torch.tensor(init_bias))
 
     def levels(self, inputs: Sequence[Tensor], size: tuple[int, int]) -> list[Level]:
         """The feature maps as levels of hypercolumns, for an image of ``size`` (H, W)."""

@@ -1,0 +1,145 @@
+"""The networks of the paper's experiments, without their output layer (that is the head's).
+
+Each takes images (N, C, H, W) and returns one feature vector an image, as a tuple of one (N, ``out_channels``) tensor, which is
+how MMPretrain's backbones hand features on. Where the paper gives no widths, the docstring says what was assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+__all__ = ["MLP", "AlexNetBN", "AllConvNet", "SmallConvNet"]
+
+
+class _Features(BaseModule):
+    """Layers in a row, He initialisation."""
+
+    layers: nn.Sequential
+    out_channels: int
+
+    def init_weights(self) -> None:
+        """He initialisation (fan in, normal) of every weight, zero biases."""
+        for module in self.layers.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        """(N, C, H, W) -> ((N, out_channels),)."""
+        return (self.layers(image).flatten(1),)
+
+
+def _convolution(channels: int, width: int, kernel: int = 3, stride: int = 1, padding: int | None = None) -> list[nn.Module]:
+    # a bias would be taken away again by the normalisation
+    convolution = nn.Conv2d(channels, width, kernel, stride, kernel // 2 if padding is None else padding, bias=False)
+    return [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+
+
+@MODELS.register_module()
+class MLP(_Features):
+    """Fully connected layers with ReLU: 784-392-50 and the head's 10 of Table 1 (392 and 50 read as hidden widths).
+
+    Args:
+        in_features: inputs of the first layer, pixels times channels.
+        hidden: widths.
+        init_cfg: mmengine's.
+    """
+
+    def __init__(self, in_features: int = 784, hidden: Sequence[int] = (392, 50), init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, width in zip([in_features, *hidden], hidden, strict=False):
+            layers += [nn.Linear(before, width), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers)
+        self.out_channels = hidden[-1]
+
+
+@MODELS.register_module()
+class SmallConvNet(_Features):
+    """Four convolutions with batch normalisation, for Fig. 1a; the affine layer is the head's.
+
+    Assumed, as the paper says no more: 3 x 3, each followed by normalisation and ReLU, 2 x 2 max pooling after the first three,
+    widths 64-64-128-128; the features of a 32 x 32 image are 128 x 4 x 4.
+
+    Args:
+        widths: of the four layers.
+        size: side of the images in pixels, a multiple of 8.
+        init_cfg: mmengine's.
+    """
+
+    def __init__(self, widths: Sequence[int] = (64, 64, 128, 128), size: int = 32, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg)
+        layers: list[nn.Module] = []
+        for number, (before, width) in enumerate(zip([3, *widths], widths, strict=False)):
+            layers += [*_convolution(before, width), *([nn.MaxPool2d(2)] if number < 3 else [])]
+        self.layers = nn.Sequential(*layers)
+        self.out_channels = widths[-1] * (size // 8) ** 2
+
+
+@MODELS.register_module()
+class AllConvNet(_Features):
+    """Ten layers with the head's: All-CNN-C (Springenberg et al., 2014) with batch normalisation, for Fig. 1b, 2, 3 and 5.
+
+    3 x 3 convolutions of 96, 96, 96 (stride 2), 192, 192, 192 (stride 2), 192 channels, then 1 x 1 of 192 and 10; every one
+    with normalisation and ReLU. Where All-CNN-C averages over positions, a fully connected layer (the head) reads them all.
+    Assumed: padding 1 everywhere, so that 8 x 8 positions are left of 32 x 32; no dropout.
+
+    Args:
+        width: factor of every number of channels but the last.
+        last: channels of the last convolution.
+        size: side of the images in pixels, a multiple of 4.
+        init_cfg: mmengine's.
+    """
+
+    def __init__(self, width: float = 1.0, last: int = 10, size: int = 32, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg)
+        narrow, wide = round(96 * width), round(192 * width)
+        plan = [(narrow, 3, 1), (narrow, 3, 1), (narrow, 3, 2), (wide, 3, 1), (wide, 3, 1), (wide, 3, 2), (wide, 3, 1)]
+        plan += [(wide, 1, 1), (last, 1, 1)]
+        layers: list[nn.Module] = []
+        before = 3
+        for channels, kernel, stride in plan:
+            layers += _convolution(before, channels, kernel, stride)
+            before = channels
+        self.layers = nn.Sequential(*layers)
+        self.out_channels = last * (size // 4) ** 2
+
+
+@MODELS.register_module()
+class AlexNetBN(_Features):
+    """AlexNet with batch normalisation behind every layer but the output (Table 2, Fig. 4); the output layer is the head's.
+
+    Assumed: torchvision's single-column widths 64-192-384-256-256 and 4096-4096, images of 224 x 224, dropout 0.5 before each
+    of the fully connected layers as in the original.
+
+    Args:
+        dropout: its probability.
+        init_cfg: mmengine's.
+    """
+
+    def __init__(self, dropout: float = 0.5, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg)
+        self.layers = nn.Sequential(
+            *_convolution(3, 64, 11, 4, 2),
+            nn.MaxPool2d(3, 2),
+            *_convolution(64, 192, 5),
+            nn.MaxPool2d(3, 2),
+            *_convolution(192, 384),
+            *_convolution(384, 256),
+            *_convolution(256, 256),
+            nn.MaxPool2d(3, 2),
+            nn.AdaptiveAvgPool2d(6),
+            nn.Flatten(),
+            *self._affine(256 * 36, dropout),
+            *self._affine(4096, dropout),
+        )
+        self.out_channels = 4096
+
+    @staticmethod
+    def _affine(before: int, dropout: float) -> list[nn.Module]:
+        return [nn.Dropout(dropout), nn.Linear(before, 4096, bias=False), nn.BatchNorm1d(4096), nn.ReLU(inplace=True)]

@@ -1,0 +1,73 @@
+"""From a loss to what its logits mean: probabilities, and the logits at which training may start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["probabilities_of_losses", "starting_logits"]
+
+# losses on a softmax over the classes, by name: mmseg and mmpretrain register one of a kind each
+_SOFTMAX = ("CrossEntropyLoss", "OhemCrossEntropy", "LovaszLoss", "TverskyLoss", "DiceLoss", "FocalLoss", "LabelSmoothLoss")
+
+
+def probabilities_of_losses(losses: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """The function from logits (N, C, *) to class probabilities of the same shape, which sum to one over C.
+
+    It is the `probabilities` of the first of the losses that has one (every loss of gbseg), softmax after cross-entropy and
+    its kin, and normalised sigmoids after a loss with ``use_sigmoid=True``.
+
+    Raises:
+        ValueError: no loss whose logits are known to be probabilities by some link.
+    """
+    losses = list(losses)
+    for loss in losses:
+        if hasattr(loss, "probabilities"):
+            return loss.probabilities
+    for loss in losses:
+        if getattr(loss, "use_sigmoid", False):
+            return _normalised_sigmoids
+    names = [type(loss).__name__ for loss in losses]
+    if any(name in _SOFTMAX for name in names):
+        return _softmax
+    raise ValueError(
+        f"what the logits mean as probabilities is not known for {', '.join(names)}: give the loss a method "
+        "probabilities(logits) of (N, C, *)."
+    )
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return torch.softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _normalised_sigmoids(logits: Tensor) -> Tensor:
+    # the softmax of log-sigmoids is the sigmoids over their sum, without 0 / 0 where all of them are tiny
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.softmax(nn.functional.logsigmoid(logits), dim=1)
+
+
+def starting_logits(loss: nn.Module, start: str | Sequence[float] | None, num_classes: int, owner: str) -> Tensor | None:
+    """The (C,) logits at which a loss's link gives class frequencies, where a head may start its output bias.
+
+    Args:
+        loss: with `prior_logits`, unless ``start`` is None.
+        start: None; 'prior' for uniform frequencies; or C frequencies.
+        num_classes: C.
+        owner: who asks, for the messages.
+
+    Raises:
+        ValueError: the loss has no `prior_logits`, or ``start`` is neither of the above.
+    """
+    if start is None:
+        return None
+    if not hasattr(loss, "prior_logits"):
+        raise ValueError(f"{owner}: init_bias needs a loss with prior_logits; {type(loss).__name__} has none.")
+    if start == "prior":
+        return loss.prior_logits(torch.full((num_classes,), 1 / num_classes))
+    if isinstance(start, str):
+        raise ValueError(f"{owner}: init_bias is None, 'prior' or a list of frequencies, got {start!r}.")
+    if len(start) != num_classes:
+        raise ValueError(f"{owner}: init_bias has {len(start)} frequencies for {num_classes} classes.")
+    return loss.prior_logits(torch.tensor(start))
