@@ -15,9 +15,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-__all__ = ["BadDataFileError", "Images", "random_crops", "read_cifar10", "read_idx", "read_mnist", "uniform_words"]
+__all__ = [
+    "BadDataFileError",
+    "Images",
+    "random_crops",
+    "read_cifar10",
+    "read_folder",
+    "read_idx",
+    "read_mnist",
+    "uniform_words",
+]
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MNIST_CLASSES = tuple("0123456789")
@@ -114,7 +124,9 @@ def _cifar_part(path: Path, how: str) -> Images:
     data = _bytes(path, how)
     try:
         content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
-        pixels, labels = content[b"data"], np.asarray(content[b"labels"])
+        # Python 2 wrote byte strings as keys, what was written since may have text
+        content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
+        pixels, labels = content["data"], np.asarray(content["labels"])
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         raise BadDataFileError(f"{path} is no CIFAR-10 batch: {type(error).__name__}: {error}. {how}") from error
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
@@ -142,6 +154,34 @@ def read_cifar10(root: Path | str, train: bool) -> Images:
     names = [f"data_batch_{number}" for number in range(1, 6)] if train else ["test_batch"]
     parts = [_cifar_part(folder / name, how) for name in names]
     return Images(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def read_folder(root: Path | str) -> tuple[Images, tuple[str, ...]]:
+    """Images of one size in sub-folders that name their classes, ImageNet's layout; and the classes, sorted.
+
+    Raises:
+        BadDataFileError: no folder, no image, one that cannot be decoded, or of another size than the first.
+    """
+    root = Path(root)
+    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
+    files = [(path, label) for label, name in enumerate(classes) for path in sorted((root / name).iterdir()) if path.is_file()]
+    if not files:
+        raise BadDataFileError(f"there is no {root} with one folder of images a class.")
+    pixels: np.ndarray | None = None
+    for number, (path, _) in enumerate(files):
+        try:
+            with Image.open(path) as image:
+                one = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise BadDataFileError(f"{path} cannot be decoded: {error}") from error
+        if pixels is None:
+            pixels = np.empty((len(files), *one.shape), np.uint8)
+        if one.shape != pixels.shape[1:]:
+            raise BadDataFileError(
+                f"{path} is {one.shape[1:]} pixels, {files[0][0].name} is {pixels.shape[2:]}: one size is needed."
+            )
+        pixels[number] = one
+    return Images(pixels, np.array([label for _, label in files], np.int64)), tuple(classes)
 
 
 def uniform_words(seed: int, draws: Sequence[int], count: int) -> np.ndarray:

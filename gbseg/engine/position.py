@@ -131,6 +131,12 @@ class SeededDataset(Dataset):
                 transform.set_random_state(np.random.default_rng(word), random.Random(word))
             return self.dataset[int(index)]
 
+    def __getitems__(self, indices: list[int]) -> Any:
+        """Return a batch: of a data set that makes whole batches (it seeds them by their draws itself), or sample by sample."""
+        if hasattr(self.dataset, "__getitems__"):
+            return self.dataset.__getitems__(indices)
+        return [self[index] for index in indices]
+
     def __getattr__(self, name: str) -> Any:
         """Look everything else up in the wrapped data set (metainfo, get_data_info, ...)."""
         # no special methods: DataLoader would call the wrapped __getitems__ past our __getitem__, and unpickling would loop
