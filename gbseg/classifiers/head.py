@@ -62,7 +62,7 @@ class GBClsHead(LinearClsHead):
     def _get_loss(self, cls_score: Tensor, data_samples: list[DataSample] | Tensor, **kwargs: object) -> dict[str, Tensor]:
         if isinstance(data_samples, Tensor):
             # only what the parent reads: one sample that holds all labels
-            data_samples = [DataSample(gt_label=data_samples)]
+            data_samples = [DataSample(gt_label=data_samples.to(cls_score.device))]
         return super()._get_loss(cls_score, data_samples, **kwargs)
 
     def _get_predictions(self, cls_score: Tensor, data_samples: list[DataSample | None] | Tensor | None) -> list[DataSample]:
