@@ -86,7 +86,6 @@ class GradientStatsHook(Hook):
 
     def _keeper(self, name: str) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            # a clone with its own place in the graph: a layer that follows may work in place
             if output.requires_grad:
                 output.register_hook(lambda gradient: self._seen.__setitem__(name, gradient.detach()))
             if name == self.names[0]:
