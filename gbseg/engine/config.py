@@ -58,8 +58,8 @@ def load_config(path: str | Path, options: Mapping[str, object] | None = None) -
     file = config_folder(package) / name if name else Path(path)
     if not file.is_file():
         known = config_folder("gbseg")
-        names = sorted(str(p.relative_to(known)) for p in known.rglob("*.py") if not p.name.startswith("_"))
-        names = [n for n in names if not n.startswith("_")]
+        found = (p.relative_to(known) for p in known.rglob("*.py"))
+        names = sorted(str(p) for p in found if not any(part.startswith("_") for part in p.parts))
         raise FileNotFoundError(f"there is no config {file}. gbseg brings: {', '.join('gbseg::' + n for n in names)}.")
     with _inheritance():
         config = Config.fromfile(str(file))
