@@ -6,6 +6,7 @@ A command's module has ``add(parser)``, which fills in its options and returns t
 from __future__ import annotations
 
 import argparse
+import errno
 import shlex
 import sys
 import traceback
@@ -29,7 +30,7 @@ COMMANDS = {
 }
 
 
-# what to do after Ctrl-C
+# what to do after Ctrl-C, and once there is room on the disk
 _AGAIN = {
     "train": "--resume continues from the newest checkpoint",
     "prepare-voc": "what is done stays done, the same command continues",
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
     # said by the MM packages at every start, about nothing that a user of gbseg can change
     for message in ("Fail to import ``MultiScaleDeformableAttention``", "The draw is False", "__array_wrap__"):
         warnings.filterwarnings("ignore", message=message)
+    hint = _AGAIN.get(command)
     try:
         status = run(arguments)
     except (OSError, ValueError, RuntimeError) as error:
@@ -80,9 +82,10 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
         if not frame.f_globals.get("__name__", "").startswith("gbseg."):
             raise
         print(f"\ngbseg: {error}", file=sys.stderr)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and hint:
+            print(f"Make room first; {hint}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = _AGAIN.get(command)
         print(f"\ngbseg: interrupted{f'; {hint}' if hint else ''}.", file=sys.stderr)
         return 130
     return status or 0

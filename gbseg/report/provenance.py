@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from gbseg.data.parallel import available_cores
+
 # what is imported -> the distributions that provide it, in the order in which they are asked
 PACKAGES = {
     "numpy": ("numpy",),
@@ -58,11 +60,6 @@ def _cpu() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _cores() -> int:
-    # the cores that this process may use, which under a container or a scheduler are fewer than the machine has
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _memory() -> float | None:
     """The machine's memory in GiB, None where the system does not say."""
     try:
@@ -94,7 +91,7 @@ def provenance(command: str | None = None, seed: int | None = None) -> dict[str,
         "git": _code(),
         "hardware": {
             "cpu": _cpu(),
-            "cores": _cores(),
+            "cores": available_cores(),
             "memory_gib": _memory(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },

@@ -6,8 +6,9 @@ import contextlib
 import os
 import random
 import shutil
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -398,3 +399,20 @@ def test_what_an_interrupted_copy_leaves_is_not_passed_on(given: Layouts, tmp_pa
     image.write_bytes(b"")
     prepare_voc(tmp_path, verify=False)
     assert image.read_bytes() == (tmp_path / f"benchmark_RELEASE/dataset/img/{name}.jpg").read_bytes() != b""
+
+
+def test_a_disk_that_is_really_full(
+    given: Layouts, small_disk: Callable[[int], Path], capsys: pytest.CaptureFixture[str], whole: dict[str, bytes]
+) -> None:
+    """The command says what to do; nothing is half there under a final name, and with room it goes on."""
+    root = small_disk(300)
+    arguments = [str(root), "--voc-tar", str(given.voc_tar), "--sbd-tar", str(given.sbd_tar), "--no-verify"]
+    assert main(["prepare-voc", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert "Make room first; what is done stays done, the same command continues." in said
+    left = tree_of(root)
+    assert left and all(whole[name] == data for name, data in left.items())
+    subprocess.run(["mount", "-o", "remount,size=8m", str(root)], check=True)
+    assert main(["prepare-voc", *arguments]) == 0
+    assert tree_of(root) == whole

@@ -1,0 +1,30 @@
+"""A disk that can be filled, for every test that asks for one."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a file system of so many KiB, once."""
+    point = tmp_path / "disk"
+    mounted = []
+
+    def mount(size: int) -> Path:
+        point.mkdir()
+        command = shutil.which("mount")
+        if (
+            command is None
+            or subprocess.run([command, "-t", "tmpfs", "-o", f"size={size}k", "gbseg", point], check=False).returncode
+        ):
+            pytest.skip("a small file system cannot be mounted here")
+        mounted.append(point)
+        return point
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
