@@ -10,6 +10,7 @@ from gbseg.engine.config import load_config
 from gbseg.engine.gradients import GradientStatsHook
 from gbseg.engine.guard import NonFiniteGuardHook, NonFiniteLossError
 from gbseg.engine.loop import ResumableIterLoop
+from gbseg.engine.memory_format import ChannelsLastHook
 from gbseg.engine.overlap import OverlapHook
 from gbseg.engine.position import ResumableSampler
 from gbseg.engine.progress import ProgressHook
@@ -19,6 +20,7 @@ from gbseg.engine.train import train
 from gbseg.engine.tta import LinkTTAModel
 
 __all__ = [
+    "ChannelsLastHook",
     "CpuAmpOptimWrapper",
     "DurableCheckpointHook",
     "GradientStatsHook",
