@@ -1,4 +1,4 @@
-# Table 1, the column that the paper left out: softmax and cross-entropy: MNIST, a 784-392-50-10 network with ReLU, 100 epochs at a fixed rate.
+# The column that Table 1 leaves out, softmax and cross-entropy: MNIST, a 784-392-50-10 network with ReLU, 100 epochs.
 #
 #   python tools/train.py configs/classification/mnist_softmax.py
 #

@@ -34,10 +34,13 @@ class _Features(BaseModule):
         return (self.layers(image).flatten(1),)
 
 
-def _convolution(channels: int, width: int, kernel: int = 3, stride: int = 1, padding: int | None = None) -> list[nn.Module]:
+def _convolution(
+    channels: int, width: int, kernel: int = 3, stride: int = 1, padding: int | None = None, batch_norm: bool = True
+) -> list[nn.Module]:
+    padding = kernel // 2 if padding is None else padding
     # a bias would be taken away again by the normalisation
-    convolution = nn.Conv2d(channels, width, kernel, stride, kernel // 2 if padding is None else padding, bias=False)
-    return [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    convolution = nn.Conv2d(channels, width, kernel, stride, padding, bias=not batch_norm)
+    return [convolution, *([nn.BatchNorm2d(width)] if batch_norm else []), nn.ReLU(inplace=True)]
 
 
 @MODELS.register_module()
@@ -64,19 +67,26 @@ class SmallConvNet(_Features):
     """Four convolutions with batch normalisation, for Fig. 1a; the affine layer is the head's.
 
     Assumed, as the paper says no more: 3 x 3, each followed by normalisation and ReLU, 2 x 2 max pooling after the first three,
-    widths 64-64-128-128; the features of a 32 x 32 image are 128 x 4 x 4.
+    widths 32-64-128-128; the features of a 32 x 32 image are 128 x 4 x 4.
 
     Args:
         widths: of the four layers.
         size: side of the images in pixels, a multiple of 8.
+        batch_norm: whether there is normalisation; without it the convolutions have biases.
         init_cfg: mmengine's.
     """
 
-    def __init__(self, widths: Sequence[int] = (64, 64, 128, 128), size: int = 32, init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 128, 128),
+        size: int = 32,
+        batch_norm: bool = True,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         layers: list[nn.Module] = []
         for number, (before, width) in enumerate(zip([3, *widths], widths, strict=False)):
-            layers += [*_convolution(before, width), *([nn.MaxPool2d(2)] if number < 3 else [])]
+            layers += [*_convolution(before, width, batch_norm=batch_norm), *([nn.MaxPool2d(2)] if number < 3 else [])]
         self.layers = nn.Sequential(*layers)
         self.out_channels = widths[-1] * (size // 8) ** 2
 

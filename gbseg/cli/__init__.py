@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "train what a config describes; a config may list several runs to compare",
     "compare": "draw the comparison of a config's runs again, from what they left in the work dir",
     "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy",
+    "reproduce": "run a claim of the paper: sweep, trials, table or figure, verdict",
     "predict": "predict images, folders and globs: indexed PNGs at original size",
 }
 
@@ -33,6 +34,7 @@ COMMANDS = {
 # what to do after Ctrl-C, and once there is room on the disk
 _AGAIN = {
     "train": "--resume continues from the newest checkpoint",
+    "reproduce": "what was run stays, the same command continues",
     "prepare-voc": "what is done stays done, the same command continues",
     "prepare-coco": "what is done stays done, the same command continues",
 }

@@ -5,13 +5,17 @@ Shapes: T trials, N images, B images of a batch.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
+from gbseg.engine.position import ResumableSampler
+from gbseg.files import write_atomically
 from gbseg.losses.guarded import GuardedLoss
 
 __all__ = ["Split", "TrialCurves", "train_trials"]
@@ -54,12 +58,13 @@ def train_trials(
     seeds: Sequence[int],
     epochs: int,
     batch: int = 100,
-    after_epoch: Callable[[int, TrialCurves], None] | None = None,
+    state: Path | None = None,
 ) -> TrialCurves:
     """Train T networks side by side by plain gradient descent at fixed rates.
 
-    Each is what it would be alone (up to the rounding of batched products): its initial weights and the order of its batches
-    come from its own seed. A trial that diverges goes on as NaN and touches no other.
+    Each is what `gbseg train` makes of the same seed and rate (up to the rounding of batched products): its initial weights
+    come from its seed, the order of its images from a `ResumableSampler` of that seed. A trial that diverges goes on as NaN
+    and touches no other.
 
     Args:
         make: builds a network; its `init_weights` is called under the trial's seed. No batch normalisation, no dropout.
@@ -69,19 +74,21 @@ def train_trials(
         rates: T learning rates.
         seeds: T seeds.
         epochs: passes over ``train``.
-        batch: images a step; what is left over at an epoch's end is dropped.
-        after_epoch: called with the number of epochs done and what is known so far.
+        batch: images a step, a divisor of the training images.
+        state: a file that holds weights and curves after every tenth epoch, and from which an interrupted call goes on.
 
     Returns:
         The curves.
 
     Raises:
-        ValueError: rates and seeds of different number, none at all, a batch larger than the set, or a network with buffers.
+        ValueError: rates and seeds of different number, none at all, a batch that does not divide the set, a network with
+            buffers, or a state of other trials.
     """
     if len(rates) != len(seeds) or not rates:
         raise ValueError(f"each trial has a rate and a seed, got {len(rates)} rates and {len(seeds)} seeds.")
-    if not 0 < batch <= len(train.labels):
-        raise ValueError(f"a batch of {batch} images does not fit {len(train.labels)}.")
+    count = len(train.labels)
+    if not 0 < batch <= count or count % batch:
+        raise ValueError(f"batches of {batch} do not divide {count} images.")
     device = train.inputs.device
     networks = []
     for seed in seeds:
@@ -89,10 +96,10 @@ def train_trials(
         network = make()
         getattr(network, "init_weights", lambda: None)()
         networks.append(network.to(device))
-    state, buffers = stack_module_state(networks)
+    stacked, buffers = stack_module_state(networks)
     if buffers:
         raise ValueError(f"trials are vectorised over parameters alone; the network has the buffers {', '.join(buffers)}.")
-    weights = {name: weight.detach() for name, weight in state.items()}
+    weights = {name: weight.detach() for name, weight in stacked.items()}
     skeleton = networks[0].to("meta")
 
     def objective(weights: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
@@ -100,28 +107,44 @@ def train_trials(
 
     step = vmap(grad_and_value(objective))
     classify = vmap(lambda weights, inputs: functional_call(skeleton, weights, (inputs,)).argmax(1), in_dims=(0, None))
-    rate = torch.tensor(rates, dtype=train.inputs.dtype, device=device)
-    orders = [torch.Generator().manual_seed(seed) for seed in seeds]
+    minus_rate = -torch.tensor(rates, dtype=train.inputs.dtype, device=device)
+    samplers = [ResumableSampler(train.labels, seed=seed) for seed in seeds]
     curves = TrialCurves(diverged=[None] * len(seeds))
-    for epoch in range(1, epochs + 1):
-        order = torch.stack([torch.randperm(len(train.labels), generator=one) for one in orders]).to(device)
-        total = torch.zeros_like(rate)
-        steps = len(train.labels) // batch
-        for index in order[:, : steps * batch].split(batch, dim=1):
+    if state is not None and state.exists():
+        weights, curves = _load(state, rates, seeds, device)
+    for epoch in range(len(curves.error), epochs):
+        order = torch.tensor([sampler.order(epoch) for sampler in samplers], device=device)
+        total = torch.zeros_like(minus_rate)
+        for index in order.split(batch, dim=1):
             gradient, value = step(weights, train.inputs[index], train.labels[index])
             for name, weight in weights.items():
-                weight.sub_(rate.view(-1, *[1] * (weight.ndim - 1)) * gradient[name])
+                weight.addcmul_(gradient[name], minus_rate.view(-1, *[1] * (weight.ndim - 1)))
             total += value
-        wrong = torch.zeros_like(rate)
+        wrong = torch.zeros(len(seeds), dtype=torch.float64, device=device)
         for inputs, labels in zip(test.inputs.split(1000), test.labels.split(1000), strict=True):
             wrong += (classify(weights, inputs) != labels).sum(1)
         finite = torch.isfinite(total) & torch.stack([torch.isfinite(w.flatten(1)).all(1) for w in weights.values()]).all(0)
         for trial, good in enumerate(finite.tolist()):
             if not good and curves.diverged[trial] is None:
-                curves.diverged[trial] = epoch
-        for values, kept in ((wrong / len(test.labels), curves.error), (total / steps, curves.loss)):
+                curves.diverged[trial] = epoch + 1
+        for values, kept in ((wrong / len(test.labels), curves.error), (total / (count // batch), curves.loss)):
             known = zip(values.tolist(), curves.diverged, strict=True)
             kept.append([value if diverged is None else None for value, diverged in known])
-        if after_epoch is not None:
-            after_epoch(epoch, curves)
+        if state is not None and (epoch + 1) % 10 == 0:
+            _save(state, rates, seeds, weights, curves)
     return curves
+
+
+def _save(path: Path, rates: Sequence[float], seeds: Sequence[int], weights: dict[str, Tensor], curves: TrialCurves) -> None:
+    buffer = io.BytesIO()
+    torch.save({"rates": list(rates), "seeds": list(seeds), "weights": weights, "curves": asdict(curves)}, buffer)
+    write_atomically(buffer.getbuffer(), path)
+
+
+def _load(
+    path: Path, rates: Sequence[float], seeds: Sequence[int], device: torch.device
+) -> tuple[dict[str, Tensor], TrialCurves]:
+    kept = torch.load(path, map_location=device, weights_only=True)
+    if (kept["rates"], kept["seeds"]) != (list(rates), list(seeds)):
+        raise ValueError(f"{path} holds other trials (rates {kept['rates']}, seeds {kept['seeds']}): remove it.")
+    return kept["weights"], TrialCurves(**kept["curves"])

@@ -1,0 +1,72 @@
+"""``gbseg reproduce``: a claim from its sweep to its verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from gbseg.data.parallel import available_cores
+from gbseg.reproduction.grid import Grid, RunFailedError, load_claim, run_all
+from gbseg.reproduction.report import write_report
+from gbseg.reproduction.summary import summarise
+
+__all__ = ["reproduce"]
+
+
+def reproduce(
+    name: str,
+    budget: str | None = None,
+    trials: int | None = None,
+    jobs: int | None = None,
+    out: Path | None = None,
+    draw_only: bool = False,
+    command: str | None = None,
+) -> Path:
+    """Sweep the rates of a claim's arms, run the trials at the best, and write table, figure and verdict.
+
+    Runs are cached in ``work_dirs/reproduce`` by a hash of what determines them; a second call goes on where the first one
+    was stopped.
+
+    Args:
+        name: of a file in ``configs/reproduction``.
+        budget: one of its budgets.
+        trials: final trials of each arm, for the file's.
+        jobs: processes at a time; None: one a GPU, or one a core.
+        out: where the result goes; ``results/<name>[_<budget>]``, or with changed trials or at the budget 'small', which
+            would replace committed results, ``work_dirs/reproduce/results``.
+        draw_only: run nothing, report on what is there.
+        command: the command line, for the provenance.
+
+    Returns:
+        The folder of the result.
+
+    Raises:
+        ValueError: what `load_claim` refuses; fewer than one process.
+        BadDataFileError: the claim's data are missing or damaged.
+        RunFailedError: runs broke; the report on the others is written first.
+    """
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs is a number of processes, at least 1, got {jobs}.")
+    grid = Grid(load_claim(name, budget, trials))
+    jobs = jobs or torch.cuda.device_count() or available_cores()
+    together = grid.settings.get("together", 0)
+    failure: RunFailedError | None = None
+    if not draw_only:
+        try:
+            run_all(grid.sweep(), jobs, together)
+            for arm, found in grid.swept().items():
+                edge = " (at the edge of the rates tried)" if found.at_edge else ""
+                print(f"{arm}: rate {found.best:g}{edge}" if found.best is not None else f"{arm}: every rate diverged")
+            run_all(grid.final(grid.swept()), jobs, together)
+        except RunFailedError as error:
+            failure = error
+    summary = summarise(grid)
+    committed = grid.claim.budget != "small" and trials is None
+    out = out or (Path("results") if committed else grid.home / "results") / grid.claim.label
+    verdict = write_report(summary, out, command)
+    print((out / "README.md").read_text())
+    print(f"{verdict.outcome}: {out / 'README.md'}")
+    if failure is not None:
+        raise failure
+    return out

@@ -1,0 +1,148 @@
+"""The figures of the claims. Errors in per cent; medians over trials with their bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gbseg.report.curve import BASELINE, COLOURS, DASHES, DPI, STYLE, WIDTH, Dashes
+from gbseg.reproduction.summary import Summary
+
+__all__ = ["FIGURES", "colours"]
+
+
+def colours(arms: Mapping[str, object]) -> dict[str, tuple[str, Dashes]]:
+    """A colour and a dash pattern for every arm; grey for the plain softmax."""
+    others = [arm for arm in arms if arm != "softmax"]
+    found = {arm: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, arm in enumerate(others)}
+    return {arm: found.get(arm, (BASELINE, "-")) for arm in arms}
+
+
+def _finish(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def draw_curves(summary: Summary, path: Path) -> None:
+    """Median error by epoch, the interval as a band."""
+    looks = colours(summary.arms)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.8), dpi=DPI, layout="constrained")
+        axes = figure.subplots()
+        for arm, found in summary.arms.items():
+            if not found.curve:
+                continue
+            colour, dashes = looks[arm]
+            median = [point.median for point in found.curve]
+            marker = "o" if len(median) <= 30 else None
+            label = f"{arm} ({len(found.sound)})" + (f", {found.diverged} diverged" if found.diverged else "")
+            axes.plot(found.epochs, median, color=colour, linestyle=dashes, marker=marker, markersize=3, label=label)
+            low = [point.low for point in found.curve if point.low is not None]
+            high = [point.high for point in found.curve if point.high is not None]
+            if len(low) == len(median):
+                axes.fill_between(found.epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("test error (%), median of (n) trials")
+        # the first epochs of long runs would flatten all that follows
+        ends = [point.median for found in summary.arms.values() for point in found.curve[len(found.curve) // 20 :]]
+        if ends:
+            axes.set_ylim(top=max(ends) * 1.05)
+        if ends:
+            _legend(axes)
+        _finish(figure, path)
+
+
+def draw_histograms(summary: Summary, path: Path) -> None:
+    """The distributions of the output deltas of the first trial: a column an arm, a row an iteration that has one."""
+    arms = {arm: found.sound[0].gradients for arm, found in summary.arms.items() if found.sound}
+    rows = max((sum("histogram" in line for line in lines) for lines in arms.values()), default=0)
+    if not rows:
+        return
+    looks = colours(summary.arms)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.9 * rows), dpi=DPI, layout="constrained")
+        grid = figure.subplots(rows, len(arms), squeeze=False)
+        for column, (arm, lines) in enumerate(arms.items()):
+            for axes, line in zip(grid[:, column], [one for one in lines if "histogram" in one], strict=False):
+                found = line["histogram"]
+                edges = np.linspace(found["low"], found["high"], len(found["counts"]) + 1)
+                axes.stairs(found["counts"], edges, fill=True, color=looks[arm][0])
+                axes.set_yscale("log")
+                axes.set_title(f"{arm}, iteration {line['iter']}", fontsize=8)
+        figure.supxlabel("output delta", fontsize=9)
+        figure.supylabel("number", fontsize=9)
+        _finish(figure, path)
+
+
+def draw_rms(summary: Summary, path: Path) -> None:
+    """RMS of the error gradients by epoch, means over each epoch of the first trial: a panel a layer, the output first."""
+    series = {
+        arm: rms_by_epoch(found.sound[0].gradients, found.runs[0][0].epoch)
+        for arm, found in summary.arms.items()
+        if found.sound
+    }
+    layers = list(dict.fromkeys(layer for found in series.values() for layer in found))
+    if not layers:
+        return
+    looks = colours(summary.arms)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.2 * -(-len(layers) // 3)), dpi=DPI, layout="constrained")
+        panels = figure.subplots(-(-len(layers) // 3), min(3, len(layers)), squeeze=False, sharex=True).flat
+        for axes, layer in zip(panels, layers, strict=False):
+            for arm, found in series.items():
+                values = found[layer]
+                axes.plot(np.arange(1, len(values) + 1), values, color=looks[arm][0], label=arm, marker="o", markersize=2.5)
+            axes.set_yscale("log")
+            axes.set_title(layer, fontsize=8)
+        figure.supxlabel("epoch", fontsize=9)
+        figure.supylabel("RMS of the error gradients", fontsize=9)
+        next(iter(figure.axes)).legend(frameon=False, fontsize=8)
+        _finish(figure, path)
+
+
+def draw_normaliser(summary: Summary, path: Path) -> None:
+    """The softmax's normaliser ``s = sum_j exp(x_j)`` by iteration: median of the batch and its range, first trial."""
+    found = summary.arms.get("softmax")
+    if found is None or not found.sound or not found.sound[0].gradients:
+        return
+    lines = found.sound[0].gradients
+    steps = [line["iter"] for line in lines]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.2), dpi=DPI, layout="constrained")
+        axes = figure.subplots()
+        median, low, high = (np.exp([line["normaliser"][key] for line in lines]) for key in ("median", "min", "max"))
+        axes.plot(steps, median, color=BASELINE, label="median of the batch")
+        axes.fill_between(steps, low, high, color=BASELINE, alpha=0.18, linewidth=0, label="least to greatest")
+        axes.axhline(2342, color=COLOURS[1], linestyle=(0, (2, 2)), linewidth=0.8, label="the paper's first, 2,342")
+        axes.set_yscale("log")
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("softmax normaliser s")
+        _legend(axes)
+        _finish(figure, path)
+
+
+def rms_by_epoch(lines: list[dict], epoch: int) -> dict[str, np.ndarray]:
+    """The mean of each layer's recorded RMS over each epoch, output first; E values a layer."""
+    layers = [key.removeprefix("rms/") for key in (lines[0] if lines else {}) if key.startswith("rms/")]
+    # what the hook saw first is the output, whatever the order in which backward came by
+    layers.sort(key=lambda layer: (layer != "head.fc", layer))
+    number = np.array([line["iter"] // epoch for line in lines], dtype=int)
+    values = {layer: np.array([line[f"rms/{layer}"] for line in lines]) for layer in layers}
+    return {layer: np.array([rms[number == one].mean() for one in np.unique(number)]) for layer, rms in values.items()}
+
+
+FIGURES: dict[str, Callable[[Summary, Path], None]] = {
+    "curves": draw_curves,
+    "histograms": draw_histograms,
+    "rms": draw_rms,
+    "normaliser": draw_normaliser,
+}

@@ -1,0 +1,162 @@
+"""A claim's result as files: README.md, summary.json, runs.csv and figure.png."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gbseg.files import write_atomically
+from gbseg.report.provenance import provenance
+from gbseg.reproduction.figures import FIGURES
+from gbseg.reproduction.summary import ArmSummary, Estimate, Summary
+from gbseg.reproduction.verdicts import VERDICTS, Verdict
+
+__all__ = ["write_report"]
+
+
+def _cell(value: Estimate | None, digits: int = 2) -> str:
+    return "-" if value is None else value.text(digits)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
+    return [*lines, ""]
+
+
+def _results(summary: Summary) -> list[str]:
+    paper = summary.grid.settings.get("paper", {})
+    header = ["arm", "rate", "trials", "lowest error %", "in epoch", "last error %", "mean over epochs %"]
+    rows = []
+    for name, arm in summary.arms.items():
+        trials = f"{len(arm.sound)}" + (f" + {arm.diverged} diverged" if arm.diverged else "")
+        rate = "-" if arm.swept.best is None else f"{arm.swept.best:.4g}"
+        row = [name, rate, trials, _cell(arm.best), _cell(arm.best_epoch, 1), _cell(arm.last), _cell(arm.area)]
+        rows.append([*row, str(paper.get(name, "-"))] if paper else row)
+    return _table([*header, "the paper's"] if paper else header, rows)
+
+
+def _sweep(summary: Summary) -> list[str]:
+    settings = summary.grid.settings
+    phase = settings.sweep
+    held = f"{phase.held_out:,} training images held out" if phase.get("held_out") else "the set that the claim names"
+    lines = [
+        f"Rates: {phase.get('seeds', 1)} seed(s), {phase.epochs:g} epochs, '{phase.choose}' error in % on {held}. "
+        "The best is in bold; * marks one at the edge of what was tried.",
+        "",
+    ]
+    rows = []
+    for name, arm in summary.arms.items():
+        cells = []
+        for rate in settings.arms[name].rates:
+            score = arm.swept.scores.get(rate)
+            text = "not run" if rate not in arm.swept.scores else "diverged" if score is None else f"{score:.2f}"
+            text = f"{rate:.4g}: {text}"
+            cells.append(f"**{text}**{'*' if arm.swept.at_edge else ''}" if rate == arm.swept.best else text)
+        rows.append([name, *cells])
+    return lines + _table(["arm", *[f"try {i + 1}" for i in range(len(rows[0]) - 1)]], rows)
+
+
+def _conditions(summary: Summary, facts: dict[str, Any]) -> list[str]:
+    machines, versions = set(), set()
+    for arm in summary.arms.values():
+        for _, result in arm.runs:
+            hardware = result.provenance["hardware"]
+            machines.add(f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores")
+            versions.add(f"torch {result.provenance['versions']['torch']}, python {result.provenance['versions']['python']}")
+    missing = f" **{summary.missing} runs are missing: this is a partial result.**" if summary.missing else ""
+    seeds = sorted({run.seed for arm in summary.arms.values() for run, _ in arm.runs})
+    return [
+        f"Command: `{facts['command']}`. {'; '.join(sorted(machines))}; {'; '.join(sorted(versions))}. "
+        f"Seeds {seeds[0]} to {seeds[-1]}. "
+        if seeds
+        else f"Command: `{facts['command']}`. ",
+        f"{summary.hours:.2f} hours of computing (one process each).{missing}",
+        "",
+    ]
+
+
+def _markdown(summary: Summary, verdict: Verdict, facts: dict[str, Any]) -> str:
+    claim = summary.grid.claim
+    settings = claim.settings
+    label = "" if claim.budget == "full" else f" ({claim.budget})"
+    final = settings.final
+    lines = [
+        f"# {settings.title}{label}",
+        "",
+        f"The claim: {settings.claim}",
+        "",
+        f"**{verdict.outcome}{label}.** " + " ".join(verdict.because),
+        "",
+        f"Medians over trials with 95% bootstrap intervals; {final.epochs:g} epochs, {final.trials} trials an arm"
+        f"{', mixed precision (bfloat16 on a CPU)' if settings.get('amp') else ''}.",
+        "",
+        *_results(summary),
+        *(["![figure](figure.png)", ""] if settings.get("figure") else []),
+        *_sweep(summary),
+        *_conditions(summary, facts),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _arm(arm: ArmSummary) -> dict[str, Any]:
+    numbers = {name: getattr(arm, name) for name in ("best", "best_epoch", "last", "area")}
+    return {
+        "rate": arm.swept.best,
+        "sweep": {f"{rate:g}": score for rate, score in arm.swept.scores.items()},
+        "trials": len(arm.sound),
+        "diverged": arm.diverged,
+        "epochs": arm.epochs,
+        "curve": [asdict(point) for point in arm.curve],
+        **{name: None if value is None else asdict(value) for name, value in numbers.items()},
+    }
+
+
+def _runs(summary: Summary) -> bytes:
+    """One row a run: what it was and its error after each epoch."""
+    grid = summary.grid
+    found = [(run, result) for run in [*grid.sweep(), *grid.final(grid.swept())] if (result := run.result()) is not None]
+    width = max((len(grid.errors(result)) for _, result in found), default=0)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["arm", "stage", "rate", "seed", "key", "diverged_at", "seconds", *range(1, width + 1)])
+    for run, result in found:
+        errors = [f"{error:.4g}" for error in grid.errors(result)]
+        diverged = "" if result.diverged is None else result.diverged
+        writer.writerow([run.arm, run.stage, f"{run.rate:.6g}", run.seed, run.key, diverged, f"{result.seconds:.0f}", *errors])
+    return text.getvalue().encode()
+
+
+def write_report(summary: Summary, folder: Path, command: str | None = None) -> Verdict:
+    """Write the result of a claim.
+
+    Args:
+        summary: of its runs.
+        folder: where the files go.
+        command: the command line, for the provenance.
+
+    Returns:
+        The verdict.
+    """
+    settings = summary.grid.settings
+    verdict = VERDICTS[settings.verdict](summary)
+    facts = provenance(command)
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.get("figure"):
+        FIGURES[settings.figure](summary, folder / "figure.png")
+    content = {
+        "claim": settings.claim,
+        "budget": summary.grid.claim.budget,
+        "verdict": asdict(verdict),
+        "missing_runs": summary.missing,
+        "hours": summary.hours,
+        "arms": {name: _arm(arm) for name, arm in summary.arms.items()},
+        "provenance": facts,
+    }
+    write_atomically((json.dumps(content, indent=1) + "\n").encode(), folder / "summary.json")
+    write_atomically(_runs(summary), folder / "runs.csv")
+    write_atomically(_markdown(summary, verdict, facts).encode(), folder / "README.md")
+    return verdict

@@ -1,0 +1,156 @@
+"""One run of a grid: what determines it, the key that it is cached by, and its result."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+from gbseg.engine.amp import enable_amp
+from gbseg.engine.config import load_config
+from gbseg.files import write_atomically
+
+__all__ = ["Run", "RunResult", "images_of"]
+
+# the keys of a config on which a run's numbers depend; the others say where and how much is logged
+DETERMINING = (
+    "model",
+    "train_dataloader",
+    "val_dataloader",
+    "val_evaluator",
+    "train_cfg",
+    "optim_wrapper",
+    "param_scheduler",
+    "randomness",
+    "custom_hooks",
+    "load_from",
+)
+
+
+@lru_cache
+def _images_of(dataset: str) -> int:
+    return len(DATASETS.build(json.loads(dataset)))
+
+
+def images_of(dataset: dict) -> int:
+    """The number of images of a data set's config; it is built once for all runs."""
+    return _images_of(json.dumps(dataset, sort_keys=True))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run measured. V validations.
+
+    Attributes:
+        steps: V iterations done.
+        metrics: name -> V values, as the evaluator gives them (accuracies in per cent); a diverged run's stop there.
+        loss: V mean training losses since the validation before.
+        diverged: the iteration at which the loss was not finite any more, None where it always was.
+        seconds: the run took; for runs trained together, the share of each.
+        gradients: the lines of `GradientStatsHook`, empty without it.
+        provenance: of the process that ran it.
+    """
+
+    steps: list[int]
+    metrics: dict[str, list[float]]
+    loss: list[float]
+    diverged: int | None
+    seconds: float
+    gradients: list[dict[str, Any]]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config with options, a seed and a rate.
+
+    Attributes:
+        arm: the name of what is compared.
+        stage: 'sweep' or 'final'.
+        rate: learning rate.
+        seed: of everything random in it.
+        epochs: passes over the training images.
+        config: its file.
+        options: keys with dots and their values, laid over the file's.
+        amp: mixed precision.
+        together: whether it is trained vectorised with its like (`gbseg.reproduction.trials`).
+        home: the folder of all runs.
+    """
+
+    arm: str
+    stage: str
+    rate: float
+    seed: int
+    epochs: float
+    config: Path
+    options: dict[str, Any]
+    amp: bool
+    together: bool
+    home: Path
+
+    @cached_property
+    def resolved(self) -> Config:
+        """The config of this run alone; a schedule of rates by iterations is stretched to the run's length."""
+        # a copy, because merging takes _delete_ out of what it is given
+        config = load_config(self.config, copy.deepcopy(self.options))
+        config.pop("cfg_options", None)
+        dataset = config.train_dataloader.dataset
+        epoch = -(-images_of(dataset.to_dict()) // config.train_dataloader.batch_size)
+        iterations = round(epoch * self.epochs)
+        # a schedule keeps its shape: what stands at a tenth of the config's run stands at a tenth of this one
+        for scheduler in config.get("param_scheduler") or []:
+            for name in ("begin", "end", "T_max"):
+                if name in scheduler:
+                    scheduler[name] = round(scheduler[name] * iterations / config.train_cfg.max_iters)
+        config.merge_from_dict(
+            {
+                "optim_wrapper.optimizer.lr": self.rate,
+                "randomness.seed": self.seed,
+                "train_cfg.max_iters": iterations,
+                "train_cfg.val_interval": epoch,
+                "default_hooks.checkpoint.interval": epoch,
+                "default_hooks.checkpoint.max_keep_ckpts": 1,
+                "visualizer.vis_backends": [dict(type="LocalVisBackend")],
+            }
+        )
+        if self.amp:
+            enable_amp(config)
+        return config
+
+    @cached_property
+    def epoch(self) -> int:
+        """Iterations of an epoch."""
+        return self.resolved.train_cfg.val_interval
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all that determines the run's numbers but the code, the libraries and the hardware."""
+        config = self.resolved.to_dict()
+        facts = {name: config.get(name) for name in DETERMINING} | {"amp": self.amp, "together": self.together}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lives."""
+        return self.home / self.key
+
+    def write(self) -> Path:
+        """Write the run's config into its folder, for `gbseg.reproduction.worker`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "run.py"
+        write_atomically(self.resolved.pretty_text.encode(), path)
+        return path
+
+    def result(self) -> RunResult | None:
+        """What was measured, None if it was not run yet."""
+        try:
+            return RunResult(**json.loads((self.folder / "result.json").read_text()))
+        except FileNotFoundError:
+            return None

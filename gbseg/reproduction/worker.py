@@ -1,0 +1,179 @@
+"""What a process of a grid does: train one run, or several together.
+
+A folder holds the ``run.py`` of `gbseg.reproduction.runs.Run` and gets a ``result.json``.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from torch import Tensor, nn
+
+from gbseg.engine.config import load_config
+from gbseg.engine.guard import NonFiniteLossError
+from gbseg.engine.train import train
+from gbseg.files import write_atomically
+from gbseg.report.history import read_history
+from gbseg.report.provenance import provenance
+from gbseg.reproduction.runs import RunResult
+from gbseg.reproduction.trials import Split, train_trials
+
+__all__ = ["LOG", "prepare", "train_alone", "train_folders", "train_together"]
+
+LOG = "log.txt"
+
+
+def _write(folder: Path, result: RunResult) -> None:
+    write_atomically((json.dumps(asdict(result)) + "\n").encode(), folder / "result.json")
+
+
+def train_alone(folder: Path) -> RunResult:
+    """Train the run of a folder, or go on with it, as `gbseg train --resume` does.
+
+    A run whose loss is not finite any more is a result, recorded as diverged.
+    """
+    start = time.perf_counter()
+    # what earlier, interrupted starts took
+    clock = folder / "seconds"
+    before = float(clock.read_text()) if clock.exists() else 0.0
+    diverged = False
+    try:
+        train(load_config(folder / "run.py"), folder, resume=True)
+    except NonFiniteLossError:
+        diverged = True
+    finally:
+        seconds = before + time.perf_counter() - start
+        clock.write_text(str(seconds))
+    history = read_history(folder)
+    edges = np.concatenate([[0], history.val_steps])
+    losses = [
+        history.loss[(history.train_steps > low) & (history.train_steps <= high)] for low, high in itertools.pairwise(edges)
+    ]
+    gradients = [
+        json.loads(line) for path in sorted(folder.glob("*/gradients.jsonl")) for line in path.read_text().splitlines()
+    ]
+    result = RunResult(
+        steps=history.val_steps.tolist(),
+        metrics={name: values.tolist() for name, values in history.metrics.items()},
+        loss=[float(values.mean()) if len(values) else float("nan") for values in losses],
+        diverged=history.last_step + 1 if diverged else None,
+        seconds=seconds,
+        gradients=gradients,
+        provenance=provenance(),
+    )
+    _write(folder, result)
+    for checkpoint in folder.glob("*.pth"):
+        checkpoint.unlink()
+    return result
+
+
+class _Logits(nn.Module):
+    """A classifier's backbone and head, built as the runner builds them, without its data preprocessor."""
+
+    def __init__(self, model: dict) -> None:
+        super().__init__()
+        classifier = MODELS.build(model)
+        self.backbone, self.fc = classifier.backbone, classifier.head.fc
+        # not a module of this one: its loss has buffers
+        self._head = (classifier.head,)
+
+    def init_weights(self) -> None:
+        self.backbone.init_weights()
+        self._head[0].init_weights()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.fc(self.backbone(inputs)[-1])
+
+
+def _split(model: dict, dataset: dict) -> Split:
+    images = DATASETS.build(dataset)
+    preprocess = MODELS.build(model).data_preprocessor
+    batches = [preprocess({"inputs": part})["inputs"] for part in images.pixels.split(5000)]
+    return Split(torch.cat(batches), images.labels)
+
+
+def _common(configs: Sequence[Config]) -> dict[str, Any]:
+    """What the runs share; raises ValueError where they differ in more than rate and seed, or need more than plain SGD."""
+    found = []
+    for config in configs:
+        facts = copy.deepcopy(config.to_dict())
+        facts["optim_wrapper"]["optimizer"].pop("lr")
+        facts["randomness"].pop("seed")
+        found.append(facts)
+    if any(facts != found[0] for facts in found):
+        raise ValueError("runs trained together differ in nothing but the learning rate and the seed.")
+    if found[0]["optim_wrapper"] != {"type": "OptimWrapper", "optimizer": {"type": "SGD"}} or found[0]["param_scheduler"]:
+        raise ValueError(f"runs trained together use plain SGD at a fixed rate, got {found[0]['optim_wrapper']}.")
+    return found[0]
+
+
+def train_together(folders: Sequence[Path]) -> None:
+    """Train the runs of several folders at once, vectorised; they differ in rate and seed alone."""
+    start = time.perf_counter()
+    configs = [load_config(folder / "run.py") for folder in folders]
+    facts = _common(configs)
+    loader, schedule = facts["train_dataloader"], facts["train_cfg"]
+    epochs = schedule["max_iters"] // schedule["val_interval"]
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        state = folders[0] / "together.pt"
+        curves = train_trials(
+            lambda: _Logits(facts["model"]),
+            MODELS.build(facts["model"]).head.loss_module,
+            _split(facts["model"], loader["dataset"]),
+            _split(facts["model"], facts["val_dataloader"]["dataset"]),
+            rates=[config.optim_wrapper.optimizer.lr for config in configs],
+            seeds=[config.randomness.seed for config in configs],
+            epochs=epochs,
+            batch=loader["batch_size"],
+            state=state,
+        )
+    seconds = (time.perf_counter() - start) / len(folders)
+    origin = provenance()
+    for trial, folder in enumerate(folders):
+        diverged = curves.diverged[trial]
+        last = epochs if diverged is None else diverged - 1
+        result = RunResult(
+            steps=[schedule["val_interval"] * (epoch + 1) for epoch in range(last)],
+            metrics={"accuracy/top1": [100 * (1 - row[trial]) for row in curves.error[:last]]},
+            loss=[row[trial] for row in curves.loss[:last]],
+            diverged=None if diverged is None else schedule["val_interval"] * diverged,
+            seconds=seconds,
+            gradients=[],
+            provenance=origin,
+        )
+        _write(folder, result)
+    state.unlink(missing_ok=True)
+
+
+def prepare(slots: Queue, threads: int) -> None:
+    """Make a new process ready: its share of the cores, its GPU."""
+    slot = slots.get()
+    torch.set_num_threads(threads)
+    if torch.cuda.device_count() > 1:
+        torch.cuda.set_device(slot % torch.cuda.device_count())
+    # an interruption is said once, by the process that started this one
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def train_folders(folders: Sequence[Path], together: bool) -> None:
+    """Train the runs of some folders, with all that is printed in the first one's log."""
+    with (folders[0] / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        if together:
+            train_together(folders)
+        else:
+            for folder in folders:
+                train_alone(folder)
