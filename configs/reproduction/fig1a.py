@@ -2,7 +2,7 @@
 #
 #   python tools/reproduce.py fig1a --trials 3                # about 40 minutes on 2 cores
 #
-# Four rates each, a factor of three apart; one seed, three epochs, 5,000 training images held out. Plain SGD without decay, so
+# Four rates each, a factor of three apart; one seed, two epochs, 5,000 training images held out. Plain SGD without decay, so
 # that two controls need no runs of their own: cross-entropy times t_pos at rate r is the softmax at t_pos * r, and
 # cross-entropy with the penalty is exp-GB at its rate divided by t_pos (tests/losses/test_baselines.py).
 title = "Fig. 1a: five layers on CIFAR-10"
@@ -15,5 +15,5 @@ arms = dict(
 )
 metric = "accuracy/top1"
 amp = True
-sweep = dict(epochs=3, held_out=5000, choose="last")
+sweep = dict(epochs=2, held_out=5000, choose="last")
 final = dict(epochs=10, trials=20)
