@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import InfiniteSampler
-from mmengine.dist import all_gather_object, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+
+from gbseg.engine.position import iterations_per_epoch
 
 __all__ = ["GradientStatsHook"]
 
@@ -59,8 +60,8 @@ class GradientStatsHook(Hook):
     Raises:
         ValueError: a module is not in the model (the message lists those that are), or does not return one tensor;
             ``interval``, ``bins`` or an epoch is below 1; the optimizer's wrapper is one whose loss scale is not known (Apex,
-            DeepSpeed, several optimizers); the output is back-propagated through more than once an iteration, so that N is not
-            known.
+            DeepSpeed, several optimizers); the training data has no length; the output is back-propagated through more than
+            once an iteration, so that N is not known.
     """
 
     priority = "LOW"
@@ -108,7 +109,7 @@ class GradientStatsHook(Hook):
                 "AmpOptimWrapper, or take the hook out of custom_hooks."
             )
         self._modules = {name: known[name] for name in self.names}
-        self._epoch_length = _epoch_length(runner)
+        self._epoch_length = iterations_per_epoch(runner.train_dataloader)
         self._histograms = self.histograms | {(epoch - 1) * self._epoch_length for epoch in self.histogram_epochs}
         self.path = Path(runner.log_dir) / "gradients.jsonl"
         if is_main_process():
@@ -251,19 +252,6 @@ class GradientStatsHook(Hook):
                 bucket_counts=found["counts"],
                 global_step=runner.iter,
             )
-
-
-def _epoch_length(runner: Runner) -> int:
-    """Iterations in which each training image is drawn once, by all processes together."""
-    loader = runner.train_dataloader
-    try:
-        length = len(loader)
-    except TypeError as error:
-        raise ValueError("GradientStatsHook: the training data has no length, so its epochs cannot be counted.") from error
-    # mmengine's endless sampler gives the length of the whole set, not of a process's share
-    if isinstance(getattr(loader, "sampler", None), InfiniteSampler):
-        length = -(-length // get_world_size())
-    return max(length, 1)
 
 
 def _loss_scale(runner: Runner) -> float:
