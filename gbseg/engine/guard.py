@@ -164,6 +164,7 @@ class NonFiniteGuardHook(Hook):
         _refuse_bad_labels(runner)
         # the sum is not a term; alone it counts, finite terms may overflow in it
         terms = {name: value for name, value in losses.items() if name != "loss"} or losses
+        self._log(runner, losses)
         bad = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
         fine = [f"{name} = {value:.6g}" for name, value in terms.items() if math.isfinite(value)]
         raise NonFiniteLossError(
@@ -171,3 +172,12 @@ class NonFiniteGuardHook(Hook):
             f"{f' (finite: {chr(44).join(fine)})' if fine else ''}; learning rate: {_rates(runner)}. "
             f"No checkpoint was written, and {consequence}. {_ADVICE}"
         )
+
+    @staticmethod
+    def _log(runner: Runner, losses: dict[str, float]) -> None:
+        """Leave the loss in the logs, where `gbseg.report.history` finds that and when the run diverged."""
+        visualizer = getattr(runner, "visualizer", None)
+        if visualizer is not None:
+            total = losses.get("loss", sum(losses.values()))
+            # of several processes, mmengine's main one alone writes
+            visualizer.add_scalars({"loss": total, "iter": runner.iter + 1}, step=runner.iter + 1)
