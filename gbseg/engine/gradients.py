@@ -45,7 +45,7 @@ class GradientStatsHook(Hook):
     iteration takes longer is a norm of each layer's gradient and one transfer to the host; others take nothing.
 
     N counts all rows of the logits. Where a loss leaves ignored pixels out of its mean, everything but the normaliser is too
-    great by the share that is left: name a module whose rows all count, as PixelNet's sampled ones do.
+    great by the ratio of all rows to those that count: name a module whose rows all count, as PixelNet's sampled ones do.
 
     Args:
         output: the name of the module that gives the logits, (N, C) or (N, C, *), once an iteration.
