@@ -81,7 +81,7 @@ def test_iterations_of_an_epoch(kind: type, monkeypatch: pytest.MonkeyPatch) -> 
         count += 1
     assert [iterations_per_epoch(loader) for loader in loaders] == [count, count] == [3, 3]
     with pytest.raises(ValueError, match="has no length"):
-        iterations_per_epoch(iter(loaders[0]))
+        iterations_per_epoch(number for number in range(3))
 
 
 def test_sampler_errors() -> None:
