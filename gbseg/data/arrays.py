@@ -206,7 +206,7 @@ def random_crops(padded: Tensor, index: Tensor, top: Tensor, left: Tensor, flip:
     """Crops of padded images, some of them mirrored; one gather for the whole batch, on the images' device.
 
     Args:
-        padded: (N, C, H + 2p, W + 2p).
+        padded: (N, C, H + 2p, W + 2p) uint8.
         index: (B,) which images.
         top: (B,) first row of each crop.
         left: (B,) first column of each crop.
@@ -214,8 +214,10 @@ def random_crops(padded: Tensor, index: Tensor, top: Tensor, left: Tensor, flip:
         size: (H, W) of the crops.
 
     Returns:
-        (B, C, H, W) of the type of ``padded``.
+        (B, C, H, W) uint8.
     """
     windows = padded.unfold(2, size[0], 1).unfold(3, size[1], 1)  # (N, C, rows, columns, H, W), a view
     crops = windows[index, :, top, left]
-    return torch.where(flip.view(-1, 1, 1, 1), crops.flip(3), crops)
+    # bits of one or the other: four times as fast as torch.where on bytes
+    mirrored = (-flip.to(torch.uint8)).view(-1, 1, 1, 1)
+    return (crops.flip(3) & mirrored) | (crops & ~mirrored)

@@ -7,6 +7,7 @@ from gbseg.engine.amp import CpuAmpOptimWrapper, enable_amp
 from gbseg.engine.checkpoint import DurableCheckpointHook
 from gbseg.engine.comparison import compare_runs
 from gbseg.engine.config import load_config
+from gbseg.engine.convergence import ConvergenceHook
 from gbseg.engine.gradients import GradientStatsHook
 from gbseg.engine.guard import NonFiniteGuardHook, NonFiniteLossError
 from gbseg.engine.loop import ResumableIterLoop
@@ -21,6 +22,7 @@ from gbseg.engine.tta import LinkTTAModel
 
 __all__ = [
     "ChannelsLastHook",
+    "ConvergenceHook",
     "CpuAmpOptimWrapper",
     "DurableCheckpointHook",
     "GradientStatsHook",

@@ -61,25 +61,38 @@ def compare_runs(config: Config, work_dir: Path | str) -> None:
 
     Beside the table and the figures lies ``provenance.json``, that of every run by its name.
 
-    ``config.compare`` has ``metric`` (a key of the validation), ``baseline`` (the name of a run), ``epoch_length``
-    (iterations an epoch, for the table) and ``images`` (see `draw_predictions`).
+    ``config.compare`` has ``metric`` (a key of the validation), ``baseline`` (the name of a run), and may have
+    ``lower_is_better`` (for an error or a loss), ``epoch_length`` (iterations an epoch, for the table) and ``images`` (see
+    `draw_predictions`; by default 4 of a segmentor, whose model has a ``decode_head``, and none of a classifier).
+
+    Raises:
+        ValueError: there is nothing to compare, or see `compare`.
     """
     if not config.get("runs") or "compare" not in config:
         raise ValueError(f"{config.filename} lists no runs to compare (keys runs and compare; see configs/demo_expgb.py).")
     work_dir = Path(work_dir)
     runs = run_configs(config, work_dir)
     settings = config.compare
+    segments = all("decode_head" in one.model for one, _ in runs.values())
+    images = settings.get("images", 4 if segments else 0)
+    if images and not segments:
+        # no reason to lose the table of runs that took their time
+        print("compare.images is left out: it draws label maps, and not every run predicts any.")
+        images = 0
     result = compare(
         {name: folder for name, (_, folder) in runs.items()},
         work_dir,
         settings.metric,
         settings.baseline,
         epoch_length=settings.get("epoch_length"),
+        lower_is_better=settings.get("lower_is_better", False),
     )
     facts = {name: json.loads((folder / "provenance.json").read_text()) for name, (_, folder) in runs.items()}
     (work_dir / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
-    draw_predictions(runs, settings.get("images", 4), work_dir / "predictions.png")
+    if images:
+        draw_predictions(runs, images, work_dir / "predictions.png")
     print(f"\n{result.table()}\n")
     print(f"The curves are in      {work_dir / 'curve.png'}")
-    print(f"Predictions are in     {work_dir / 'predictions.png'}")
+    if images:
+        print(f"Predictions are in     {work_dir / 'predictions.png'}")
     print(f"The table is in        {work_dir / 'comparison.md'} (also .csv and .json)")

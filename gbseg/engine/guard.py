@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-__all__ = ["NonFiniteGuardHook", "NonFiniteLossError", "require_finite_parameters"]
+__all__ = ["NonFiniteGuardHook", "NonFiniteLossError", "parameters_are_finite", "require_finite_parameters"]
 
 _ADVICE = (
     "Boosted gradients are unbounded (the loss grows like exp(x) or x^4): lower the learning rate, clip the gradient "
@@ -54,6 +54,13 @@ def _rates(runner: Runner) -> str:
     )
 
 
+def parameters_are_finite(model: Any) -> bool:
+    """Whether no parameter holds NaN or infinity: one reduction, which on a device is waited for."""
+    values = [value.detach() for value in _bare(model).parameters() if value.is_floating_point()]
+    # the largest magnitude: unlike the Euclidean norm, it cannot overflow where all values are finite
+    return math.isfinite(float(get_total_norm(values, norm_type=math.inf)))
+
+
 def require_finite_parameters(runner: Runner) -> None:
     """Check all parameters with one reduction; on a device, it waits for it.
 
@@ -61,12 +68,10 @@ def require_finite_parameters(runner: Runner) -> None:
         BadLabelError: a loss of the model reports labels that are no class.
         NonFiniteLossError: names the first parameters that hold NaN or infinity.
     """
-    named = [(name, value.detach()) for name, value in _bare(runner.model).named_parameters() if value.is_floating_point()]
-    # the largest magnitude: unlike the Euclidean norm, it cannot overflow where all values are finite
-    largest = get_total_norm([value for _, value in named], norm_type=math.inf)
-    if math.isfinite(float(largest)):
+    if parameters_are_finite(runner.model):
         return
     _refuse_bad_labels(runner)
+    named = ((name, value.detach()) for name, value in _bare(runner.model).named_parameters() if value.is_floating_point())
     bad = (name for name, value in named if not bool(torch.isfinite(value).all()))
     raise NonFiniteLossError(
         f"the parameters are not finite at iteration {runner.iter + 1}, the first being {', '.join(islice(bad, 5))}; "
@@ -159,6 +164,7 @@ class NonFiniteGuardHook(Hook):
         _refuse_bad_labels(runner)
         # the sum is not a term; alone it counts, finite terms may overflow in it
         terms = {name: value for name, value in losses.items() if name != "loss"} or losses
+        self._log(runner, losses)
         bad = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
         fine = [f"{name} = {value:.6g}" for name, value in terms.items() if math.isfinite(value)]
         raise NonFiniteLossError(
@@ -166,3 +172,12 @@ class NonFiniteGuardHook(Hook):
             f"{f' (finite: {chr(44).join(fine)})' if fine else ''}; learning rate: {_rates(runner)}. "
             f"No checkpoint was written, and {consequence}. {_ADVICE}"
         )
+
+    @staticmethod
+    def _log(runner: Runner, losses: dict[str, float]) -> None:
+        """Leave the loss in the logs, where `gbseg.report.history` finds that and when the run diverged."""
+        visualizer = getattr(runner, "visualizer", None)
+        if visualizer is not None:
+            total = losses.get("loss", sum(losses.values()))
+            # of several processes, mmengine's main one alone writes
+            visualizer.add_scalars({"loss": total, "iter": runner.iter + 1}, step=runner.iter + 1)

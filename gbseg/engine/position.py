@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_dist_info, get_world_size, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from gbseg.engine.rng import preserved_rng, seed_cpu_rng
 
-__all__ = ["Draw", "ResumableSampler", "SeededDataset"]
+__all__ = ["Draw", "ResumableSampler", "SeededDataset", "iterations_per_epoch"]
 
 
 class Draw(int):
@@ -143,6 +144,22 @@ class SeededDataset(Dataset):
         if name.startswith("__") or name == "dataset":
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+
+def iterations_per_epoch(loader: Any) -> int:
+    """Iterations in which each training image is drawn once, by all processes together, rounded up.
+
+    Raises:
+        ValueError: the data has no length.
+    """
+    try:
+        length = len(loader)
+    except TypeError as error:
+        raise ValueError("the training data has no length, so its epochs cannot be counted.") from error
+    # mmengine's endless sampler gives the length of the whole set, not of a process's share
+    if isinstance(getattr(loader, "sampler", None), InfiniteSampler):
+        length = -(-length // get_world_size())
+    return max(length, 1)
 
 
 def _seedable(root: Any) -> list[Any]:

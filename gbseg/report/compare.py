@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from gbseg.report.convergence import area_under, first_below
 from gbseg.report.curve import Line, draw_curves
 from gbseg.report.history import RunHistory, read_history
 
@@ -28,6 +29,8 @@ class RunResult:
         best: the best value; None where there is none.
         best_step: the first step with that value.
         reached_step: the first step with a value no worse than the baseline's best; None where there is none.
+        mean: of the metric over `Comparison.mean_range`, straight lines between the validations; None where the run diverged
+            or does not reach its end. The area under the error curve is ``perfect value - mean``, times the range's length.
         ended_early: whether other runs were validated after this one's last validation.
         diverged_at: the first iteration with a loss that is not finite, None if there is none.
         last_iteration: the last iteration that was logged.
@@ -40,6 +43,7 @@ class RunResult:
     best: float | None
     best_step: int | None
     reached_step: int | None
+    mean: float | None
     ended_early: bool
     diverged_at: int | None
     last_iteration: int
@@ -63,6 +67,8 @@ class Comparison:
         unit: what steps count, `iteration` or `epoch`.
         epoch_length: iterations an epoch; None where it was not given.
         lower_is_better: whether small values of the metric are good.
+        mean_range: from the first step that all runs have reached by their first validation to the last step of any; None where
+            these are one step.
         runs: the runs in the order in which they were given.
     """
 
@@ -71,6 +77,7 @@ class Comparison:
     unit: Literal["iteration", "epoch"]
     epoch_length: int | None
     lower_is_better: bool
+    mean_range: tuple[int, int] | None
     runs: tuple[RunResult, ...]
 
     @property
@@ -108,6 +115,9 @@ class Comparison:
             run.reached_step / baseline.best_step if run.reached_step and baseline.best_step else None for run in self.runs
         ]
         table.append([*lead(f"{self.unit}s to it, {self.baseline} = 1"), *ratios])
+        if self.mean_range is not None:
+            low, high = self.mean_range
+            table.append([*lead(f"mean {self.metric}, {self.unit} {low} to {high}"), *(run.mean for run in self.runs)])
         table.append([*lead("status"), *(run.status for run in self.runs)])
         return table
 
@@ -116,7 +126,7 @@ class Comparison:
         fine = 2 if abs(self.target) >= 1.5 else 4  # a percentage or a fraction
         cells = []
         for row in self.rows():
-            of_metric = not isinstance(row[0], str) or row[0] == f"best {self.metric}"
+            of_metric = not isinstance(row[0], str) or row[0].startswith((f"best {self.metric}", f"mean {self.metric},"))
             runs = len(row) - len(self.runs)
             digits = [fine if of_metric and column >= runs else 2 for column in range(len(row))]
             cells.append(
@@ -179,10 +189,6 @@ def _val_steps(name: str, history: RunHistory, unit: str, epoch_length: int | No
     return history.val_steps * epoch_length  # with an epoch_length the unit is the iteration
 
 
-def _first(steps: Sequence[int], good: Sequence[bool]) -> int | None:
-    return next((step for step, ok in zip(steps, good, strict=True) if ok), None)
-
-
 def compare(
     runs: Mapping[str, str | Path],
     out_dir: str | Path,
@@ -227,38 +233,45 @@ def compare(
         raise ValueError(f"epoch_length must be at least 1 iteration, not {epoch_length}")
     histories = {name: read_history(path) for name, path in runs.items()}
     unit: Literal["iteration", "epoch"] = "epoch" if xlabel == "epoch" and epoch_length is None else "iteration"
-    points = {}
+    points, curves = {}, {}
     for name, history in histories.items():
         steps = _val_steps(name, history, unit, epoch_length)
         if len(steps) and metric not in history.metrics:
             raise ValueError(f"{name} has no metric {metric!r}; it has {', '.join(history.metrics) or 'none'}")
         values = history.metrics.get(metric, np.empty(0))
         kept = np.isfinite(values)
+        curves[name] = (steps, values)
         points[name] = (steps[kept].tolist(), values[kept].tolist())
     if not points[baseline][0]:
         raise ValueError(f"the baseline {baseline!r} has no value of {metric}, so there is nothing to reach")
 
-    sign = -1 if lower_is_better else 1
-    target = max(sign * value for value in points[baseline][1])
+    sign = 1.0 if lower_is_better else -1.0
+    target = min(sign * value for value in points[baseline][1])
     last = max(steps[-1] for steps, _ in points.values() if steps)
+    first = max(steps[0] for steps, _ in points.values() if steps)
     results = []
     for name, (steps, values) in points.items():
-        best = max((sign * value for value in values), default=None)
+        errors = [sign * value for value in values]
+        best = min(errors, default=None)
+        # what a diverged network scores is no measure of how fast it learned
+        area = area_under(*curves[name], first, last) if histories[name].diverged_at is None else None
         results.append(
             RunResult(
                 name=name,
                 steps=tuple(steps),
                 values=tuple(values),
                 best=None if best is None else sign * best,
-                best_step=_first(steps, [sign * value == best for value in values]),
-                reached_step=_first(steps, [sign * value >= target for value in values]),
+                best_step=None if best is None else first_below(steps, errors, best),
+                reached_step=first_below(steps, errors, target),
+                mean=None if area is None else area / (last - first),
                 ended_early=not steps or steps[-1] < last,
                 diverged_at=histories[name].diverged_at,
                 last_iteration=histories[name].last_step,
                 superseded=histories[name].superseded,
             )
         )
-    found = Comparison(metric, baseline, unit, epoch_length, lower_is_better, tuple(results))
+    mean_range = (first, last) if first < last else None
+    found = Comparison(metric, baseline, unit, epoch_length, lower_is_better, mean_range, tuple(results))
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)

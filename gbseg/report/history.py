@@ -49,8 +49,12 @@ class RunHistory:
         return int(bad[0]) if len(bad) else None
 
 
-def _read_lines(path: Path) -> list[dict]:
-    """Parse one scalars.json; what a killed run left of its last line is dropped."""
+def read_lines(path: Path) -> list[dict]:
+    """Parse a file of one JSON object a line, such as scalars.json; what a killed run left of its last line is dropped.
+
+    Raises:
+        ValueError: a line before the last is not a JSON object.
+    """
     lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
     records = []
     for number, line in enumerate(lines, 1):
@@ -116,7 +120,7 @@ def read_history(work_dir: str | Path) -> RunHistory:
     paths = sorted(work_dir.glob("*/vis_data/scalars.json"))
     if not paths:
         raise FileNotFoundError(f"{work_dir} holds no */vis_data/scalars.json: no run has logged anything there")
-    files = {path: _read_lines(path) for path in paths}
+    files = {path: read_lines(path) for path in paths}
     trained = {path: records for path, records in files.items() if any(map(_is_training, records))}
     files = trained or files
 

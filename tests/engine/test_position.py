@@ -12,11 +12,12 @@ import torch
 
 pytest.importorskip("mmengine")
 import engine_tiny as tiny
+from mmengine.dataset import InfiniteSampler
 from torch.utils.data import DataLoader
 
 from gbseg.engine import position
 from gbseg.engine.loop import ResumableIterLoop
-from gbseg.engine.position import Draw, ResumableSampler, SeededDataset
+from gbseg.engine.position import Draw, ResumableSampler, SeededDataset, iterations_per_epoch
 from gbseg.engine.rng import preserved_rng, rng_state, set_rng_state
 
 
@@ -60,6 +61,27 @@ def test_processes_share_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = [_take(_sampler(rank=rank, world=3, monkeypatch=monkeypatch), 8) for rank in range(3)]
     assert [shares[draw % 3][draw // 3] for draw in range(24)] == whole
     assert len(_sampler(rank=1, world=3, monkeypatch=monkeypatch)) == 3
+
+
+@pytest.mark.parametrize("kind", [ResumableSampler, InfiniteSampler])
+def test_iterations_of_an_epoch(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as two processes need until every image has been drawn."""
+    monkeypatch.setattr(position, "get_world_size", lambda: 2)
+    loaders = []
+    for rank in range(2):
+        for module in ("gbseg.engine.position", "mmengine.dataset.sampler"):
+            monkeypatch.setattr(f"{module}.get_dist_info", lambda rank=rank: (rank, 2))
+        dataset = list(range(10))
+        loaders.append(DataLoader(dataset, batch_size=2, sampler=kind(dataset, shuffle=False, seed=0), collate_fn=list))
+    drawn: set[int] = set()
+    count = 0
+    streams = [iter(loader) for loader in loaders]
+    while len(drawn) < 10:
+        drawn.update(*map(next, streams))
+        count += 1
+    assert [iterations_per_epoch(loader) for loader in loaders] == [count, count] == [3, 3]
+    with pytest.raises(ValueError, match="has no length"):
+        iterations_per_epoch(number for number in range(3))
 
 
 def test_sampler_errors() -> None:

@@ -79,12 +79,14 @@ def test_files(runs: dict[str, Path], tmp_path: Path) -> None:
         ["reaches softmax's best at iteration", "", "400", "300", "not reached", "not reached"],
         ["reaches softmax's best at epoch", "", "2.0", "1.5", "not reached", "not reached"],
         ["iterations to it, softmax = 1", "", "1.0", "0.75", "", ""],
+        ["mean mIoU, iteration 100 to 500", "", "38.25", "42.9375", "20.37375", ""],
         ["status", "", "complete", "complete", "complete", "diverged at iteration 150"],
     ]
     with (tmp_path / "out" / "comparison.csv").open() as file:
         assert list(csv.reader(file)) == expected
     markdown = (tmp_path / "out" / "comparison.md").read_text()
     assert "| 300 | 1.50 | 41.00 | 45.00 | 18.00 | - |" in markdown
+    assert "| mean mIoU, iteration 100 to 500 |  | 38.25 | 42.94 | 20.37 | - |" in markdown
     assert "| reaches softmax's best at epoch |  | 2.00 | 1.50 | not reached | not reached |" in markdown
     text = found.table().splitlines()
     assert text[4].split() == ["300", "1.50", "41.00", "45.00", "18.00", "-"]
@@ -127,6 +129,19 @@ def test_stopped_runs(runs: dict[str, Path], tmp_path: Path) -> None:
     assert cut.status == "ended early at iteration 250" and cut.reached_step == 200
     assert dead.status == "diverged at iteration 20" and dead.best is None and dead.reached_step is None
     assert "dead" in found.table().splitlines()[0]
+    assert cut.mean is None and dead.mean is None
+
+
+def test_means(tmp_path: Path) -> None:
+    """Over the steps that all runs have, and none of a run that diverged, whatever its network scores afterwards."""
+    late = _run(tmp_path, "late", {200: 10.0, 300: 20.0, 400: 40.0}, _losses(400))
+    long = _run(tmp_path, "long", {100: 90.0, 200: 30.0, 400: 50.0}, _losses(400))
+    wild = _run(tmp_path, "wild", {200: 10.0, 300: 10.0, 400: 10.0}, {100: math.nan, 400: math.nan})
+    hole = _run(tmp_path, "hole", {200: 10.0, 300: math.nan, 400: 10.0}, _losses(400))
+    found = compare({"late": late, "long": long, "wild": wild, "hole": hole}, tmp_path / "out", "mIoU", "late")
+    assert found.mean_range == (200, 400) and [run.mean for run in found.runs] == [22.5, 40.0, None, None]
+    once = compare({"late": _run(tmp_path, "once", {200: 10.0}, _losses(200))}, tmp_path / "out", "mIoU", "late")
+    assert once.mean_range is None and once.runs[0].mean is None and "mean" not in once.table()
 
 
 def test_restarted_runs(runs: dict[str, Path], tmp_path: Path) -> None:
