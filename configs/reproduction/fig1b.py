@@ -12,7 +12,6 @@ gradients = dict(
     # the normalised sums of layers 1, 3, 5, 7 and 9
     layers=["backbone.layers.1", "backbone.layers.7", "backbone.layers.13", "backbone.layers.19", "backbone.layers.25"],
     interval=50,
-    histograms=[0, 3 * 500],  # the first batch of epochs 1 and 4
 )
 arms = dict(
     softmax=dict(config="classification/cifar10layer_softmax.py", rates=[0.1, 0.3, 1.0]),
@@ -30,9 +29,7 @@ budgets = dict(
         final=dict(
             epochs=5,
             trials=3,
-            options={
-                "custom_hooks": [dict(type="ChannelsLastHook"), {**gradients, "interval": 10, "histograms": [0, 3 * 100]}]
-            },
+            options={"custom_hooks": [dict(type="ChannelsLastHook"), {**gradients, "interval": 10}]},
         ),
     ),
 )

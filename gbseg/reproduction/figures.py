@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gbseg.report.curve import BASELINE, COLOURS, DASHES, DPI, STYLE, WIDTH, Dashes
+from gbseg.report.gradients import GradientHistory
 from gbseg.reproduction.summary import Summary
 
 __all__ = ["FIGURES", "colours"]
@@ -63,65 +63,57 @@ def draw_curves(summary: Summary, path: Path) -> None:
 
 def draw_histograms(summary: Summary, path: Path) -> None:
     """The distributions of the output deltas of the first trial: a column an arm, a row an iteration that has one."""
-    arms = {arm: found.sound[0].gradients for arm, found in summary.arms.items() if found.sound}
-    rows = max((sum("histogram" in line for line in lines) for lines in arms.values()), default=0)
+    arms = {arm: found.histograms for arm, found in _gradients(summary).items()}
+    rows = max((len(found) for found in arms.values()), default=0)
     if not rows:
         return
     looks = colours(summary.arms)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.9 * rows), dpi=DPI, layout="constrained")
         grid = figure.subplots(rows, len(arms), squeeze=False)
-        for column, (arm, lines) in enumerate(arms.items()):
-            for axes, line in zip(grid[:, column], [one for one in lines if "histogram" in one], strict=False):
-                found = line["histogram"]
-                edges = np.linspace(found["low"], found["high"], len(found["counts"]) + 1)
-                axes.stairs(found["counts"], edges, fill=True, color=looks[arm][0])
+        for column, (arm, histograms) in enumerate(arms.items()):
+            for axes, (iteration, found) in zip(grid[:, column], sorted(histograms.items()), strict=False):
+                axes.stairs(found.counts, found.edges, fill=True, color=looks[arm][0])
                 axes.set_yscale("log")
-                axes.set_title(f"{arm}, iteration {line['iter']}", fontsize=8)
+                axes.set_title(f"{arm}, iteration {iteration}", fontsize=8)
         figure.supxlabel("output delta", fontsize=9)
         figure.supylabel("number", fontsize=9)
         _finish(figure, path)
 
 
 def draw_rms(summary: Summary, path: Path) -> None:
-    """RMS of the error gradients by epoch, means over each epoch of the first trial: a panel a layer, the output first."""
-    series = {
-        arm: rms_by_epoch(found.sound[0].gradients, found.runs[0][0].epoch)
-        for arm, found in summary.arms.items()
-        if found.sound
-    }
-    layers = list(dict.fromkeys(layer for found in series.values() for layer in found))
+    """RMS of the error gradients over each epoch of the first trial: a panel a layer, the output first."""
+    series = _gradients(summary)
+    layers = list(dict.fromkeys(layer for found in series.values() for layer in found.rms))
     if not layers:
         return
     looks = colours(summary.arms)
+    rows = -(-len(layers) // 3)
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.2 * -(-len(layers) // 3)), dpi=DPI, layout="constrained")
-        panels = figure.subplots(-(-len(layers) // 3), min(3, len(layers)), squeeze=False, sharex=True).flat
+        figure = Figure(figsize=(WIDTH, 2.2 * rows), dpi=DPI, layout="constrained")
+        panels = figure.subplots(rows, min(3, len(layers)), squeeze=False, sharex=True).flat
         for axes, layer in zip(panels, layers, strict=False):
             for arm, found in series.items():
-                values = found[layer]
-                axes.plot(np.arange(1, len(values) + 1), values, color=looks[arm][0], label=arm, marker="o", markersize=2.5)
+                axes.plot(*found.rms_by_epoch(layer), color=looks[arm][0], label=arm, marker="o", markersize=2.5)
             axes.set_yscale("log")
             axes.set_title(layer, fontsize=8)
         figure.supxlabel("epoch", fontsize=9)
         figure.supylabel("RMS of the error gradients", fontsize=9)
-        next(iter(figure.axes)).legend(frameon=False, fontsize=8)
+        figure.axes[0].legend(frameon=False, fontsize=8)
         _finish(figure, path)
 
 
 def draw_normaliser(summary: Summary, path: Path) -> None:
     """The softmax's normaliser ``s = sum_j exp(x_j)`` by iteration: median of the batch and its range, first trial."""
-    found = summary.arms.get("softmax")
-    if found is None or not found.sound or not found.sound[0].gradients:
+    found = _gradients(summary).get("softmax")
+    if found is None:
         return
-    lines = found.sound[0].gradients
-    steps = [line["iter"] for line in lines]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.2), dpi=DPI, layout="constrained")
         axes = figure.subplots()
-        median, low, high = (np.exp([line["normaliser"][key] for line in lines]) for key in ("median", "min", "max"))
-        axes.plot(steps, median, color=BASELINE, label="median of the batch")
-        axes.fill_between(steps, low, high, color=BASELINE, alpha=0.18, linewidth=0, label="least to greatest")
+        low, high = found.normaliser("min"), found.normaliser("max")
+        axes.plot(found.iterations, found.normaliser("median"), color=BASELINE, label="median of the batch")
+        axes.fill_between(found.iterations, low, high, color=BASELINE, alpha=0.18, linewidth=0, label="least to greatest")
         axes.axhline(2342, color=COLOURS[1], linestyle=(0, (2, 2)), linewidth=0.8, label="the paper's first, 2,342")
         axes.set_yscale("log")
         axes.set_xlabel("iteration")
@@ -130,14 +122,8 @@ def draw_normaliser(summary: Summary, path: Path) -> None:
         _finish(figure, path)
 
 
-def rms_by_epoch(lines: list[dict], epoch: int) -> dict[str, np.ndarray]:
-    """The mean of each layer's recorded RMS over each epoch, output first; E values a layer."""
-    layers = [key.removeprefix("rms/") for key in (lines[0] if lines else {}) if key.startswith("rms/")]
-    # what the hook saw first is the output, whatever the order in which backward came by
-    layers.sort(key=lambda layer: (layer != "head.fc", layer))
-    number = np.array([line["iter"] // epoch for line in lines], dtype=int)
-    values = {layer: np.array([line[f"rms/{layer}"] for line in lines]) for layer in layers}
-    return {layer: np.array([rms[number == one].mean() for one in np.unique(number)]) for layer, rms in values.items()}
+def _gradients(summary: Summary) -> dict[str, GradientHistory]:
+    return {arm: history for arm, found in summary.arms.items() if (history := found.gradients()) is not None}
 
 
 FIGURES: dict[str, Callable[[Summary, Path], None]] = {

@@ -6,6 +6,7 @@ it can be run.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -193,11 +194,15 @@ def _batches(runs: Sequence[Run], together: int) -> Iterator[list[Run]]:
     if not together:
         yield from ([run] for run in runs)
         return
+    arms: dict[str, list[list[Run]]] = {}
     for arm in dict.fromkeys(run.arm for run in runs):
         same = [run for run in runs if run.arm == arm]
         parts = -(-len(same) // together)
         # of equal size: twelve runs at ten together are six and six, not ten and two
-        yield from (same[part * len(same) // parts : (part + 1) * len(same) // parts] for part in range(parts))
+        arms[arm] = [same[part * len(same) // parts : (part + 1) * len(same) // parts] for part in range(parts)]
+    # in turn, so that an interrupted grid has as many trials of every arm
+    for batches in itertools.zip_longest(*arms.values()):
+        yield from (batch for batch in batches if batch)
 
 
 def run_all(runs: Sequence[Run], jobs: int, together: int = 0, say: Callable[[str], None] = print) -> None:

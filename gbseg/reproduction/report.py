@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gbseg.files import write_atomically
+from gbseg.report.gradients import GradientHistory
 from gbseg.report.provenance import provenance
 from gbseg.reproduction.figures import FIGURES
 from gbseg.reproduction.summary import ArmSummary, Estimate, Summary
@@ -112,6 +113,22 @@ def _arm(arm: ArmSummary) -> dict[str, Any]:
         "epochs": arm.epochs,
         "curve": [asdict(point) for point in arm.curve],
         **{name: None if value is None else asdict(value) for name, value in numbers.items()},
+        "gradients": _gradients(arm.gradients()),
+    }
+
+
+def _gradients(history: GradientHistory | None) -> dict[str, Any] | None:
+    """What the figures of gradients are drawn from, of one trial."""
+    if history is None:
+        return None
+    return {
+        "iterations": history.iterations.tolist(),
+        "rms": {layer: [float(f"{value:.5g}") for value in values] for layer, values in history.rms.items()},
+        "ln_normaliser": {name: [float(f"{value:.5g}") for value in values] for name, values in history.ln_normaliser.items()},
+        "histograms": {
+            iteration: {"low": found.edges[0], "high": found.edges[-1], "counts": found.counts.tolist()}
+            for iteration, found in history.histograms.items()
+        },
     }
 
 

@@ -55,7 +55,6 @@ class RunResult:
         loss: V mean training losses since the validation before.
         diverged: the iteration at which the loss was not finite any more, None where it always was.
         seconds: the run took; for runs trained together, the share of each.
-        gradients: the lines of `GradientStatsHook`, empty without it.
         provenance: of the process that ran it.
     """
 
@@ -64,7 +63,6 @@ class RunResult:
     loss: list[float]
     diverged: int | None
     seconds: float
-    gradients: list[dict[str, Any]]
     provenance: dict[str, Any]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import bootstrap
 
+from gbseg.report.gradients import GradientHistory, read_gradients
 from gbseg.reproduction.grid import Grid, Swept
 from gbseg.reproduction.runs import Run, RunResult
 
@@ -70,9 +71,16 @@ class ArmSummary:
     area: Estimate | None
 
     @property
-    def sound(self) -> list[RunResult]:
-        """The results of the trials that did not diverge."""
-        return [result for _, result in self.runs if result.diverged is None]
+    def sound(self) -> list[Run]:
+        """The trials that did not diverge."""
+        return [run for run, result in self.runs if result.diverged is None]
+
+    def gradients(self) -> GradientHistory | None:
+        """What `GradientStatsHook` recorded in the first of them; None without it."""
+        try:
+            return read_gradients(self.sound[0].folder) if self.sound else None
+        except FileNotFoundError:
+            return None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gbseg.reproduction.figures import rms_by_epoch
 from gbseg.reproduction.summary import ArmSummary, Summary
 
 __all__ = ["VERDICTS", "Verdict"]
@@ -101,9 +100,10 @@ def deltas(summary: Summary) -> Verdict:
     """Boosted deltas lie in about [-6, 10] for exp-GB and beyond the softmax's [-1, 1]."""
     ranges = {}
     for name, arm in summary.arms.items():
-        found = [line["histogram"] for result in arm.sound[:1] for line in result.gradients if "histogram" in line]
-        if found:
-            ranges[name] = (min(one["low"] for one in found), max(one["high"] for one in found))
+        history = arm.gradients()
+        if history is not None and history.histograms:
+            edges = [found.edges for found in history.histograms.values()]
+            ranges[name] = (min(edge[0] for edge in edges), max(edge[-1] for edge in edges))
     if set(ranges) != set(summary.arms):
         return Verdict(NOT_RUN, ["not every arm has recorded deltas"])
     because = [f"{name}: output deltas in [{low:.2f}, {high:.2f}]." for name, (low, high) in ranges.items()]
@@ -115,14 +115,13 @@ def deltas(summary: Summary) -> Verdict:
 
 def hidden_gradients(summary: Summary) -> Verdict:
     """RMS of hidden error gradients: exp-GB ten times, pow3-GB more than a hundred times the softmax's."""
-    found = {
-        name: rms_by_epoch(arm.sound[0].gradients, arm.runs[0][0].epoch) for name, arm in summary.arms.items() if arm.sound
-    }
-    if set(found) != set(summary.arms) or not all(found.values()):
+    found = {name: history for name, arm in summary.arms.items() if (history := arm.gradients()) is not None}
+    if set(found) != set(summary.arms):
         return Verdict(NOT_RUN, ["not every arm has recorded gradients"])
     claims, because = [], []
     for name, factor in (("expgb", 10.0), ("pow3gb", 100.0)):
-        ratios = np.array([found[name][layer] / found["softmax"][layer] for layer in found[name] if layer != "head.fc"])
+        hidden = list(found[name].rms)[1:]  # the output is the first
+        ratios = np.array([found[name].rms_by_epoch(layer)[1] / found["softmax"].rms_by_epoch(layer)[1] for layer in hidden])
         middle = float(np.median(ratios))
         claims.append(middle > factor if factor == 100 else factor / 3 <= middle <= factor * 3)
         because.append(
@@ -134,10 +133,10 @@ def hidden_gradients(summary: Summary) -> Verdict:
 
 def normaliser(summary: Summary) -> Verdict:
     """The softmax's normaliser starts at 2,342 and grows."""
-    lines = [result.gradients for result in summary.arms["softmax"].sound if result.gradients]
-    if not lines:
+    history = summary.arms["softmax"].gradients()
+    if history is None:
         return Verdict(NOT_RUN, ["no gradients recorded"])
-    series = np.exp([line["normaliser"]["median"] for line in lines[0]])
+    series = history.normaliser("median")
     return Verdict(
         _outcome(1000 <= series[0] <= 5000, bool(series[-1] > 2 * series[0])),
         [

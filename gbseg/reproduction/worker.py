@@ -49,6 +49,22 @@ def _write(folder: Path, result: RunResult) -> None:
     write_atomically((json.dumps(asdict(result)) + "\n").encode(), folder / "result.json")
 
 
+def _measured(folder: Path) -> tuple[list[int], dict[str, list[float]], list[float], int]:
+    """Validations, metrics, mean losses between them, and the last iteration logged."""
+    try:
+        history = read_history(folder)
+    except FileNotFoundError:
+        # diverged before anything was logged
+        return [], {}, [], 0
+    edges = np.concatenate([[0], history.val_steps])
+    losses = [
+        history.loss[(history.train_steps > low) & (history.train_steps <= high)].mean()
+        for low, high in itertools.pairwise(edges)
+    ]
+    metrics = {name: values.tolist() for name, values in history.metrics.items()}
+    return history.val_steps.tolist(), metrics, [float(loss) for loss in losses], history.last_step
+
+
 def train_alone(folder: Path) -> RunResult:
     """Train the run of a folder, or go on with it, as `gbseg train --resume` does.
 
@@ -66,21 +82,13 @@ def train_alone(folder: Path) -> RunResult:
     finally:
         seconds = before + time.perf_counter() - start
         clock.write_text(str(seconds))
-    history = read_history(folder)
-    edges = np.concatenate([[0], history.val_steps])
-    losses = [
-        history.loss[(history.train_steps > low) & (history.train_steps <= high)] for low, high in itertools.pairwise(edges)
-    ]
-    gradients = [
-        json.loads(line) for path in sorted(folder.glob("*/gradients.jsonl")) for line in path.read_text().splitlines()
-    ]
+    steps, metrics, losses, last = _measured(folder)
     result = RunResult(
-        steps=history.val_steps.tolist(),
-        metrics={name: values.tolist() for name, values in history.metrics.items()},
-        loss=[float(values.mean()) if len(values) else float("nan") for values in losses],
-        diverged=history.last_step + 1 if diverged else None,
+        steps=steps,
+        metrics=metrics,
+        loss=losses,
+        diverged=max(last, 1) if diverged else None,
         seconds=seconds,
-        gradients=gradients,
         provenance=provenance(),
     )
     _write(folder, result)
@@ -153,14 +161,13 @@ def train_together(folders: Sequence[Path]) -> None:
     origin = provenance()
     for trial, folder in enumerate(folders):
         diverged = curves.diverged[trial]
-        last = epochs if diverged is None else diverged - 1
+        errors = [error for row in curves.error if (error := row[trial]) is not None]
         result = RunResult(
-            steps=[schedule["val_interval"] * (epoch + 1) for epoch in range(last)],
-            metrics={"accuracy/top1": [100 * (1 - row[trial]) for row in curves.error[:last]]},
-            loss=[row[trial] for row in curves.loss[:last]],
+            steps=[schedule["val_interval"] * (epoch + 1) for epoch in range(len(errors))],
+            metrics={"accuracy/top1": [100 * (1 - error) for error in errors]},
+            loss=[loss for row in curves.loss if (loss := row[trial]) is not None],
             diverged=None if diverged is None else schedule["val_interval"] * diverged,
             seconds=seconds,
-            gradients=[],
             provenance=origin,
         )
         _write(folder, result)
