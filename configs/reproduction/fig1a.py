@@ -10,10 +10,10 @@ claim = "exp-GB gives a consistent boost over the softmax, pow3-GB works better 
 verdict, figure = "gain", "curves"
 arms = dict(
     softmax=dict(config="classification/cifar5_softmax.py", rates=[0.03, 0.1, 0.3, 1.0]),
-    expgb=dict(config="classification/cifar5_expgb.py", rates=[0.003, 0.01, 0.03, 0.1]),
-    pow3gb=dict(config="classification/cifar5_pow3gb.py", rates=[0.003, 0.01, 0.03, 0.1]),
+    expgb=dict(config="classification/cifar5_expgb.py", rates=[0.001, 0.003, 0.01, 0.03]),
+    pow3gb=dict(config="classification/cifar5_pow3gb.py", rates=[0.001, 0.003, 0.01, 0.03]),
 )
 metric = "accuracy/top1"
 amp = True
-sweep = dict(epochs=2, held_out=5000, choose="last")
+sweep = dict(epochs=2, held_out=5000, choose="mean")
 final = dict(epochs=10, trials=20)

@@ -16,7 +16,7 @@ gradients = dict(
 arms = dict(
     softmax=dict(config="classification/cifar10layer_softmax.py", rates=[0.1, 0.3, 1.0]),
     expgb=dict(config="classification/cifar10layer_expgb.py", rates=[0.01, 0.03, 0.1]),
-    pow3gb=dict(config="classification/cifar10layer_pow3gb.py", rates=[0.003, 0.01, 0.03]),
+    pow3gb=dict(config="classification/cifar10layer_pow3gb.py", rates=[0.001, 0.003, 0.01]),
 )
 metric = "accuracy/top1"
 amp = True

@@ -66,12 +66,13 @@ class MLP(_Features):
 class SmallConvNet(_Features):
     """Four convolutions with batch normalisation, for Fig. 1a; the affine layer is the head's.
 
-    Assumed, as the paper says no more: 3 x 3, each followed by normalisation and ReLU, 2 x 2 max pooling after the first three,
-    widths 32-64-128-128; the features of a 32 x 32 image are 128 x 4 x 4.
+    Assumed, as the paper says no more: 3 x 3, each followed by normalisation and ReLU, 2 x 2 max pooling after the first three
+    and 2 x 2 averages after the last, widths 32-64-128-128; the features of a 32 x 32 image are 128 x 2 x 2. The number of
+    features decides at which rate exp-GB diverges: its curvature in the output layer grows with their squared norm.
 
     Args:
         widths: of the four layers.
-        size: side of the images in pixels, a multiple of 8.
+        size: side of the images in pixels, a multiple of 16.
         batch_norm: whether there is normalisation; without it the convolutions have biases.
         init_cfg: mmengine's.
     """
@@ -86,9 +87,9 @@ class SmallConvNet(_Features):
         super().__init__(init_cfg)
         layers: list[nn.Module] = []
         for number, (before, width) in enumerate(zip([3, *widths], widths, strict=False)):
-            layers += [*_convolution(before, width, batch_norm=batch_norm), *([nn.MaxPool2d(2)] if number < 3 else [])]
+            layers += [*_convolution(before, width, batch_norm=batch_norm), nn.MaxPool2d(2) if number < 3 else nn.AvgPool2d(2)]
         self.layers = nn.Sequential(*layers)
-        self.out_channels = widths[-1] * (size // 8) ** 2
+        self.out_channels = widths[-1] * (size // 16) ** 2
 
 
 @MODELS.register_module()

@@ -38,7 +38,7 @@ def test_convolutional_networks() -> None:
         (features,) = network(torch.rand(2, 3, 32, 32))
         assert features.shape == (2, network.out_channels)
         assert sum(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()) == count
-    assert deep.out_channels == 640 and small.out_channels == 2048
+    assert deep.out_channels == 640 and small.out_channels == 512
     quarter = AllConvNet(width=0.25)
     assert _weights(quarter)[0] == (24, 3, 3, 3) and _weights(quarter)[-1] == (10, 48, 1, 1)
 
