@@ -21,6 +21,7 @@ __all__ = ["main"]
 COMMANDS = {
     "prepare-voc": "make VOC 2012 + SBD ready: download, unpack, convert SBD's labels, write the lists",
     "prepare-coco": "make a data set for pre-training in VOC's layout out of COCO's instance annotations",
+    "prepare-imagenet": "make ImageNet ready: unpack the official archives into folders of classes",
     "doctor": "check a config before it trains: packages, data, labels, loss and learning rate",
     "browse": "draw contact sheets of what the network sees: augmented images, labels, sampled pixels",
     "train": "train what a config describes; a config may list several runs to compare",
@@ -35,6 +36,7 @@ _AGAIN = {
     "train": "--resume continues from the newest checkpoint",
     "prepare-voc": "what is done stays done, the same command continues",
     "prepare-coco": "what is done stays done, the same command continues",
+    "prepare-imagenet": "what is done stays done, the same command continues",
 }
 
 
