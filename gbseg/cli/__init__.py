@@ -26,7 +26,7 @@ COMMANDS = {
     "browse": "draw contact sheets of what the network sees: augmented images, labels, sampled pixels",
     "train": "train what a config describes; a config may list several runs to compare",
     "compare": "draw the comparison of a config's runs again, from what they left in the work dir",
-    "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy",
+    "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy; of a classifier, top-1 and top-5",
     "predict": "predict images, folders and globs: indexed PNGs at original size",
 }
 
