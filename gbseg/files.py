@@ -15,6 +15,7 @@ __all__ = [
     "free_space",
     "only_process",
     "remove_temporary_files",
+    "spoken_errors",
     "sync_folder",
     "temporary_path",
     "write_atomically",
@@ -89,6 +90,18 @@ def remove_temporary_files(folder: str | Path) -> None:
     """Remove what a killed `write_atomically` left behind in ``folder``."""
     for path in Path(folder).glob(_TEMPORARY.format("*")):
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def spoken_errors() -> Iterator[None]:
+    """Errors of the system from deep inside the standard library, raised again from here: a sentence to the command line."""
+    try:
+        yield
+    except OSError as error:
+        if type(error).__module__.startswith("gbseg."):
+            raise
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"{reason}: {error.filename}" if error.filename else reason) from error
 
 
 @contextlib.contextmanager

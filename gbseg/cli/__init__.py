@@ -21,11 +21,12 @@ __all__ = ["main"]
 COMMANDS = {
     "prepare-voc": "make VOC 2012 + SBD ready: download, unpack, convert SBD's labels, write the lists",
     "prepare-coco": "make a data set for pre-training in VOC's layout out of COCO's instance annotations",
+    "prepare-imagenet": "make ImageNet ready: unpack the official archives into folders of classes",
     "doctor": "check a config before it trains: packages, data, labels, loss and learning rate",
     "browse": "draw contact sheets of what the network sees: augmented images, labels, sampled pixels",
     "train": "train what a config describes; a config may list several runs to compare",
     "compare": "draw the comparison of a config's runs again, from what they left in the work dir",
-    "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy",
+    "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy; of a classifier, top-1 and top-5",
     "reproduce": "run a claim of the paper: sweep, trials, table or figure, verdict",
     "predict": "predict images, folders and globs: indexed PNGs at original size",
 }
@@ -37,6 +38,7 @@ _AGAIN = {
     "reproduce": "what was run stays, the same command continues",
     "prepare-voc": "what is done stays done, the same command continues",
     "prepare-coco": "what is done stays done, the same command continues",
+    "prepare-imagenet": "what is done stays done, the same command continues",
 }
 
 

@@ -8,13 +8,15 @@ import os
 import shutil
 import tarfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from gbseg.data.download import byte_progress
 from gbseg.files import FileWriteError, free_space, temporary_path
 
-__all__ = ["ArchiveError", "finish_unpacking", "unpack"]
+__all__ = ["ArchiveError", "damage_named", "finish_unpacking", "open_tar", "require_end", "unpack"]
 
 # an archive is unpacked beside its target; the folder is renamed when all of it is there
 _UNPACKING, _UNPACKED = ".{}.gbseg-unpacking", ".{}.gbseg-unpacked"
@@ -106,43 +108,64 @@ def _only_inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    what = f"{archive} is damaged or cut short"
-    try:
-        with archive.open("rb") as file, byte_progress() as progress:
-            bar = progress.add_task(f"unpacking {archive.name}", total=archive.stat().st_size)
-            with _opened(archive, file) as tar:
-                for member in tar:
+    with damage_named(archive), archive.open("rb") as file, byte_progress() as progress:
+        bar = progress.add_task(f"unpacking {archive.name}", total=archive.stat().st_size)
+        with open_tar(archive, file) as tar:
+            for member in tar:
+                try:
                     tar.extract(member, folder, filter=_only_inside)
-                    progress.update(bar, completed=file.tell())
-                _require_end(tar)
-    except tarfile.FilterError as error:
-        raise ArchiveError(
-            f"{archive} holds {error.tarinfo.name!r}, which is refused: {error}. Nothing was unpacked; this is not the "
-            "official archive, do not trust it."
-        ) from error
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
-        raise ArchiveError(f"{what}: {error}. {_ANOTHER}") from error
-    except OSError as error:
-        if error.errno is None:
-            # how gzip and bz2 say that what they read is damaged
-            raise ArchiveError(f"{what}: {error}. {_ANOTHER}") from error
-        raise
+                except tarfile.FilterError as error:
+                    raise ArchiveError(
+                        f"{archive} holds {member.name!r}, which is refused: {error}. Nothing was unpacked; this is not the "
+                        "official archive, do not trust it."
+                    ) from error
+                progress.update(bar, completed=file.tell())
+            require_end(tar)
 
 
 _ANOTHER = "Nothing was unpacked: give another copy, or remove it (and leave its option away) to download it."
 
 
-def _opened(archive: Path, file: BinaryIO) -> tarfile.TarFile:
+@contextmanager
+def damage_named(archive: str | Path, remedy: str = _ANOTHER) -> Iterator[None]:
+    """Whatever tarfile and the decompressors raise of a damaged archive, as one ArchiveError.
+
+    Args:
+        archive: its name, for the message.
+        remedy: the message's last sentences: what was done so far, and what to do now.
+    """
+    what = f"{archive} is damaged or cut short"
+    try:
+        yield
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
+        raise ArchiveError(f"{what}: {error}. {remedy}") from error
+    except OSError as error:
+        if error.errno is None:
+            # how gzip and bz2 say that what they read is damaged
+            raise ArchiveError(f"{what}: {error}. {remedy}") from error
+        raise
+
+
+def open_tar(archive: str | Path, file: IO[bytes], remedy: str = _ANOTHER) -> tarfile.TarFile:
+    """Open a tar archive (plain or compressed) for reading; the arguments are those of `damage_named`.
+
+    Raises:
+        ArchiveError: it is none.
+    """
     try:
         return tarfile.open(fileobj=file)
     except tarfile.ReadError as error:
         file.seek(0)
         # its own message has a line for every kind of compression
-        raise ArchiveError(f"{archive} is no tar archive: it begins with {file.read(20)!r}. {_ANOTHER}") from error
+        raise ArchiveError(f"{archive} is no tar archive: it begins with {file.read(20)!r}. {remedy}") from error
 
 
-def _require_end(tar: tarfile.TarFile) -> None:
-    """A cut between two members, or within the header of one, is no error to tarfile: look for the block of zeros."""
+def require_end(tar: tarfile.TarFile) -> None:
+    """A cut between two members, or within the header of one, is no error to tarfile: look for the block of zeros.
+
+    Raises:
+        ReadError: it is not there.
+    """
     stream = tar.fileobj
     assert stream is not None
     stream.seek(tar.offset)

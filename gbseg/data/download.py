@@ -46,8 +46,15 @@ def file_md5(path: str | Path) -> str:
     return md5.hexdigest()
 
 
-def require_md5(path: str | Path, md5: str) -> None:
+def require_md5(
+    path: str | Path, md5: str, remedy: str = "Give another copy, or remove it (and leave its option away) to download it"
+) -> None:
     """Refuse a file that is not the official one.
+
+    Args:
+        path: the file.
+        md5: the official one's, in hexadecimal digits.
+        remedy: what to do, for the message.
 
     Raises:
         ValueError: its MD5 is another one.
@@ -55,9 +62,8 @@ def require_md5(path: str | Path, md5: str) -> None:
     found = file_md5(path)
     if found != md5:
         raise ValueError(
-            f"{path} has the MD5 {found}, the official file has {md5}: it is damaged, cut short or another version. Give "
-            "another copy, or remove it (and leave its option away) to download it, or say --no-verify if you know that it is "
-            "good."
+            f"{path} has the MD5 {found}, the official file has {md5}: it is damaged, cut short or another version. {remedy}, "
+            "or say --no-verify if you know that it is good."
         )
 
 

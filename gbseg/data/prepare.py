@@ -12,7 +12,7 @@ from gbseg.data.download import download, require_md5
 from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG, VOC_LISTS
 from gbseg.data.lists import build_lists, count_problems, list_bytes, read_ids
 from gbseg.data.sbd import convert_sbd, find_sbd, is_whole_png
-from gbseg.files import only_process, remove_temporary_files, write_atomically
+from gbseg.files import only_process, remove_temporary_files, spoken_errors, write_atomically
 
 __all__ = ["NOVAL", "SBD_ARCHIVE", "VOC_ARCHIVE", "Source", "find_voc", "prepare_voc"]
 
@@ -94,7 +94,7 @@ def prepare_voc(
     for archive in (voc_tar, sbd_tar):
         if archive is not None and not Path(archive).is_file():
             raise ValueError(f"there is no archive {archive}: without its option it is looked for in {root}, then downloaded.")
-    try:
+    with spoken_errors():
         root.mkdir(parents=True, exist_ok=True)
         with only_process(root):
             finish_unpacking(root)
@@ -103,12 +103,6 @@ def prepare_voc(
             noval_list = _noval(root, sbd, mirrors.get("noval"), verify) if noval else None
             lists = _lists(voc, sbd, noval_list, verify)
             _prepare(voc, sbd, lists, processes)
-    except OSError as error:
-        if type(error).__module__.startswith("gbseg."):
-            raise
-        # the rest comes from deep inside the standard library: from here, it is a sentence to the command line as well
-        reason = error.strerror or str(error)
-        raise OSError(error.errno, f"{reason}: {error.filename}" if error.filename else reason) from error
     _report(voc, lists)
     return voc
 

@@ -5,6 +5,7 @@ Importing it registers the components that configs name.
 
 from gbseg.engine.amp import CpuAmpOptimWrapper, enable_amp
 from gbseg.engine.checkpoint import DurableCheckpointHook
+from gbseg.engine.classes import ClassCountHook
 from gbseg.engine.comparison import compare_runs
 from gbseg.engine.config import load_config
 from gbseg.engine.convergence import ConvergenceHook
@@ -23,6 +24,7 @@ from gbseg.engine.tta import LinkTTAModel
 __all__ = [
     "ChannelsLastHook",
     "ConvergenceHook",
+    "ClassCountHook",
     "CpuAmpOptimWrapper",
     "DurableCheckpointHook",
     "GradientStatsHook",

@@ -110,13 +110,17 @@ def test(
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: the config lists several runs; the checkpoint is of another network; predictions, intervals or calibration
-            are asked of a metric that cannot; what `prepare_submission` refuses.
+            are asked of a metric that cannot; what belongs to segmentation is asked of a classifier; what `prepare_submission`
+            refuses.
         SubmissionError: the predictions are no valid submission.
     """
     if "runs" in config:
         raise ValueError(f"{config.filename} lists the runs {', '.join(config.runs)}: test one of them by its own config.")
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}; training writes them into work_dirs/<config>/.")
+    asked = {"--out": out, "--show-dir": show_dir, "--submit": submit, "--tta": tta, "--ci": ci, "--calibration": calibration}
+    if config.get("default_scope") == "mmpretrain" and (named := [option for option, value in asked.items() if value]):
+        raise ValueError(f"{', '.join(named)}: of segmentation; a classifier is tested for what its test_evaluator computes.")
     work_dir = Path(work_dir or default_work_dir(config))
     config = copy.deepcopy(config)
     model = config.model

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from gbseg.data.scenes import write_scenes
 from gbseg.engine.amp import enable_amp
+from gbseg.engine.classes import ClassCountHook
 from gbseg.engine.comparison import compare_runs
 from gbseg.engine.config import default_work_dir, run_configs
 from gbseg.engine.guard import NonFiniteLossError
@@ -43,9 +44,9 @@ def build_runner(config: Config, work_dir: Path, name: str = "", **changes: obje
         config.visualizer.pop("name", None)
     for key, value in changes.items():
         config[key] = value
-    if "runner_type" in config:
-        return RUNNERS.build(config)
-    return TerseRunner.from_cfg(config)
+    runner = RUNNERS.build(config) if "runner_type" in config else TerseRunner.from_cfg(config)
+    runner.register_hook(ClassCountHook())
+    return runner
 
 
 def prepare(config: Config) -> None:
