@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from mmengine.registry import DATASETS
 
 with redirect_stdout(io.StringIO()):  # it prints that an optional package of its own is missing
@@ -22,12 +24,21 @@ class ClassFolders(CustomDataset):
     so that another number than the head's, or other folders than training's, are noticed (`gbseg.engine.classes`).
 
     Args:
+        part: 'all', or with ``held_out`` 'tune' (all but those held out) or 'held_out'.
+        held_out: how many images are held out, a fixed choice over all classes, for tuning without the validation set.
         settings: those of MMPretrain's `CustomDataset`: data_root, data_prefix, pipeline.
 
     Raises:
         FileNotFoundError: there is no such folder, or no folder of a class in it.
-        ValueError: a class without images, or ``metainfo`` names another number of classes.
+        ValueError: a class without images, ``metainfo`` names another number of classes, an unknown part, or more images
+            held out than there are.
     """
+
+    def __init__(self, part: str = "all", held_out: int = 0, **settings: Any) -> None:
+        if part not in ("all", "tune", "held_out"):
+            raise ValueError(f"ClassFolders: part is 'all', 'tune' or 'held_out', got {part!r}.")
+        self.part, self.held_out = part, held_out
+        super().__init__(**settings)
 
     def load_data_list(self) -> list[dict]:
         """The path and the class number of every image, class by class."""
@@ -50,4 +61,10 @@ class ClassFolders(CustomDataset):
                 f"{folder}: {len(empty):,} of the {len(self.CLASSES):,} classes have no images ({names}). Remove "
                 f"those folders, or fill them: {how}"
             )
-        return data
+        if self.part == "all":
+            return data
+        if not 0 < self.held_out < len(data):
+            raise ValueError(f"{folder}: part={self.part!r} needs held_out in 1..{len(data) - 1}, got {self.held_out}.")
+        order = np.random.default_rng(0).permutation(len(data))
+        chosen = order[self.held_out :] if self.part == "tune" else order[: self.held_out]
+        return [data[index] for index in np.sort(chosen)]

@@ -23,8 +23,8 @@ from gbseg.engine.tta import LinkTTAModel
 
 __all__ = [
     "ChannelsLastHook",
-    "ConvergenceHook",
     "ClassCountHook",
+    "ConvergenceHook",
     "CpuAmpOptimWrapper",
     "DurableCheckpointHook",
     "GradientStatsHook",

@@ -45,3 +45,16 @@ def test_what_is_missing(root: Path) -> None:
         ClassFolders(data_root=str(root), data_prefix="val")
     with pytest.raises(ValueError, match=r"number of subfolders \(5\) doesn't match the number of specified classes \(2\)"):
         ClassFolders(data_root=str(root), data_prefix="train", metainfo=dict(classes=["a", "b"]))
+
+
+def test_held_out(root: Path) -> None:
+    """The two parts are the whole, without overlap, and the same whatever is asked for first."""
+    settings = dict(data_root=str(root), data_prefix="train", held_out=2)
+    tune, held = ClassFolders(part="tune", **settings), ClassFolders(part="held_out", **settings)
+    paths = [[one.get_data_info(k)["img_path"] for k in range(len(one))] for one in (tune, held)]
+    assert len(paths[1]) == 2 and sorted(paths[0] + paths[1]) == [path for path, _ in ImageFolder(root / "train").samples]
+    assert tune.metainfo["classes"] == held.metainfo["classes"] == ("n01", "n02", "n03")
+    with pytest.raises(ValueError, match=r"part='tune' needs held_out in 1\.\.5, got 6"):
+        ClassFolders(part="tune", **{**settings, "held_out": 6})
+    with pytest.raises(ValueError, match="part is 'all', 'tune' or 'held_out', got 'val'"):
+        ClassFolders(part="val", **settings)
