@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from gbseg.data.parallel import available_cores
-from gbseg.reproduction.grid import Grid, RunFailedError, load_claim, run_all
+from gbseg.reproduction.grid import Grid, RunFailedError, Swept, load_claim, run_all
 from gbseg.reproduction.report import write_report
 from gbseg.reproduction.summary import summarise
 
@@ -51,22 +51,28 @@ def reproduce(
     grid = Grid(load_claim(name, budget, trials))
     jobs = jobs or torch.cuda.device_count() or available_cores()
     together = grid.settings.get("together", 0)
-    failure: RunFailedError | None = None
+    failures: list[str] = []
     if not draw_only:
-        try:
-            run_all(grid.sweep(), jobs, together)
-            for arm, found in grid.swept().items():
-                edge = " (at the edge of the rates tried)" if found.at_edge else ""
-                print(f"{arm}: rate {found.best:g}{edge}" if found.best is not None else f"{arm}: every rate diverged")
-            run_all(grid.final(grid.swept()), jobs, together)
-        except RunFailedError as error:
-            failure = error
+        for stage in (grid.sweep, lambda: grid.final(grid.swept())):
+            try:
+                run_all(stage(), jobs, together)
+            except RunFailedError as error:
+                failures.append(str(error))
+            if stage == grid.sweep:
+                for arm, found in grid.swept().items():
+                    print(f"{arm}: {_choice(found)}")
     summary = summarise(grid)
     committed = grid.claim.budget != "small" and trials is None
     out = out or (Path("results") if committed else grid.home / "results") / grid.claim.label
     verdict = write_report(summary, out, command)
     print((out / "README.md").read_text())
     print(f"{verdict.outcome}: {out / 'README.md'}")
-    if failure is not None:
-        raise failure
+    if failures:
+        raise RunFailedError("\n".join(failures))
     return out
+
+
+def _choice(found: Swept) -> str:
+    if found.best is None:
+        return "every rate diverged" if found.diverged else f"{found.missing} rates are missing, no trials"
+    return f"rate {found.best:g}{' (at the edge of the rates tried)' if found.at_edge else ''}"

@@ -11,7 +11,9 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from mmengine.config import Config
@@ -90,11 +92,18 @@ class Swept:
     Attributes:
         scores: rate -> mean over the seeds of the error on held-out data in per cent, None where a seed diverged; rates of
             which a run is missing are not in it.
-        best: the rate of the lowest score; None where there is none.
+        best: the rate of the lowest score; None where every rate diverged, and as long as one is missing.
+        missing: number of rates of which a run is missing.
     """
 
     scores: dict[float, float | None]
     best: float | None
+    missing: int = 0
+
+    @property
+    def diverged(self) -> bool:
+        """Whether all rates were run and none is of use."""
+        return self.best is None and not self.missing
 
     @property
     def at_edge(self) -> bool:
@@ -113,8 +122,10 @@ class Grid:
     def __init__(self, claim: Claim, home: Path = HOME) -> None:
         self.claim, self.home = claim, home
         self.settings = claim.settings
+        # a run's key takes a config to be read: once for all that ask
+        self._run = lru_cache(maxsize=None)(self._make)
 
-    def _run(self, arm: str, stage: str, rate: float, seed: int) -> Run:
+    def _make(self, arm: str, stage: str, rate: float, seed: int) -> Run:
         spec, phase = self.settings.arms[arm], self.settings[stage]
         options = {**self.settings.get("options", {}), **spec.get("options", {}), **phase.get("options", {})}
         held_out = phase.get("held_out")
@@ -158,7 +169,9 @@ class Grid:
                 known = [value for value in values if value is not None]
                 scores[rate] = sum(known) / len(known) if len(known) == len(values) else None
             usable = {rate: score for rate, score in scores.items() if score is not None}
-            found[arm] = Swept(scores, min(usable, key=usable.__getitem__) if usable else None)
+            missing = len(set(spec.rates)) - len(scores)
+            # fewer tries for one arm than for the others would be no equal tuning
+            found[arm] = Swept(scores, min(usable, key=usable.__getitem__) if usable and not missing else None, missing)
         return found
 
     def errors(self, result: RunResult) -> list[float]:
@@ -171,6 +184,9 @@ class Grid:
         if result.diverged is not None:
             return None
         errors = self.errors(result)
+        if not errors:
+            known = ", ".join(result.metrics) or "nothing"
+            raise ValueError(f"{self.claim.name}: its metric {self.settings.metric!r} was not measured; {known} was.")
         match self.settings.sweep.choose:
             case "min":
                 return min(errors)
@@ -180,7 +196,7 @@ class Grid:
                 return sum(errors) / len(errors)
 
     def final(self, swept: Mapping[str, Swept]) -> list[Run]:
-        """The trials, each arm at its best rate; an arm all of whose rates diverged has none."""
+        """The trials, each arm at its best rate; an arm without a best rate has none."""
         return [
             self._run(arm, "final", rate, seed)
             for seed in range(self.settings.final.trials)
@@ -215,7 +231,8 @@ def run_all(runs: Sequence[Run], jobs: int, together: int = 0, say: Callable[[st
         say: told of every batch of runs that ends.
 
     Raises:
-        RunFailedError: a run broke; the others were run first, and a second start tries it again.
+        RunFailedError: a run broke; the others were run first, and a second start tries it again. Or a process was killed,
+            with which all end.
     """
     left = list({run.key: run for run in runs if run.result() is None}.values())
     if len(left) < len(runs):
@@ -240,10 +257,15 @@ def run_all(runs: Sequence[Run], jobs: int, together: int = 0, say: Callable[[st
             done += len(batch)
             remaining = (time.monotonic() - start) / done * (len(left) - done) / 60
             error = future.exception()
-            if error is not None:
+            if isinstance(error, BrokenProcessPool):
+                # no run's own fault, and all that were waiting end with it
                 failures.append(
-                    f"{_name(batch)}: {type(error).__name__}: {error} (its traceback: {batch[0].home}/process_*.log)"
+                    "a process of the grid was killed, as a rule because the memory ran out: start again, with fewer --jobs; "
+                    "what is done stays done."
                 )
+                break
+            if error is not None:
+                failures.append(f"{_name(batch)}: {error} (its traceback: {batch[0].home}/process_*.log)")
             say(f"[{done}/{len(left)}] {_name(batch)}: {_outcome(batch, error)}; about {remaining:.0f} min left")
     finally:
         pool.shutdown(cancel_futures=True)

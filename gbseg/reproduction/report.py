@@ -80,7 +80,7 @@ def _conditions(summary: Summary, facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _markdown(summary: Summary, verdict: Verdict, facts: dict[str, Any]) -> str:
+def _markdown(summary: Summary, verdict: Verdict, facts: dict[str, Any], drawn: bool) -> str:
     claim = summary.grid.claim
     settings = claim.settings
     label = "" if claim.budget == "full" else f" ({claim.budget})"
@@ -96,7 +96,7 @@ def _markdown(summary: Summary, verdict: Verdict, facts: dict[str, Any]) -> str:
         f"{', mixed precision (bfloat16 on a CPU)' if settings.get('amp') else ''}.",
         "",
         *_results(summary),
-        *(["![figure](figure.png)", ""] if settings.get("figure") else []),
+        *(["![figure](figure.png)", ""] if drawn else []),
         *_sweep(summary),
         *_conditions(summary, facts),
     ]
@@ -141,7 +141,7 @@ def _runs(summary: Summary) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["arm", "stage", "rate", "seed", "key", "diverged_at", "seconds", *range(1, width + 1)])
     for run, result in found:
-        errors = [f"{error:.4g}" for error in grid.errors(result)]
+        errors = [f"{error:.6g}" for error in grid.errors(result)]
         diverged = "" if result.diverged is None else result.diverged
         writer.writerow([run.arm, run.stage, f"{run.rate:.6g}", run.seed, run.key, diverged, f"{result.seconds:.0f}", *errors])
     return text.getvalue().encode()
@@ -162,8 +162,11 @@ def write_report(summary: Summary, folder: Path, command: str | None = None) -> 
     verdict = VERDICTS[settings.verdict](summary)
     facts = provenance(command)
     folder.mkdir(parents=True, exist_ok=True)
+    figure = folder / "figure.png"
+    # of other runs; not every figure can be drawn of a part of them
+    figure.unlink(missing_ok=True)
     if settings.get("figure"):
-        FIGURES[settings.figure](summary, folder / "figure.png")
+        FIGURES[settings.figure](summary, figure)
     content = {
         "claim": settings.claim,
         "budget": summary.grid.claim.budget,
@@ -175,5 +178,5 @@ def write_report(summary: Summary, folder: Path, command: str | None = None) -> 
     }
     write_atomically((json.dumps(content, indent=1) + "\n").encode(), folder / "summary.json")
     write_atomically(_runs(summary), folder / "runs.csv")
-    write_atomically(_markdown(summary, verdict, facts).encode(), folder / "README.md")
+    write_atomically(_markdown(summary, verdict, facts, figure.exists()).encode(), folder / "README.md")
     return verdict

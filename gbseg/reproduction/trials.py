@@ -93,9 +93,10 @@ def train_trials(
     networks = []
     for seed in seeds:
         torch.manual_seed(seed)
-        network = make()
+        # on the device before its weights are drawn, as mmengine's runner does it: a device has a generator of its own
+        network = make().to(device)
         getattr(network, "init_weights", lambda: None)()
-        networks.append(network.to(device))
+        networks.append(network)
     stacked, buffers = stack_module_state(networks)
     if buffers:
         raise ValueError(f"trials are vectorised over parameters alone; the network has the buffers {', '.join(buffers)}.")

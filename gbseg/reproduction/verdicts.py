@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -38,12 +39,24 @@ def _below(one: ArmSummary, other: ArmSummary) -> bool:
     return one.last.high < other.last.low
 
 
+def _of_all_arms(judge: Callable[[Summary], Verdict]) -> Callable[[Summary], Verdict]:
+    """Says nothing of a comparison of which an arm was not run; one whose rates or trials diverged was."""
+
+    @functools.wraps(judge)
+    def judged(summary: Summary) -> Verdict:
+        idle = [name for name, arm in summary.arms.items() if not arm.runs and not arm.swept.diverged]
+        return Verdict(NOT_RUN, [f"There is no trial yet of {', '.join(idle)}."]) if idle else judge(summary)
+
+    return judged
+
+
 def _text(name: str, arm: ArmSummary) -> str:
     if arm.last is None:
         return f"{name} has no trial that ended"
     return f"{name} {arm.last.text()}"
 
 
+@_of_all_arms
 def table1(summary: Summary) -> Verdict:
     """Linear outputs converge in about 25% fewer epochs than squashed ones, at an error that is no higher."""
     arms = summary.arms
@@ -68,6 +81,7 @@ def table1(summary: Summary) -> Verdict:
     return Verdict(_outcome(faster, no_worse), because)
 
 
+@_of_all_arms
 def gain(summary: Summary) -> Verdict:
     """Boosted outputs lead early (epochs 2 to 5) and end lower, beyond the intervals."""
     softmax = summary.arms["softmax"]
@@ -147,6 +161,7 @@ def normaliser(summary: Summary) -> Verdict:
     )
 
 
+@_of_all_arms
 def many_classes(summary: Summary) -> Verdict:
     """With many classes pow3-GB does not work, exp-GB beats the softmax and needs batch normalisation."""
     arms = summary.arms
@@ -166,6 +181,7 @@ def many_classes(summary: Summary) -> Verdict:
     )
 
 
+@_of_all_arms
 def against(summary: Summary) -> Verdict:
     """Every arm against the softmax of its group (the arm's name before and after the loss): is any better?"""
     because, better = [], []

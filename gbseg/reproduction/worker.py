@@ -6,13 +6,17 @@ A folder holds the config of a `gbseg.reproduction.runs.Run` and gets a ``result
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
+import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
@@ -29,7 +33,7 @@ from torch import Tensor, nn
 from gbseg.engine.config import load_config
 from gbseg.engine.guard import NonFiniteLossError
 from gbseg.engine.train import train
-from gbseg.files import write_atomically
+from gbseg.files import only_process, write_atomically
 from gbseg.report.history import read_history
 from gbseg.report.provenance import provenance
 from gbseg.reproduction.runs import RunResult
@@ -74,11 +78,11 @@ def train_alone(folder: Path) -> RunResult:
     # what earlier, interrupted starts took
     clock = folder / "seconds"
     before = float(clock.read_text()) if clock.exists() else 0.0
-    diverged = False
+    error: NonFiniteLossError | None = None
     try:
         train(load_config(config_of(folder)), folder, resume=True)
-    except NonFiniteLossError:
-        diverged = True
+    except NonFiniteLossError as found:
+        error = found
     finally:
         seconds = before + time.perf_counter() - start
         clock.write_text(str(seconds))
@@ -87,7 +91,7 @@ def train_alone(folder: Path) -> RunResult:
         steps=steps,
         metrics=metrics,
         loss=losses,
-        diverged=max(last, 1) if diverged else None,
+        diverged=None if error is None else _iteration(error, last),
         seconds=seconds,
         provenance=provenance(),
     )
@@ -95,6 +99,12 @@ def train_alone(folder: Path) -> RunResult:
     for checkpoint in folder.glob("*.pth"):
         checkpoint.unlink()
     return result
+
+
+def _iteration(error: NonFiniteLossError, last: int) -> int:
+    # only every so many iterations are logged; the guard says which one it was
+    said = re.search(r"at iteration (\d+)", str(error))
+    return int(said[1]) if said else last + 1
 
 
 class _Logits(nn.Module):
@@ -117,7 +127,7 @@ class _Logits(nn.Module):
 
 def _split(model: dict, dataset: dict) -> Split:
     images = DATASETS.build(dataset)
-    preprocess = MODELS.build(model).data_preprocessor
+    preprocess = MODELS.build(model).data_preprocessor.to(images.pixels.device)
     batches = [preprocess({"inputs": part})["inputs"] for part in images.pixels.split(5000)]
     return Split(torch.cat(batches), images.labels)
 
@@ -134,7 +144,19 @@ def _common(configs: Sequence[Config]) -> dict[str, Any]:
         raise ValueError("runs trained together differ in nothing but the learning rate and the seed.")
     if found[0]["optim_wrapper"] != {"type": "OptimWrapper", "optimizer": {"type": "SGD"}} or found[0]["param_scheduler"]:
         raise ValueError(f"runs trained together use plain SGD at a fixed rate, got {found[0]['optim_wrapper']}.")
-    return found[0]
+    facts = found[0]
+    dataset, sampler = facts["train_dataloader"]["dataset"], facts["train_dataloader"]["sampler"]
+    # what vectorised trials do not know would be left out without a word
+    for name, value, plain in (
+        ("custom_hooks", facts.get("custom_hooks"), (None, [])),
+        ("load_from", facts.get("load_from"), (None,)),
+        ("train_dataloader.dataset.pad", dataset.get("pad", 0), (0,)),
+        ("train_dataloader.dataset.flip", dataset.get("flip", False), (False,)),
+        ("train_dataloader.sampler", sampler, ({"type": "ResumableSampler", "shuffle": True},)),
+    ):
+        if value not in plain:
+            raise ValueError(f"runs trained together have no {name}, got {value!r}; train them alone (together = 0).")
+    return facts
 
 
 def train_together(folders: Sequence[Path]) -> None:
@@ -145,7 +167,9 @@ def train_together(folders: Sequence[Path]) -> None:
     loader, schedule = facts["train_dataloader"], facts["train_cfg"]
     epochs = schedule["max_iters"] // schedule["val_interval"]
     with DefaultScope.overwrite_default_scope("mmpretrain"):
-        state = folders[0] / "together.pt"
+        # of these runs: those that are left when some are done, or when fewer are asked for, start anew
+        names = hashlib.sha256(" ".join(folder.name for folder in folders).encode()).hexdigest()[:16]
+        state = folders[0] / f"together_{names}.pt"
         curves = train_trials(
             lambda: _Logits(facts["model"]),
             MODELS.build(facts["model"]).head.loss_module,
@@ -171,7 +195,8 @@ def train_together(folders: Sequence[Path]) -> None:
             provenance=origin,
         )
         _write(folder, result)
-    state.unlink(missing_ok=True)
+    for done in folders[0].glob("together*.pt"):
+        done.unlink()
 
 
 def prepare(slots: Queue, threads: int, home: Path) -> None:
@@ -192,9 +217,22 @@ def prepare(slots: Queue, threads: int, home: Path) -> None:
 
 
 def train_folders(folders: Sequence[Path], together: bool) -> None:
-    """Train the runs of some folders."""
-    if together:
-        train_together(folders)
-    else:
-        for folder in folders:
-            train_alone(folder)
+    """Train the runs of some folders.
+
+    Raises:
+        RuntimeError: whatever went wrong, its type and message; the traceback is printed.
+    """
+    try:
+        with ExitStack() as locks:
+            # fig1b and fig2 share their runs, and may be started side by side
+            for folder in folders:
+                locks.enter_context(only_process(folder))
+            if together:
+                train_together(folders)
+            else:
+                for folder in folders:
+                    train_alone(folder)
+    except Exception as error:
+        traceback.print_exc()
+        # anything can be written down, not everything can be sent to another process
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None

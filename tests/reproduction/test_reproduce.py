@@ -1,0 +1,111 @@
+"""The command: from a claim's file to its table, with an arm that diverges and one that is broken."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from grids import tiny
+
+from gbseg.cli import main
+from gbseg.reproduction import grid
+
+# the command as it is, with claims of another folder
+START = """
+import sys
+from pathlib import Path
+import gbseg.engine.config as config
+folder = Path(sys.argv.pop(1))
+config.config_folder = lambda package: folder
+from gbseg.cli import main
+if __name__ == "__main__":
+    sys.exit(main(["reproduce", *sys.argv[1:]]))
+"""
+
+WILD = dict(config="classification/mnist_linear.py", rates=[1e20, 1e30])
+ODD = dict(config="classification/mnist_linear.py", rates=[0.1, 1e30])
+BROKEN = dict(config="classification/mnist_linear.py", rates=[0.1, 0.2], options={"model.backbone.hidden": "ab"})
+
+
+def test_from_the_claim_to_the_table(
+    claims: Path, mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A broken arm is reported and stops no other; the rest of the table is what its runs say; a second call runs nothing."""
+    arms = {"arms.wild": WILD, "arms.odd": ODD, "together": 4}
+    tiny(claims, mnist, **arms, **{"arms.broken": BROKEN})
+    tiny(claims, mnist, "whole", **arms)
+    start = tmp_path / "start.py"
+    start.write_text(START)
+    done = subprocess.run(
+        [sys.executable, start, claims.parent, "tiny", "--jobs", "1", "--out", "out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"gbseg: sweep broken, 2 runs: TypeError: .* \(its traceback: .*process_\*\.log\)", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in (tmp_path / "work_dirs/reproduce/process_0.log").read_text()
+    assert "wild: every rate diverged" in done.stdout and "broken: 2 rates are missing, no trials" in done.stdout
+
+    rows = list(csv.DictReader((tmp_path / "out/runs.csv").open()))
+    assert {(row["arm"], row["stage"]) for row in rows if row["diverged_at"]} == {("wild", "sweep"), ("odd", "sweep")}
+    table = {
+        cells[0]: cells[1:]
+        for line in (tmp_path / "out/README.md").read_text().splitlines()
+        if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 7
+    }
+    for arm in ("softmax", "linear", "odd"):
+        final = [row for row in rows if (row["arm"], row["stage"]) == (arm, "final")]
+        errors = np.array([[float(row[str(epoch)]) for epoch in (1, 2, 3)] for row in final])
+        assert errors.shape == (3, 3)
+        sweep = {
+            float(row["rate"]): float(row["2"])
+            for row in rows
+            if (row["arm"], row["stage"]) == (arm, "sweep") and not row["diverged_at"]
+        }
+        best = min(sweep, key=sweep.__getitem__)
+        assert {float(row["rate"]) for row in final} == {best}
+        numbers = [
+            np.median(errors.min(1)),
+            np.median(errors.argmin(1) + 1),
+            np.median(errors[:, -1]),
+            np.median(errors.mean(1)),
+        ]
+        said = [float(cell.split()[0]) for cell in table[arm][2:]]
+        assert said == pytest.approx(numbers, abs=0.00501) and table[arm][:2] == [f"{best:.4g}", "3"]
+        # it learnt: chance is 90
+        assert numbers[0] < 70
+    assert table["wild"] == table["broken"] == ["-", "0", "-", "-", "-", "-"]
+    found = json.loads((tmp_path / "out/summary.json").read_text())
+    assert found["missing_runs"] == 2 and found["verdict"]["outcome"] == "not run"
+    assert found["arms"]["odd"]["sweep"]["1e+30"] is None
+
+    # the same without the broken arm, from the same runs
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grid, "ProcessPoolExecutor", None)
+    monkeypatch.setattr("gbseg.engine.config.config_folder", lambda package: claims.parent)
+    assert main(["reproduce", "whole", "--out", "second"]) == 0
+    assert "8 of 8 runs are there already." in capsys.readouterr().out
+    again = list(csv.DictReader((tmp_path / "second/runs.csv").open()))
+    assert again == rows
+    assert (tmp_path / "second/figure.png").exists()
+
+
+def test_a_missing_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence, before anything is run."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "table1", "--budget", "small", "--trials", "2"]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("gbseg: there is no data/mnist/") and "data/README.md" in said and "\n" not in said
+    assert not list(tmp_path.iterdir())
