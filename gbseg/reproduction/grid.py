@@ -59,7 +59,8 @@ def load_claim(name: str, budget: str | None = None, trials: int | None = None) 
 
     Raises:
         FileNotFoundError: no such claim.
-        ValueError: no such budget; a sweep of fewer than two rates, or that chooses by nothing known; arms with unequal numbers of rates; fewer than one trial.
+        ValueError: no such budget; a sweep of fewer than two rates, or that chooses by nothing known; arms with unequal
+            numbers of rates; fewer than one trial.
     """
     settings = load_config(config_folder("gbseg") / "reproduction" / f"{name}.py")
     budgets = {"full": {}, **settings.get("budgets", {})}
@@ -125,9 +126,10 @@ class Grid:
             rate=rate,
             seed=seed,
             epochs=phase.epochs,
-            config=config_folder("gbseg") / spec.config,
+            config=config_folder("gbseg") / spec.get("config", self.settings.get("config")),
             options=options,
             amp=self.settings.get("amp", False),
+            every=phase.get("every", 1),
             together=bool(self.settings.get("together")),
             home=self.home,
         )
@@ -222,7 +224,7 @@ def run_all(runs: Sequence[Run], jobs: int, together: int = 0, say: Callable[[st
     failures: list[str] = []
     done, start = 0, time.monotonic()
     # processes that stay: importing the MM packages takes as long as a short run
-    pool = ProcessPoolExecutor(jobs, context, worker.prepare, (slots, max(1, available_cores() // jobs)))
+    pool = ProcessPoolExecutor(jobs, context, worker.prepare, (slots, max(1, available_cores() // jobs), left[0].home))
     try:
         waiting = {}
         for batch in _batches(left, together):
@@ -234,7 +236,9 @@ def run_all(runs: Sequence[Run], jobs: int, together: int = 0, say: Callable[[st
             remaining = (time.monotonic() - start) / done * (len(left) - done) / 60
             error = future.exception()
             if error is not None:
-                failures.append(f"{_name(batch)}: {type(error).__name__}: {error} (log: {batch[0].folder / worker.LOG})")
+                failures.append(
+                    f"{_name(batch)}: {type(error).__name__}: {error} (its traceback: {batch[0].home}/process_*.log)"
+                )
             say(f"[{done}/{len(left)}] {_name(batch)}: {_outcome(batch, error)}; about {remaining:.0f} min left")
     finally:
         pool.shutdown(cancel_futures=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, DefaultScope
 
 from gbseg.engine.amp import enable_amp
 from gbseg.engine.config import load_config
@@ -35,13 +35,14 @@ DETERMINING = (
 
 
 @lru_cache
-def _images_of(dataset: str) -> int:
-    return len(DATASETS.build(json.loads(dataset)))
+def _images_of(dataset: str, scope: str) -> int:
+    with DefaultScope.overwrite_default_scope(scope):
+        return len(DATASETS.build(json.loads(dataset)))
 
 
-def images_of(dataset: dict) -> int:
-    """The number of images of a data set's config; it is built once for all runs."""
-    return _images_of(json.dumps(dataset, sort_keys=True))
+def images_of(dataset: dict, scope: str) -> int:
+    """The number of images of a data set's config, looked up in a registry's scope; it is built once for all runs."""
+    return _images_of(json.dumps(dataset, sort_keys=True), scope)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Run:
         config: its file.
         options: keys with dots and their values, laid over the file's.
         amp: mixed precision.
+        every: epochs between validations.
         together: whether it is trained vectorised with its like (`gbseg.reproduction.trials`).
         home: the folder of all runs.
     """
@@ -92,6 +94,7 @@ class Run:
     config: Path
     options: dict[str, Any]
     amp: bool
+    every: int
     together: bool
     home: Path
 
@@ -102,7 +105,7 @@ class Run:
         config = load_config(self.config, copy.deepcopy(self.options))
         config.pop("cfg_options", None)
         dataset = config.train_dataloader.dataset
-        epoch = -(-images_of(dataset.to_dict()) // config.train_dataloader.batch_size)
+        epoch = -(-images_of(dataset.to_dict(), config.default_scope) // config.train_dataloader.batch_size)
         iterations = round(epoch * self.epochs)
         # a schedule keeps its shape: what stands at a tenth of the config's run stands at a tenth of this one
         for scheduler in config.get("param_scheduler") or []:
@@ -114,9 +117,9 @@ class Run:
                 "optim_wrapper.optimizer.lr": self.rate,
                 "randomness.seed": self.seed,
                 "train_cfg.max_iters": iterations,
-                "train_cfg.val_interval": epoch,
+                "train_cfg.val_interval": epoch * self.every,
                 "default_hooks.checkpoint.interval": epoch,
-                "default_hooks.checkpoint.max_keep_ckpts": 1,
+                "default_hooks.checkpoint.max_keep_ckpts": 2,
                 "visualizer.vis_backends": [dict(type="LocalVisBackend")],
             }
         )
@@ -127,7 +130,7 @@ class Run:
     @cached_property
     def epoch(self) -> int:
         """Iterations of an epoch."""
-        return self.resolved.train_cfg.val_interval
+        return self.resolved.train_cfg.val_interval // self.every
 
     @cached_property
     def key(self) -> str:
@@ -144,7 +147,7 @@ class Run:
     def write(self) -> Path:
         """Write the run's config into its folder, for `gbseg.reproduction.worker`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "run.py"
+        path = self.folder / f"run_{self.key}.py"
         write_atomically(self.resolved.pretty_text.encode(), path)
         return path
 
