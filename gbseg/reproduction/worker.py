@@ -1,6 +1,6 @@
 """What a process of a grid does: train one run, or several together.
 
-A folder holds the ``run.py`` of `gbseg.reproduction.runs.Run` and gets a ``result.json``.
+A folder holds the config of a `gbseg.reproduction.runs.Run` and gets a ``result.json``.
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
+from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -32,9 +35,14 @@ from gbseg.report.provenance import provenance
 from gbseg.reproduction.runs import RunResult
 from gbseg.reproduction.trials import Split, train_trials
 
-__all__ = ["LOG", "prepare", "train_alone", "train_folders", "train_together"]
+__all__ = ["LOG", "config_of", "prepare", "train_alone", "train_folders", "train_together"]
 
-LOG = "log.txt"
+LOG = "process_{}.log"
+
+
+def config_of(folder: Path) -> Path:
+    """The file of a run's config: named by its key, as mmengine names loggers and visualisers by it."""
+    return folder / f"run_{folder.name}.py"
 
 
 def _write(folder: Path, result: RunResult) -> None:
@@ -50,14 +58,19 @@ def train_alone(folder: Path) -> RunResult:
     # what earlier, interrupted starts took
     clock = folder / "seconds"
     before = float(clock.read_text()) if clock.exists() else 0.0
-    diverged = False
+    diverged: NonFiniteLossError | None = None
     try:
-        train(load_config(folder / "run.py"), folder, resume=True)
-    except NonFiniteLossError:
-        diverged = True
+        train(load_config(config_of(folder)), folder, resume=True)
+    except NonFiniteLossError as error:
+        diverged = error
     finally:
         seconds = before + time.perf_counter() - start
         clock.write_text(str(seconds))
+    if diverged is not None and not any(folder.glob("*/vis_data/scalars.json")):
+        # before the first line of a log
+        result = RunResult([], {}, [], diverged.iteration, seconds, [], provenance())
+        _write(folder, result)
+        return result
     history = read_history(folder)
     edges = np.concatenate([[0], history.val_steps])
     losses = [
@@ -70,7 +83,7 @@ def train_alone(folder: Path) -> RunResult:
         steps=history.val_steps.tolist(),
         metrics={name: values.tolist() for name, values in history.metrics.items()},
         loss=[float(values.mean()) if len(values) else float("nan") for values in losses],
-        diverged=history.last_step + 1 if diverged else None,
+        diverged=history.last_step + 1 if diverged is not None else None,
         seconds=seconds,
         gradients=gradients,
         provenance=provenance(),
@@ -124,7 +137,7 @@ def _common(configs: Sequence[Config]) -> dict[str, Any]:
 def train_together(folders: Sequence[Path]) -> None:
     """Train the runs of several folders at once, vectorised; they differ in rate and seed alone."""
     start = time.perf_counter()
-    configs = [load_config(folder / "run.py") for folder in folders]
+    configs = [load_config(config_of(folder)) for folder in folders]
     facts = _common(configs)
     loader, schedule = facts["train_dataloader"], facts["train_cfg"]
     epochs = schedule["max_iters"] // schedule["val_interval"]
@@ -159,21 +172,27 @@ def train_together(folders: Sequence[Path]) -> None:
     state.unlink(missing_ok=True)
 
 
-def prepare(slots: Queue, threads: int) -> None:
-    """Make a new process ready: its share of the cores, its GPU."""
+def prepare(slots: Queue, threads: int, home: Path) -> None:
+    """Make a new process ready: its share of the cores, its GPU, its log; it ends with the process that started it."""
     slot = slots.get()
     torch.set_num_threads(threads)
     if torch.cuda.device_count() > 1:
         torch.cuda.set_device(slot % torch.cuda.device_count())
+    # the descriptors, not sys.stdout: mmengine's loggers keep the streams of the first run
+    log = os.open(home / LOG.format(slot), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     # an interruption is said once, by the process that started this one
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def train_folders(folders: Sequence[Path], together: bool) -> None:
-    """Train the runs of some folders, with all that is printed in the first one's log."""
-    with (folders[0] / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        if together:
-            train_together(folders)
-        else:
-            for folder in folders:
-                train_alone(folder)
+    """Train the runs of some folders."""
+    if together:
+        train_together(folders)
+    else:
+        for folder in folders:
+            train_alone(folder)
