@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from gbseg.files import write_atomically
 from gbseg.report.curve import BASELINE, DPI, STYLE, WIDTH
@@ -65,7 +66,7 @@ def _families(found: Found) -> list[str]:
     for family in FAMILIES:
         trials = [trial for side in SIDES for trial in found.trials[side] if trial.candidate.boost == family]
         best = best_of(trials)
-        reached = "-" if best is None else f"{best.errors[-1]:.2f} after {steps[len(best.errors) - 1]}"
+        reached = "-" if best is None else f"{best.errors[-1]:.2f} (epoch {steps[len(best.errors) - 1]})"
         first = [trial.errors[0] for trial in trials if trial.errors[0] is not None]
         rows.append(
             [
@@ -79,7 +80,14 @@ def _families(found: Found) -> list[str]:
         )
     went_on = [f"trained {epochs} epochs" for epochs in steps[1:]]
     return table(
-        ["output", "trials", "diverged", *went_on, f"best held-out error % after {steps[0]}", "of the furthest, after epochs"],
+        [
+            "output",
+            "trials",
+            "diverged",
+            *went_on,
+            f"lowest held-out error % after epoch {steps[0]}",
+            "of those that got furthest",
+        ],
         rows,
     )
 
@@ -87,7 +95,7 @@ def _families(found: Found) -> list[str]:
 def _snippet(one: Confirmed) -> list[str]:
     """The keys of a setting as a config has them."""
     candidate = one.trial.candidate
-    head: dict[str, Any] = {"loss": candidate.loss}
+    head: dict[str, Any] = {"loss": candidate.options["model.head.loss"]}
     head |= {key.rpartition(".")[2]: value for key, value in candidate.options.items() if key.startswith("model.head.init")}
     wrapper: dict[str, Any] = {"optimizer": {"lr": candidate.rate}}
     if "optim_wrapper.optimizer.weight_decay" in candidate.options:
@@ -134,7 +142,7 @@ def _markdown(found: Found, facts: dict[str, Any]) -> str:
     trained = settings.images or found.base.images
     outcome = found.answer.outcome
     steps = " and ".join(f"{step}" for step in rungs(settings.epochs)[:-1])
-    halving = f"; after {steps} epochs the best of every {KEEP} goes on" if steps else ""
+    halving = f"; after epoch {steps} only the best of every {KEEP} go on" if steps else ""
     best = found.confirmed["boosted"]
     lines = [
         f"# Is there a better output than the softmax? {found.base.path.name}",
@@ -200,8 +208,10 @@ def _draw(axes: Axes, trials: list[Trial], x: str, looks: dict[str, Any]) -> Non
             axes.plot(place, error, "o", color=colour, markersize=5, markerfacecolor=colour if went_on else "none")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def draw_search(found: Found, path: Path) -> None:
@@ -213,6 +223,8 @@ def draw_search(found: Found, path: Path) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         _draw(left, trials, "rate", looks)
         _draw(right, found.trials["boosted"], "span", looks)
+        left.set_xlim(*(found.base.rate * end * slack for end, slack in zip(RATE, (0.9, 1.1), strict=True)))
+        right.set_xlim(SPAN[0] * 0.9, SPAN[1] * 1.1)
         step = rungs(found.settings.epochs)[0]
         left.set_ylabel(f"held-out error (%) after {step} epoch{'s' if step > 1 else ''}")
         left.set_xlabel("learning rate" + (" times (t_pos - t_neg)" if found.base.sgd else ""))
