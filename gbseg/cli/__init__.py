@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": "draw the comparison of a config's runs again, from what they left in the work dir",
     "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy; of a classifier, top-1 and top-5",
     "reproduce": "run a claim of the paper: sweep, trials, table or figure, verdict",
+    "search-boost": "is there a better output than the softmax for a classifier? Search, then confirm with fresh seeds",
     "predict": "predict images, folders and globs: indexed PNGs at original size",
 }
 
@@ -36,6 +37,7 @@ COMMANDS = {
 _AGAIN = {
     "train": "--resume continues from the newest checkpoint",
     "reproduce": "what was run stays, the same command continues",
+    "search-boost": "what was run stays, the same command continues",
     "prepare-voc": "what is done stays done, the same command continues",
     "prepare-coco": "what is done stays done, the same command continues",
     "prepare-imagenet": "what is done stays done, the same command continues",

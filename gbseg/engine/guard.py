@@ -26,7 +26,11 @@ _ADVICE = (
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss or a parameter is not finite. No checkpoint was written at or after that iteration."""
+    """A loss or a parameter is not finite. No checkpoint was written at or after that iteration, ``iteration``."""
+
+    def __init__(self, message: str, iteration: int | None = None) -> None:
+        super().__init__(message)
+        self.iteration = iteration
 
 
 def _bare(model: Any) -> Any:
@@ -75,7 +79,8 @@ def require_finite_parameters(runner: Runner) -> None:
     bad = (name for name, value in named if not bool(torch.isfinite(value).all()))
     raise NonFiniteLossError(
         f"the parameters are not finite at iteration {runner.iter + 1}, the first being {', '.join(islice(bad, 5))}; "
-        f"learning rate: {_rates(runner)}. This checkpoint was not written. {_ADVICE}"
+        f"learning rate: {_rates(runner)}. This checkpoint was not written. {_ADVICE}",
+        runner.iter + 1,
     )
 
 
@@ -170,7 +175,8 @@ class NonFiniteGuardHook(Hook):
         raise NonFiniteLossError(
             f"the loss is not finite at iteration {runner.iter + 1}: {', '.join(bad) or 'the sum of the terms'}"
             f"{f' (finite: {chr(44).join(fine)})' if fine else ''}; learning rate: {_rates(runner)}. "
-            f"No checkpoint was written, and {consequence}. {_ADVICE}"
+            f"No checkpoint was written, and {consequence}. {_ADVICE}",
+            runner.iter + 1,
         )
 
     @staticmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,19 @@ from gbseg.files import write_atomically
 from gbseg.report.gradients import GradientHistory
 from gbseg.report.provenance import provenance
 from gbseg.reproduction.figures import FIGURES
+from gbseg.reproduction.runs import RunResult
 from gbseg.reproduction.summary import ArmSummary, Estimate, Summary
 from gbseg.reproduction.verdicts import VERDICTS, Verdict
 
-__all__ = ["write_report"]
+__all__ = ["machines", "table", "write_report"]
 
 
 def _cell(value: Estimate | None, digits: int = 2) -> str:
     return "-" if value is None else value.text(digits)
 
 
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
     return [*lines, ""]
 
@@ -37,7 +40,7 @@ def _results(summary: Summary) -> list[str]:
         rate = "-" if arm.swept.best is None else f"{arm.swept.best:.4g}"
         row = [name, rate, trials, _cell(arm.best), _cell(arm.best_epoch, 1), _cell(arm.last), _cell(arm.area)]
         rows.append([*row, str(paper.get(name, "-"))] if paper else row)
-    return _table([*header, "the paper's"] if paper else header, rows)
+    return table([*header, "the paper's"] if paper else header, rows)
 
 
 def _sweep(summary: Summary) -> list[str]:
@@ -58,21 +61,25 @@ def _sweep(summary: Summary) -> list[str]:
             text = f"{rate:.4g}: {text}"
             cells.append(f"**{text}**{'*' if arm.swept.at_edge else ''}" if rate == arm.swept.best else text)
         rows.append([name, *cells])
-    return lines + _table(["arm", *[f"try {i + 1}" for i in range(len(rows[0]) - 1)]], rows)
+    return lines + table(["arm", *[f"try {i + 1}" for i in range(len(rows[0]) - 1)]], rows)
+
+
+def machines(results: Iterable[RunResult]) -> str:
+    """The hardware and the versions that some runs ran with."""
+    hardware, versions = set(), set()
+    for result in results:
+        facts = result.provenance["hardware"]
+        hardware.add(f"{facts['gpu'] or facts['cpu']}, {facts['cores']} cores")
+        versions.add(f"torch {result.provenance['versions']['torch']}, python {result.provenance['versions']['python']}")
+    return f"{'; '.join(sorted(hardware))}; {'; '.join(sorted(versions))}"
 
 
 def _conditions(summary: Summary, facts: dict[str, Any]) -> list[str]:
-    machines, versions = set(), set()
-    for arm in summary.arms.values():
-        for _, result in arm.runs:
-            hardware = result.provenance["hardware"]
-            machines.add(f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores")
-            versions.add(f"torch {result.provenance['versions']['torch']}, python {result.provenance['versions']['python']}")
+    used = machines(result for arm in summary.arms.values() for _, result in arm.runs)
     missing = f" **{summary.missing} runs are missing: this is a partial result.**" if summary.missing else ""
     seeds = sorted({run.seed for arm in summary.arms.values() for run, _ in arm.runs})
     return [
-        f"Command: `{facts['command']}`. {'; '.join(sorted(machines))}; {'; '.join(sorted(versions))}. "
-        f"Seeds {seeds[0]} to {seeds[-1]}. "
+        f"Command: `{facts['command']}`. {used}. Seeds {seeds[0]} to {seeds[-1]}. "
         if seeds
         else f"Command: `{facts['command']}`. ",
         f"{summary.hours:.2f} hours of computing (one process each).{missing}",

@@ -11,7 +11,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import re
 import signal
 import time
 import traceback
@@ -91,7 +90,8 @@ def train_alone(folder: Path) -> RunResult:
         steps=steps,
         metrics=metrics,
         loss=losses,
-        diverged=None if error is None else _iteration(error, last),
+        # only every so many iterations are logged; the guard says which one it was
+        diverged=None if error is None else error.iteration or last + 1,
         seconds=seconds,
         provenance=provenance(),
     )
@@ -99,12 +99,6 @@ def train_alone(folder: Path) -> RunResult:
     for checkpoint in folder.glob("*.pth"):
         checkpoint.unlink()
     return result
-
-
-def _iteration(error: NonFiniteLossError, last: int) -> int:
-    # only every so many iterations are logged; the guard says which one it was
-    said = re.search(r"at iteration (\d+)", str(error))
-    return int(said[1]) if said else last + 1
 
 
 class _Logits(nn.Module):
