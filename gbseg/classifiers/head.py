@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 import torch
 from mmengine.registry import MODELS
-from mmpretrain.models.heads import LinearClsHead
-from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from gbseg.losses.links import probabilities_of_losses, starting_logits
+
+with redirect_stdout(io.StringIO()):  # it prints that an optional package of its own is missing
+    from mmpretrain.models.heads import LinearClsHead
+    from mmpretrain.structures import DataSample
 
 __all__ = ["GBClsHead"]
 
