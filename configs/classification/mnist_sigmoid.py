@@ -2,8 +2,9 @@
 #
 #   python tools/train.py configs/classification/mnist_sigmoid.py
 #
-# The network, the batches and the initialisation are assumptions stated in _base_/mnist.py.
+# The rate is the best of six on held-out training images (results/table1). The network, the batches and the initialisation are
+# assumptions stated in _base_/mnist.py.
 _base_ = ["_base_/mnist.py"]
 
 model = dict(head=dict(loss=dict(type="SigmoidMSELoss", targets=(0, 1))))
-optim_wrapper = dict(optimizer=dict(lr=1.0))
+optim_wrapper = dict(optimizer=dict(lr=0.8))

@@ -2,10 +2,10 @@
 #
 #   python tools/reproduce.py fig1a --trials 3                # about 40 minutes on 2 cores
 #
-# Five rates each, about a factor of three apart; one seed, two epochs, 5,000 training images held out. Plain SGD without decay, so
-# that two controls need no runs of their own: cross-entropy times t_pos at rate r is the softmax at t_pos * r, and
-# cross-entropy with the penalty is exp-GB at its rate divided by t_pos (tests/losses/test_baselines.py
-# for one step, tests/reproduction/test_trials.py for whole trials).
+# Five rates each, about a factor of three apart; one seed, two epochs, 5,000 training images held out. Plain SGD without
+# decay, so that two controls need no runs of their own: cross-entropy times t_pos at rate r is the softmax at t_pos * r, and
+# cross-entropy with the penalty is exp-GB at its rate divided by t_pos (tests/losses/test_baselines.py has the losses,
+# tests/reproduction/test_trials.py trains them).
 title = "Fig. 1a: five layers on CIFAR-10"
 claim = "exp-GB gives a consistent boost over the softmax, pow3-GB works better still: the error drops significantly faster."
 verdict, figure = "gain", "curves"
