@@ -6,7 +6,7 @@
 # The five-layer network of Fig. 1a, plain SGD. Every stabiliser is offered to the softmax too.
 title = "Stabilisers and controls on CIFAR-10"
 claim = "(ours) some boosted output, stabilised or not, ends below a softmax that was tuned as well."
-verdict, figure = "against", "curves"
+verdict, figure = "contest", "curves"
 
 config = "classification/cifar5_softmax.py"
 loss = "model.head.loss"
@@ -33,12 +33,29 @@ arms = dict(
     linear_10=dict(rates=[0.01, 0.03, 0.1], options={loss: dict(type="LinearLoss", targets=(0, 10))}),
     sigmoid_bce=dict(rates=softmax_rates, options={loss: dict(type="SigmoidBCELoss")}),
 )
+contests = dict(
+    cifar10=dict(
+        boosted=[
+            "expgb_1",
+            "expgb_16",
+            "expgb_16_prior",
+            "expgb_16_clip",
+            "expgb_16_max_delta",
+            "expgb_16_warm_up",
+            "pow3gb_10",
+            "pow3gb_10_prior",
+            "linear_1",
+            "linear_10",
+        ],
+        softmax=["softmax", "softmax_clip", "softmax_warm_up", "softmax_tenth_penalty"],
+    )
+)
 metric = "accuracy/top1"
 amp = True
 sweep = dict(epochs=3, held_out=5000, choose="last")
-final = dict(epochs=10, trials=3)
+final = dict(epochs=10, trials=4)
 budgets = dict(
     reduced=dict(
-        options={"train_dataloader.dataset.num": 10000}, sweep=dict(epochs=3, held_out=2000), final=dict(epochs=5, trials=2)
+        options={"train_dataloader.dataset.num": 10000}, sweep=dict(epochs=3, held_out=2000), final=dict(epochs=5, trials=4)
     ),
 )

@@ -28,7 +28,7 @@ budgets = dict(
         sweep=dict(epochs=3, held_out=2000),
         final=dict(
             epochs=5,
-            trials=3,
+            trials=4,
             options={"custom_hooks": [dict(type="ChannelsLastHook"), {**gradients, "interval": 10}]},
         ),
     ),

@@ -12,7 +12,7 @@ options = {
     "val_dataloader.dataset.data_root": "data/imagenet200_32px",
     "model.head.num_classes": 200,
 }
-plain = {"model.backbone.batch_norm": False}
+plain = {"model.backbone.batch_norm": False, "model.head.batch_norm": False}
 expgb = {"model.head.loss": dict(type="ExpGBLoss", alpha=0.01, targets=(0, 10))}  # the paper's for ImageNet
 arms = dict(
     softmax=dict(config="classification/cifar5_softmax.py", rates=[0.1, 0.3, 1.0]),
@@ -25,4 +25,4 @@ arms = dict(
 metric = "accuracy/top1"
 amp = True
 sweep = dict(epochs=3, held_out=2000, choose="last")
-final = dict(epochs=8, trials=2)
+final = dict(epochs=5, trials=4)

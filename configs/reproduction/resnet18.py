@@ -7,7 +7,11 @@
 # smaller rate and the decay left alone, and its control is cross-entropy times t_pos. AdamW does not see a loss's scale.
 title = "ResNet-18 on CIFAR-10 with SGD and AdamW"
 claim = "(the readers' question, not the paper's) boosted outputs beat the softmax on a modern network with a modern optimizer."
-verdict, figure = "against", "curves"
+verdict, figure = "contest", "curves"
+contests = dict(
+    sgd=dict(boosted=["expgb_sgd", "pow3gb_sgd"], softmax=["softmax_sgd", "softmax_times_16_sgd"]),
+    adamw=dict(boosted=["expgb_adamw", "pow3gb_adamw"], softmax=["softmax_adamw"]),
+)
 adamw = {"optim_wrapper.optimizer": dict(_delete_=True, type="AdamW", lr=1e-3, weight_decay=0.05)}
 same_decay = {"optim_wrapper.optimizer.weight_decay": 5e-4}
 scaled = {"model.head.loss.scale": 16.0, "optim_wrapper.optimizer.weight_decay": 5e-4}
@@ -34,5 +38,5 @@ reduced = {
     "train_dataloader.dataset.num": 10000,
 }
 budgets = dict(
-    reduced=dict(options=reduced, sweep=dict(epochs=2, held_out=2000), final=dict(epochs=5, trials=3)),
+    reduced=dict(options=reduced, sweep=dict(epochs=2, held_out=2000), final=dict(epochs=5, trials=4)),
 )

@@ -8,7 +8,8 @@
 title = "Table 3: PixelNet on VOC 2012"
 claim = "after 40 epochs exp-GB has 67.3 mIoU and pow3-GB 66.1 where the softmax has 64.4, and 67.1 after 60."
 paper = dict(softmax="64.4 mIoU", expgb="67.3 mIoU", pow3gb="66.1 mIoU")
-verdict, figure = "against", "curves"
+verdict, figure = "contest", "curves"
+contests = dict(expgb=dict(boosted=["expgb"], softmax=["softmax"]), pow3gb=dict(boosted=["pow3gb"], softmax=["softmax"]))
 
 arms = dict(
     softmax=dict(config="pixelnet_softmax.py", rates=[3e-4, 1e-3, 3e-3]),

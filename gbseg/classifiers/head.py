@@ -32,6 +32,9 @@ class GBClsHead(LinearClsHead):
         loss: its config; boosted, or any whose link `gbseg.evaluation.probabilities` knows.
         init_std: deviation of the Gaussian weights; None: He initialisation.
         init_bias: None; 'prior' (the loss's `prior_logits` of uniform frequencies); or C frequencies.
+        batch_norm: normalise the logits over the batch, for networks with "batch normalization in all layers" (paper, 2.1).
+            The bias is the normalisation's then. exp-GB bears larger rates with it: its curvature in the output layer no
+            longer grows with the number of features.
         settings: those of `LinearClsHead`: topk, cal_acc.
 
     Raises:
@@ -45,9 +48,13 @@ class GBClsHead(LinearClsHead):
         loss: dict | nn.Module,
         init_std: float | None = None,
         init_bias: str | Sequence[float] | None = None,
+        batch_norm: bool = False,
         **settings: object,
     ) -> None:
         super().__init__(num_classes, in_channels, init_cfg=None, loss=loss, **settings)
+        self.norm = nn.BatchNorm1d(num_classes) if batch_norm else None
+        if batch_norm:
+            self.fc = nn.Linear(in_channels, num_classes, bias=False)
         self.init_std = init_std
         self.init_bias = starting_logits(self.loss_module, init_bias, num_classes, type(self).__name__)
         self.link = probabilities_of_losses([self.loss_module])
@@ -58,10 +65,16 @@ class GBClsHead(LinearClsHead):
             nn.init.kaiming_normal_(self.fc.weight, nonlinearity="linear")
         else:
             nn.init.normal_(self.fc.weight, std=self.init_std)
-        nn.init.zeros_(self.fc.bias)
+        bias = self.fc.bias if self.norm is None else self.norm.bias
+        nn.init.zeros_(bias)
         if self.init_bias is not None:
             with torch.no_grad():
-                self.fc.bias.copy_(self.init_bias)
+                bias.copy_(self.init_bias)
+
+    def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
+        """(N, C) logits of the last stage's features."""
+        logits = super().forward(feats)
+        return logits if self.norm is None else self.norm(logits)
 
     def _get_loss(self, cls_score: Tensor, data_samples: list[DataSample] | Tensor, **kwargs: object) -> dict[str, Tensor]:
         if isinstance(data_samples, Tensor):

@@ -67,8 +67,7 @@ class SmallConvNet(_Features):
     """Four convolutions with batch normalisation, for Fig. 1a; the affine layer is the head's.
 
     Assumed, as the paper says no more: 3 x 3, each followed by normalisation and ReLU, 2 x 2 max pooling after the first three
-    and 2 x 2 averages after the last, widths 32-64-128-128; the features of a 32 x 32 image are 128 x 2 x 2. The number of
-    features decides at which rate exp-GB diverges: its curvature in the output layer grows with their squared norm.
+    and 2 x 2 averages after the last, widths 32-64-128-128; the features of a 32 x 32 image are 128 x 2 x 2.
 
     Args:
         widths: of the four layers.

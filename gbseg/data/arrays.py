@@ -9,6 +9,7 @@ import gzip
 import io
 import pickle
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ def _bytes(path: Path, how: str) -> bytes:
             return path.read_bytes()
         if packed.is_file():
             return gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadDataFileError(f"{path} cannot be read: {error}. {how}") from error
     raise BadDataFileError(f"there is no {path}. {how}")
 

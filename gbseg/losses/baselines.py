@@ -22,7 +22,7 @@ __all__ = ["L1Loss", "SigmoidBCELoss", "SigmoidMSELoss", "SoftmaxLoss", "TanhMSE
 
 def _check_targets(name: str, targets: tuple[float, float], low: float, high: float) -> tuple[float, float]:
     t_neg, t_pos = (float(value) for value in targets)
-    if not low <= t_neg < t_pos <= high:
+    if not (low <= t_neg < t_pos <= high and math.isfinite(t_neg) and math.isfinite(t_pos)):
         raise ValueError(f"{name}: targets (t_neg, t_pos) must be increasing and in [{low:g}, {high:g}], got {targets!r}.")
     return t_neg, t_pos
 

@@ -65,13 +65,15 @@ def _sweep(summary: Summary) -> list[str]:
 
 
 def machines(results: Iterable[RunResult]) -> str:
-    """The hardware and the versions that some runs ran with."""
-    hardware, versions = set(), set()
+    """The hardware, the versions and the commits that some runs ran with."""
+    hardware, versions, commits = set(), set(), set()
     for result in results:
         facts = result.provenance["hardware"]
         hardware.add(f"{facts['gpu'] or facts['cpu']}, {facts['cores']} cores")
         versions.add(f"torch {result.provenance['versions']['torch']}, python {result.provenance['versions']['python']}")
-    return f"{'; '.join(sorted(hardware))}; {'; '.join(sorted(versions))}"
+        code = result.provenance["git"]
+        commits.add(f"{(code['commit'] or 'unknown')[:7]}{' with changes' if code['dirty'] else ''}")
+    return f"{'; '.join(sorted(hardware))}; {'; '.join(sorted(versions))}; commits {', '.join(sorted(commits))}"
 
 
 def _conditions(summary: Summary, facts: dict[str, Any]) -> list[str]:

@@ -97,8 +97,7 @@ class Run:
     home: Path
 
     @cached_property
-    def resolved(self) -> Config:
-        """The config of this run alone; a schedule of rates by iterations is stretched to the run's length."""
+    def _plain(self) -> Config:
         # a copy, because merging takes _delete_ out of what it is given
         config = load_config(self.config, copy.deepcopy(self.options))
         config.pop("cfg_options", None)
@@ -121,6 +120,12 @@ class Run:
                 "visualizer.vis_backends": [dict(type="LocalVisBackend")],
             }
         )
+        return config
+
+    @cached_property
+    def resolved(self) -> Config:
+        """The config of this run alone; a schedule of rates by iterations is stretched to the run's length."""
+        config = copy.deepcopy(self._plain)
         if self.amp:
             enable_amp(config)
         return config
@@ -128,12 +133,13 @@ class Run:
     @cached_property
     def epoch(self) -> int:
         """Iterations of an epoch."""
-        return self.resolved.train_cfg.val_interval // self.every
+        return self._plain.train_cfg.val_interval // self.every
 
     @cached_property
     def key(self) -> str:
         """A hash of all that determines the run's numbers but the code, the libraries and the hardware."""
-        config = self.resolved.to_dict()
+        # what mixed precision makes of the config depends on the machine
+        config = self._plain.to_dict()
         facts = {name: config.get(name) for name in DETERMINING} | {"amp": self.amp, "together": self.together}
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()[:16]
 

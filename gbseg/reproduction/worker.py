@@ -9,6 +9,7 @@ import copy
 import hashlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -136,6 +137,8 @@ def _common(configs: Sequence[Config]) -> dict[str, Any]:
         found.append(facts)
     if any(facts != found[0] for facts in found):
         raise ValueError("runs trained together differ in nothing but the learning rate and the seed.")
+    if found[0]["model"]["head"].get("batch_norm"):
+        raise ValueError("runs trained together have no batch normalisation; model.head.batch_norm is set.")
     if found[0]["optim_wrapper"] != {"type": "OptimWrapper", "optimizer": {"type": "SGD"}} or found[0]["param_scheduler"]:
         raise ValueError(f"runs trained together use plain SGD at a fixed rate, got {found[0]['optim_wrapper']}.")
     facts = found[0]
@@ -220,11 +223,13 @@ def train_folders(folders: Sequence[Path], together: bool) -> None:
         with ExitStack() as locks:
             # fig1b and fig2 share their runs, and may be started side by side
             for folder in folders:
-                locks.enter_context(only_process(folder))
-            if together:
-                train_together(folders)
-            else:
-                for folder in folders:
+                locks.enter_context(only_process(folder, patience=math.inf))
+            # another one may have finished them in the meantime
+            left = [folder for folder in folders if not (folder / "result.json").exists()]
+            if together and left:
+                train_together(left)
+            elif not together:
+                for folder in left:
                     train_alone(folder)
     except Exception as error:
         traceback.print_exc()

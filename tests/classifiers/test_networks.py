@@ -115,3 +115,20 @@ def test_start() -> None:
         _head(init_bias=[1.0])
     with pytest.raises(ValueError, match="SigmoidBCELoss has none"):
         _head(init_bias="prior", loss=dict(type="SigmoidBCELoss"))
+
+
+def test_normalised_logits() -> None:
+    """With batch_norm the logits of a batch have the start's bias as mean and deviation 1; there is no second bias."""
+    frequencies = [0.1, 0.2, 0.3, 0.15, 0.25]
+    head = _head(batch_norm=True, init_bias=frequencies)
+    assert sorted(name for name, _ in head.named_parameters()) == ["fc.weight", "norm.bias", "norm.weight"]
+    features = torch.randn(50, 3, generator=torch.Generator().manual_seed(2)) * 4 + 3
+    logits = head((features,))
+    raw = (features.double() @ head.fc.weight.double().T).detach()
+    expected = (raw - raw.mean(0)) / raw.std(0, correction=0) + head.loss_module.prior_logits(
+        torch.tensor(frequencies)
+    ).double()
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-3, atol=1e-3)
+    head.eval()
+    (sample,) = head.predict((features[:1],))
+    assert sample.pred_label.item() == head((features[:1],)).argmax()

@@ -12,7 +12,11 @@ from mmengine.config import Config
 
 from gbseg.reproduction.runs import Run, RunResult
 
-PROVENANCE = {"hardware": {"cpu": "a CPU", "gpu": None, "cores": 1}, "versions": {"torch": "2", "python": "3"}}
+PROVENANCE = {
+    "git": {"commit": "0123456789", "dirty": False},
+    "hardware": {"cpu": "a CPU", "gpu": None, "cores": 1},
+    "versions": {"torch": "2", "python": "3"},
+}
 
 
 def tiny(folder: Path, mnist: Path, name: str = "tiny", **changes: object) -> None:
