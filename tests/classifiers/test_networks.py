@@ -31,7 +31,7 @@ def test_convolutional_networks() -> None:
     small, deep = SmallConvNet(), AllConvNet()
     widths = [96, 96, 96, 192, 192, 192, 192, 192, 10]
     kernels = [3] * 7 + [1, 1]
-    assert _weights(small) == [(64, 3, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3), (128, 128, 3, 3)]
+    assert _weights(small) == [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3), (128, 128, 3, 3)]
     assert _weights(deep) == [(w, v, k, k) for w, v, k in zip(widths, [3, *widths], kernels, strict=False)]
     assert [layer.stride[0] for layer in deep.modules() if isinstance(layer, nn.Conv2d)] == [1, 1, 2, 1, 1, 2, 1, 1, 1]
     for network, count in ((small, 4), (deep, 9)):
