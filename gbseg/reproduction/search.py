@@ -180,7 +180,8 @@ def _tell(study: optuna.Study, draws: optuna.Trial, trial: Trial, steps: Sequenc
         study.tell(draws, state=optuna.trial.TrialState.PRUNED)
         return
     for step, error in zip(steps, trial.errors, strict=False):
-        draws.report(error, step)
+        if error is not None:
+            draws.report(error, step)
     if len(trial.errors) == len(steps):
         study.tell(draws, trial.errors[-1])
     else:

@@ -252,7 +252,7 @@ def write_search(found: Found, folder: Path, command: str | None = None) -> None
     facts = provenance(command, found.settings.seed)
     folder.mkdir(parents=True, exist_ok=True)
     draw_search(found, folder / "figure.png")
-    best = {}
+    best: dict[str, dict[str, Any] | None] = {}
     for side, one in found.confirmed.items():
         if one is None:
             best[side] = None

@@ -190,6 +190,7 @@ def suggest(draws: Draws, side: str, base: Base) -> Candidate:
         base: of the config.
     """
     rate = _short(base.rate * draws.suggest_float("rate", *RATE, log=True))
+    loss: dict[str, Any]
     params: dict[str, Any] = {"rate": rate, "clip": draws.suggest_categorical("clip", [False, True])}
     options: dict[str, Any] = {}
     if base.own_head:
@@ -198,7 +199,7 @@ def suggest(draws: Draws, side: str, base: Base) -> Candidate:
             options["model.head.init_std"] = SMALL_INIT
         options["model.head.init_bias"] = None
     if side == SOFTMAX:
-        boost, span, loss = SOFTMAX, 1.0, dict(type="SoftmaxLoss")
+        boost, span, loss = SOFTMAX, 1.0, {"type": "SoftmaxLoss"}
     else:
         boost = draws.suggest_categorical("boost", list(RANGES))
         drawn = {name: _draw(draws, boost, name, values) for name, values in RANGES[boost].items()}

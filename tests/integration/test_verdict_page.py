@@ -18,7 +18,7 @@ def test_every_figure_stands_in_its_result(row: str) -> None:
     _, _, _, here, verdict, link, _ = (cell.strip() for cell in row.split("|"))
     result = (ROOT / "docs" / re.findall(r"\]\((.*?)\)", link)[0]).parent
     text = (result / "README.md").read_text()
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?%?", here)
+    numbers = re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?%?", here)
     assert numbers, "a row without a figure quotes nothing"
     assert [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d|\.\d)", text)] == []
     if (result / "summary.json").exists():

@@ -178,10 +178,14 @@ def test_what_cannot_be_trained_together(
 
 def test_a_run_that_another_process_trains_is_left_alone(mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run(mnist, tmp_path).write().parent
-    monkeypatch.setattr(worker, "only_process", lambda folder: only_process(folder, patience=0.1))
+    monkeypatch.setattr(worker, "only_process", lambda folder, patience: only_process(folder, patience=min(patience, 0.1)))
     with only_process(folder), pytest.raises(RuntimeError, match="another process"):
         train_folders([folder], together=False)
     assert not (folder / "result.json").exists()
+    # and what that one has finished in the meantime is not trained again
+    (folder / "result.json").write_text("finished elsewhere")
+    train_folders([folder], together=False)
+    assert (folder / "result.json").read_text() == "finished elsewhere"
 
 
 def test_the_loss_of_a_run_is_the_mean_between_validations(mnist: Path, tmp_path: Path) -> None:
