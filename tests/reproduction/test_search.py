@@ -99,7 +99,7 @@ class Pretended:
             self.trained += 1
             diverged = 1 if run.rate > self.limit else None
             error = 5 + 10 * abs(math.log(run.rate / 0.02)) / run.epochs
-            result = RunResult([1], {"accuracy/top1": [100 - error]}, [1.0], diverged, 1.0, [], {})
+            result = RunResult([1], {"accuracy/top1": [100 - error]}, [1.0], diverged, 1.0, {})
             run.folder.mkdir(parents=True)
             (run.folder / "result.json").write_text(json.dumps(asdict(result)))
 
@@ -289,7 +289,7 @@ def test_end_to_end(options: dict, mnist: Path, tmp_path: Path, monkeypatch: pyt
 
 def _confirmed(errors: Sequence[float], diverged: int = 0) -> Confirmed:
     trial = Trial(Candidate("boosted", 0, "cubic", {}, 1.0, 0.1, {}), [1.0])
-    results = [RunResult([1], {}, [1.0], 1, 1.0, [], {})] * (len(errors) + diverged)
+    results = [RunResult([1], {}, [1.0], 1, 1.0, {})] * (len(errors) + diverged)
     return Confirmed(trial, results, list(errors))
 
 
