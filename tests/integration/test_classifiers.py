@@ -59,7 +59,12 @@ def train(digits: Path, work_dir: Path, iterations: int, *arguments: object, bat
         work_dir,
         *arguments,
         processes=processes,
-        **{"train_cfg.max_iters": iterations, "train_cfg.val_interval": 6, "train_dataloader.batch_size": batch},
+        **{
+            "train_cfg.max_iters": iterations,
+            "train_cfg.val_interval": 6,
+            "train_dataloader.batch_size": batch,
+            "optim_wrapper.optimizer.lr": 0.05,
+        },
     )
 
 

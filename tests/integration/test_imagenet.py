@@ -132,7 +132,7 @@ val_evaluator = dict(topk=(1, 2))
 test_evaluator = val_evaluator
 model = dict(
     backbone=dict(_delete_=True, type="SmallConvNet", widths=(4, 4, 8, 8)),
-    head=dict(num_classes=3, in_channels=128, topk=(1, 2)),
+    head=dict(num_classes=3, in_channels=32, topk=(1, 2)),
 )
 train_cfg = dict(max_iters=10, val_interval=5)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
