@@ -29,6 +29,7 @@ from gbseg.reproduction.search import Confirmed, Settings, Trial, answer, best_o
 from gbseg.reproduction.search_space import RATE, SIDES, SPAN, Base, Candidate, read_base, suggest
 from gbseg.reproduction.worker import train_alone
 
+LR = "optim_wrapper.optimizer.lr"
 CONFIG = config_folder("gbseg") / "classification" / "mnist_softmax.py"
 TRAIN, TEST = 200, 40
 
@@ -169,9 +170,13 @@ def test_a_boosted_step_is_as_long_as_the_softmaxs() -> None:
 @pytest.mark.parametrize(
     ("changes", "rate", "decay"),
     [
-        ({}, 0.1, 0),
-        ({"model.head.loss": dict(_delete_=True, type="ExpGBLoss", targets=(0, 16))}, 1.6, 0),
-        ({"model.head.loss": dict(type="SoftmaxLoss", scale=4.0), "optim_wrapper.optimizer.weight_decay": 0.01}, 0.4, 0.0025),
+        ({LR: 0.1}, 0.1, 0),
+        ({LR: 0.1, "model.head.loss": dict(_delete_=True, type="ExpGBLoss", targets=(0, 16))}, 1.6, 0),
+        (
+            {LR: 0.1, "model.head.loss": dict(type="SoftmaxLoss", scale=4.0), "optim_wrapper.optimizer.weight_decay": 0.01},
+            0.4,
+            0.0025,
+        ),
         (
             {
                 "model.head.loss": dict(_delete_=True, type="Pow3GBLoss", targets=(-2, 10)),
@@ -242,7 +247,7 @@ def test_interrupted(options: dict, tmp_path: Path) -> None:
 def test_end_to_end(options: dict, mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained for real: the search needs no test set, the confirmation measures on it, a second call trains nothing."""
     settings = Settings(trials=4, epochs=2, held_out=60, images=100, confirm=4)
-    base, home = base_of(options), tmp_path / "runs"
+    base, home = base_of(options | {LR: 0.1}), tmp_path / "runs"
     trained: list[str] = []
     found = search(base, settings, lambda runs: trained.extend(train(runs)), home)
     # four trials, two of them twice, on each side
