@@ -247,7 +247,8 @@ def test_interrupted(options: dict, tmp_path: Path) -> None:
 def test_end_to_end(options: dict, mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained for real: the search needs no test set, the confirmation measures on it, a second call trains nothing."""
     settings = Settings(trials=4, epochs=2, held_out=60, images=100, confirm=4)
-    base, home = base_of(options | {LR: 0.1}), tmp_path / "runs"
+    options = options | {LR: 0.1}
+    base, home = base_of(options), tmp_path / "runs"
     trained: list[str] = []
     found = search(base, settings, lambda runs: trained.extend(train(runs)), home)
     # four trials, two of them twice, on each side
