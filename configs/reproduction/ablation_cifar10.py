@@ -15,7 +15,8 @@ clip = "optim_wrapper.clip_grad"
 warm_up = {"param_scheduler": [dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=500)]}
 expgb_16 = dict(type="ExpGBLoss", alpha=0.1, targets=(0, 16))
 pow3gb_10 = dict(type="Pow3GBLoss", alpha=0.001, beta=0.4, targets=(0, 10))
-softmax_rates, expgb_rates, pow3gb_rates = [0.1, 0.3, 1.0], [0.01, 0.03, 0.1], [0.003, 0.01, 0.03]
+# four rates each, around those that Fig. 1a's sweep chose
+softmax_rates, expgb_rates, pow3gb_rates = [0.1, 0.3, 1.0, 3.0], [0.003, 0.01, 0.03, 0.1], [0.003, 0.01, 0.03, 0.1]
 arms = dict(
     softmax=dict(rates=softmax_rates),
     softmax_clip=dict(rates=softmax_rates, options={clip: dict(max_norm=1.0)}),
@@ -29,8 +30,8 @@ arms = dict(
     expgb_16_warm_up=dict(rates=expgb_rates, options={loss: expgb_16, **warm_up}),
     pow3gb_10=dict(rates=pow3gb_rates, options={loss: pow3gb_10}),
     pow3gb_10_prior=dict(rates=pow3gb_rates, options={loss: pow3gb_10, **prior}),
-    linear_1=dict(rates=[0.03, 0.1, 0.3], options={loss: dict(type="LinearLoss", targets=(0, 1))}),
-    linear_10=dict(rates=[0.01, 0.03, 0.1], options={loss: dict(type="LinearLoss", targets=(0, 10))}),
+    linear_1=dict(rates=[0.03, 0.1, 0.3, 1.0], options={loss: dict(type="LinearLoss", targets=(0, 1))}),
+    linear_10=dict(rates=[0.003, 0.01, 0.03, 0.1], options={loss: dict(type="LinearLoss", targets=(0, 10))}),
     sigmoid_bce=dict(rates=softmax_rates, options={loss: dict(type="SigmoidBCELoss")}),
 )
 contests = dict(

@@ -15,12 +15,14 @@ options = {
 plain = {"model.backbone.batch_norm": False, "model.head.batch_norm": False}
 expgb = {"model.head.loss": dict(type="ExpGBLoss", alpha=0.01, targets=(0, 10))}  # the paper's for ImageNet
 arms = dict(
-    softmax=dict(config="classification/cifar5_softmax.py", rates=[0.1, 0.3, 1.0]),
-    expgb=dict(config="classification/cifar5_expgb.py", options=expgb, rates=[0.003, 0.01, 0.03]),
-    pow3gb=dict(config="classification/cifar5_pow3gb.py", rates=[0.001, 0.003, 0.01]),
-    softmax_without_bn=dict(config="classification/cifar5_softmax.py", options=plain, rates=[0.03, 0.1, 0.3]),
-    expgb_without_bn=dict(config="classification/cifar5_expgb.py", options={**plain, **expgb}, rates=[0.001, 0.003, 0.01]),
-    pow3gb_without_bn=dict(config="classification/cifar5_pow3gb.py", options=plain, rates=[0.0003, 0.001, 0.003]),
+    softmax=dict(config="classification/cifar5_softmax.py", rates=[0.1, 0.3, 1.0, 3.0]),
+    expgb=dict(config="classification/cifar5_expgb.py", options=expgb, rates=[0.003, 0.01, 0.03, 0.1]),
+    pow3gb=dict(config="classification/cifar5_pow3gb.py", rates=[0.003, 0.01, 0.03, 0.1]),
+    softmax_without_bn=dict(config="classification/cifar5_softmax.py", options=plain, rates=[0.01, 0.03, 0.1, 0.3]),
+    expgb_without_bn=dict(
+        config="classification/cifar5_expgb.py", options={**plain, **expgb}, rates=[0.0003, 0.001, 0.003, 0.01]
+    ),
+    pow3gb_without_bn=dict(config="classification/cifar5_pow3gb.py", options=plain, rates=[0.0001, 0.0003, 0.001, 0.003]),
 )
 metric = "accuracy/top1"
 amp = True
