@@ -52,29 +52,24 @@ class GBClsHead(LinearClsHead):
         **settings: object,
     ) -> None:
         super().__init__(num_classes, in_channels, init_cfg=None, loss=loss, **settings)
-        self.norm = nn.BatchNorm1d(num_classes) if batch_norm else None
         if batch_norm:
-            self.fc = nn.Linear(in_channels, num_classes, bias=False)
+            # one module, so that what `fc` returns are the logits, with normalisation as without
+            self.fc = nn.Sequential(nn.Linear(in_channels, num_classes, bias=False), nn.BatchNorm1d(num_classes))
         self.init_std = init_std
         self.init_bias = starting_logits(self.loss_module, init_bias, num_classes, type(self).__name__)
         self.link = probabilities_of_losses([self.loss_module])
 
     def init_weights(self) -> None:
         """Gaussian or He weights, and the output bias that ``init_bias`` names."""
+        affine, last = (self.fc[0], self.fc[1]) if isinstance(self.fc, nn.Sequential) else (self.fc, self.fc)
         if self.init_std is None:
-            nn.init.kaiming_normal_(self.fc.weight, nonlinearity="linear")
+            nn.init.kaiming_normal_(affine.weight, nonlinearity="linear")
         else:
-            nn.init.normal_(self.fc.weight, std=self.init_std)
-        bias = self.fc.bias if self.norm is None else self.norm.bias
-        nn.init.zeros_(bias)
+            nn.init.normal_(affine.weight, std=self.init_std)
+        nn.init.zeros_(last.bias)
         if self.init_bias is not None:
             with torch.no_grad():
-                bias.copy_(self.init_bias)
-
-    def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
-        """(N, C) logits of the last stage's features."""
-        logits = super().forward(feats)
-        return logits if self.norm is None else self.norm(logits)
+                last.bias.copy_(self.init_bias)
 
     def _get_loss(self, cls_score: Tensor, data_samples: list[DataSample] | Tensor, **kwargs: object) -> dict[str, Tensor]:
         if isinstance(data_samples, Tensor):

@@ -118,13 +118,17 @@ def test_start() -> None:
 
 
 def test_normalised_logits() -> None:
-    """With batch_norm the logits of a batch have the start's bias as mean and deviation 1; there is no second bias."""
+    """With batch_norm the logits of a batch have the start's bias as mean and deviation 1; there is no second bias.
+
+    They are what ``head.fc`` returns, which GradientStatsHook watches.
+    """
     frequencies = [0.1, 0.2, 0.3, 0.15, 0.25]
     head = _head(batch_norm=True, init_bias=frequencies)
-    assert sorted(name for name, _ in head.named_parameters()) == ["fc.weight", "norm.bias", "norm.weight"]
+    assert sorted(name for name, _ in head.named_parameters()) == ["fc.0.weight", "fc.1.bias", "fc.1.weight"]
     features = torch.randn(50, 3, generator=torch.Generator().manual_seed(2)) * 4 + 3
     logits = head((features,))
-    raw = (features.double() @ head.fc.weight.double().T).detach()
+    torch.testing.assert_close(head.fc(features), logits)
+    raw = (features.double() @ head.fc[0].weight.double().T).detach()
     expected = (raw - raw.mean(0)) / raw.std(0, correction=0) + head.loss_module.prior_logits(
         torch.tensor(frequencies)
     ).double()
