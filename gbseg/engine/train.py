@@ -18,7 +18,7 @@ from gbseg.engine.comparison import compare_runs
 from gbseg.engine.config import default_work_dir, run_configs
 from gbseg.engine.guard import NonFiniteLossError
 from gbseg.engine.overlap import OverlapHook
-from gbseg.engine.terminal import TerseRunner
+from gbseg.engine.runner import TerseRunner
 from gbseg.files import write_atomically
 from gbseg.report.provenance import provenance
 

@@ -28,7 +28,16 @@ def _check_targets(name: str, targets: tuple[float, float], low: float, high: fl
 
 
 class _Baseline(GuardedLoss):
-    """A loss that is defined pixel by pixel."""
+    """A loss that is defined pixel by pixel.
+
+    Raises:
+        ValueError: a ``class_weight``, which the baselines do not have.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.class_weight is not None:
+            raise ValueError(f"{type(self).__name__} takes no class_weight: it is a baseline, compared as it is.")
 
     @abstractmethod
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
@@ -44,8 +53,6 @@ class _Baseline(GuardedLoss):
         reduction: str,
     ) -> Tensor:
         """`pixels`, weighted and reduced as the boosted losses are."""
-        if self.class_weight is not None:
-            raise ValueError(f"{type(self).__name__} takes no class_weight: it is a baseline, compared as it is.")
         x, label, counted = masked(pred, target, ignore_index)
         return reduced(self.pixels(x, label), counted, weight, avg_factor, reduction)
 
