@@ -2,6 +2,7 @@
 #
 #   python tools/reproduce.py ablation_mnist                  # about 15 minutes of one core
 #
+# Clipping and warm-up are compared in ablation_cifar10.py: runs trained together have neither.
 # 10,000 training images, 20 epochs; every output has its own sweep of five rates and five trials. To be read in pairs:
 # * the exponent, at targets of one size: expgb_16 against linear_16;
 # * the missing normaliser: the softmax against softmax_penalty, whose normaliser is held at t_pos / alpha = 160, against
