@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from gbseg.data.parallel import available_cores
 from gbseg.reproduction.grid import Grid, RunFailedError, Swept, load_claim, run_all
 from gbseg.reproduction.report import write_report
+from gbseg.reproduction.runs import Run
 from gbseg.reproduction.summary import summarise
 
 __all__ = ["reproduce"]
@@ -53,14 +55,11 @@ def reproduce(
     together = grid.settings.get("together", 0)
     failures: list[str] = []
     if not draw_only:
-        for stage in (grid.sweep, lambda: grid.final(grid.swept())):
-            try:
-                run_all(stage(), jobs, together)
-            except RunFailedError as error:
-                failures.append(str(error))
-            if stage == grid.sweep:
-                for arm, found in grid.swept().items():
-                    print(f"{arm}: {_choice(found)}")
+        failures += _failures(grid.sweep(), jobs, together)
+        swept = grid.swept()
+        for arm, found in swept.items():
+            print(f"{arm}: {_choice(found)}")
+        failures += _failures(grid.final(swept), jobs, together)
     summary = summarise(grid)
     committed = grid.claim.budget != "small" and trials is None
     out = out or (Path("results") if committed else grid.home / "results") / grid.claim.label
@@ -70,6 +69,14 @@ def reproduce(
     if failures:
         raise RunFailedError("\n".join(failures))
     return out
+
+
+def _failures(runs: Sequence[Run], jobs: int, together: int) -> list[str]:
+    try:
+        run_all(runs, jobs, together)
+    except RunFailedError as error:
+        return [str(error)]
+    return []
 
 
 def _choice(found: Swept) -> str:

@@ -1,9 +1,12 @@
-"""The figures of the claims. Errors in per cent; medians over trials with their bootstrap intervals."""
+"""The figures of the claims, as PNG. Errors in per cent; medians over trials with their bootstrap intervals.
+
+A figure that the runs there are cannot be drawn of is None.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -23,16 +26,17 @@ def colours(arms: Mapping[str, object]) -> dict[str, tuple[str, Dashes]]:
     return {arm: found.get(arm, (BASELINE, "-")) for arm in arms}
 
 
-def _finish(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+def _finish(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 def _legend(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def draw_curves(summary: Summary, path: Path) -> None:
+def draw_curves(summary: Summary) -> bytes | None:
     """Median error by epoch, the interval as a band."""
     looks = colours(summary.arms)
     with rc_context(STYLE):
@@ -58,15 +62,15 @@ def draw_curves(summary: Summary, path: Path) -> None:
             axes.set_ylim(top=max(ends) * 1.05)
         if ends:
             _legend(axes)
-        _finish(figure, path)
+        return _finish(figure)
 
 
-def draw_histograms(summary: Summary, path: Path) -> None:
+def draw_histograms(summary: Summary) -> bytes | None:
     """The distributions of the output deltas of the first trial: a column an arm, a row an iteration that has one."""
     arms = {arm: found.histograms for arm, found in _gradients(summary).items()}
     rows = max((len(found) for found in arms.values()), default=0)
     if not rows:
-        return
+        return None
     looks = colours(summary.arms)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.9 * rows), dpi=DPI, layout="constrained")
@@ -78,15 +82,15 @@ def draw_histograms(summary: Summary, path: Path) -> None:
                 axes.set_title(f"{arm}, iteration {iteration}", fontsize=8)
         figure.supxlabel("output delta", fontsize=9)
         figure.supylabel("number", fontsize=9)
-        _finish(figure, path)
+        return _finish(figure)
 
 
-def draw_rms(summary: Summary, path: Path) -> None:
+def draw_rms(summary: Summary) -> bytes | None:
     """RMS of the error gradients over each epoch of the first trial: a panel a layer, the output first."""
     series = _gradients(summary)
     layers = list(dict.fromkeys(layer for found in series.values() for layer in found.rms))
     if not layers:
-        return
+        return None
     looks = colours(summary.arms)
     rows = -(-len(layers) // 3)
     with rc_context(STYLE):
@@ -100,14 +104,14 @@ def draw_rms(summary: Summary, path: Path) -> None:
         figure.supxlabel("epoch", fontsize=9)
         figure.supylabel("RMS of the error gradients", fontsize=9)
         figure.axes[0].legend(frameon=False, fontsize=8)
-        _finish(figure, path)
+        return _finish(figure)
 
 
-def draw_normaliser(summary: Summary, path: Path) -> None:
+def draw_normaliser(summary: Summary) -> bytes | None:
     """The softmax's normaliser ``s = sum_j exp(x_j)`` by iteration: median of the batch and its range, first trial."""
     found = _gradients(summary).get("softmax")
     if found is None:
-        return
+        return None
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.2), dpi=DPI, layout="constrained")
         axes = figure.subplots()
@@ -119,14 +123,14 @@ def draw_normaliser(summary: Summary, path: Path) -> None:
         axes.set_xlabel("iteration")
         axes.set_ylabel("softmax normaliser s")
         _legend(axes)
-        _finish(figure, path)
+        return _finish(figure)
 
 
 def _gradients(summary: Summary) -> dict[str, GradientHistory]:
     return {arm: history for arm, found in summary.arms.items() if (history := found.gradients()) is not None}
 
 
-FIGURES: dict[str, Callable[[Summary, Path], None]] = {
+FIGURES: dict[str, Callable[[Summary], bytes | None]] = {
     "curves": draw_curves,
     "histograms": draw_histograms,
     "rms": draw_rms,

@@ -63,7 +63,7 @@ def load_claim(name: str, budget: str | None = None, trials: int | None = None) 
     Raises:
         FileNotFoundError: no such claim.
         ValueError: no such budget; a sweep of fewer than two rates, or that chooses by nothing known; arms with unequal
-            numbers of rates; fewer than one trial.
+            numbers of rates; fewer than one trial; runs trained together but not measured after every epoch.
     """
     settings = load_config(config_folder("gbseg") / "reproduction" / f"{name}.py")
     budgets = {"full": {}, **settings.get("budgets", {})}
@@ -80,6 +80,8 @@ def load_claim(name: str, budget: str | None = None, trials: int | None = None) 
         raise ValueError(f"{name}: sweep.choose is 'min', 'last' or 'mean' of the errors by epoch, got {choose!r}.")
     if poor := [arm for arm, count in tries.items() if count < 2]:
         raise ValueError(f"{name}: a sweep needs at least two rates to choose from; {', '.join(poor)} has fewer.")
+    if settings.get("together") and any(settings[phase].get("every", 1) != 1 for phase in ("sweep", "final")):
+        raise ValueError(f"{name}: runs trained together are measured after every epoch; 'every' is for runs trained alone.")
     if len(set(tries.values())) > 1:
         raise ValueError(f"{name}: every arm gets the same number of rates, or the comparison is tuned on one side: {tries}.")
     return Claim(name, budget, settings)

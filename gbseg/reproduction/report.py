@@ -101,6 +101,7 @@ def _markdown(summary: Summary, verdict: Verdict, facts: dict[str, Any], drawn: 
         "",
         f"**{verdict.outcome}{label}.** " + " ".join(verdict.because),
         "",
+        *([] if settings.figure == "curves" else ["The numbers above and the figure are of the first trial of each arm.", ""]),
         f"Medians over trials with 95% bootstrap intervals; {final.epochs:g} epochs, {final.trials} trials an arm"
         f"{', mixed precision (bfloat16 on a CPU)' if settings.get('amp') else ''}.",
         "",
@@ -171,11 +172,12 @@ def write_report(summary: Summary, folder: Path, command: str | None = None) -> 
     verdict = VERDICTS[settings.verdict](summary)
     facts = provenance(command)
     folder.mkdir(parents=True, exist_ok=True)
-    figure = folder / "figure.png"
-    # of other runs; not every figure can be drawn of a part of them
-    figure.unlink(missing_ok=True)
-    if settings.get("figure"):
-        FIGURES[settings.figure](summary, figure)
+    drawn = FIGURES[settings.figure](summary)
+    if drawn is None:
+        # one that is there is of other runs
+        (folder / "figure.png").unlink(missing_ok=True)
+    else:
+        write_atomically(drawn, folder / "figure.png")
     content = {
         "claim": settings.claim,
         "budget": summary.grid.claim.budget,
@@ -187,5 +189,5 @@ def write_report(summary: Summary, folder: Path, command: str | None = None) -> 
     }
     write_atomically((json.dumps(content, indent=1) + "\n").encode(), folder / "summary.json")
     write_atomically(_runs(summary), folder / "runs.csv")
-    write_atomically(_markdown(summary, verdict, facts, figure.exists()).encode(), folder / "README.md")
+    write_atomically(_markdown(summary, verdict, facts, drawn is not None).encode(), folder / "README.md")
     return verdict

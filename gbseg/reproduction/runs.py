@@ -105,10 +105,13 @@ class Run:
         epoch = -(-images_of(dataset.to_dict(), config.default_scope) // config.train_dataloader.batch_size)
         iterations = round(epoch * self.epochs)
         # a schedule keeps its shape: what stands at a tenth of the config's run stands at a tenth of this one
+        share = iterations / config.train_cfg.max_iters
         for scheduler in config.get("param_scheduler") or []:
             for name in ("begin", "end", "T_max"):
                 if name in scheduler:
-                    scheduler[name] = round(scheduler[name] * iterations / config.train_cfg.max_iters)
+                    scheduler[name] = round(scheduler[name] * share)
+            if "milestones" in scheduler:
+                scheduler["milestones"] = [round(step * share) for step in scheduler["milestones"]]
         config.merge_from_dict(
             {
                 "optim_wrapper.optimizer.lr": self.rate,

@@ -30,6 +30,7 @@ COMMITTED = sorted(path.stem for path in (CONFIGS / "reproduction").glob("*.py")
         ({"arms.linear.rates": [0.1, 0.1]}, {}, "at least two rates to choose from; linear has fewer"),
         ({"arms.linear.rates": [0.1, 0.2, 0.3]}, {}, r"same number of rates.*'linear': 3, 'softmax': 2"),
         ({"sweep.choose": "median"}, {}, "'min', 'last' or 'mean'.*got 'median'"),
+        ({"together": 2, "final.every": 2}, {}, "tiny: runs trained together are measured after every epoch"),
     ],
 )
 def test_claims_that_make_no_sense(claims: Path, mnist: Path, changes: dict, arguments: dict, message: str) -> None:

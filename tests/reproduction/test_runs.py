@@ -100,9 +100,13 @@ def test_schedules_are_stretched(mnist: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "images_of", lambda *dataset: 10000)
         config = run(mnist, config=CONFIGS / "classification/resnet18_cifar10_softmax.py", epochs=5).resolved
+        steps = {"param_scheduler": [dict(type="MultiStepLR", milestones=[5000, 30000], by_epoch=False)]}
+        stepped = run(mnist, config=CONFIGS / "classification/mnist_softmax.py", options=steps, epochs=10).resolved
     # 79 batches of 128
     assert config.train_cfg.max_iters == 395 and config.train_cfg.val_interval == 79
     assert [(one.begin, one.end) for one in config.param_scheduler] == [(0, 26), (26, 395)]
+    # of 60,000 iterations 1,000 are left
+    assert stepped.train_cfg.max_iters == 1000 and stepped.param_scheduler[0].milestones == [83, 500]
 
 
 def test_no_result_yet(mnist: Path, tmp_path: Path) -> None:
