@@ -305,11 +305,11 @@ def build_boost(boost: Boost | dict) -> Boost:
     return _BOOSTS[name](**settings)
 
 
-def check_targets(boost: Boost, targets: tuple[float, float]) -> tuple[float, float]:
+def target_pair(targets: tuple[float, float]) -> tuple[float, float]:
     """``(t_neg, t_pos)`` as floats: the target values of the other classes and of the pixel's own class.
 
     Raises:
-        ValueError: not two finite numbers, ``t_pos <= t_neg``, or a value that the boost can never reach.
+        ValueError: not two finite numbers, or ``t_pos <= t_neg``.
     """
     try:
         t_neg, t_pos = (float(value) for value in targets)
@@ -322,6 +322,16 @@ def check_targets(boost: Boost, targets: tuple[float, float]) -> tuple[float, fl
             f"t_pos must be larger than t_neg, got (t_neg, t_pos) = ({t_neg:g}, {t_pos:g}); "
             "the first value is the target of the wrong classes, the second that of the right one."
         )
+    return t_neg, t_pos
+
+
+def check_targets(boost: Boost, targets: tuple[float, float]) -> tuple[float, float]:
+    """`target_pair`, for a boost.
+
+    Raises:
+        ValueError: see there; or a value that the boost can never reach.
+    """
+    t_neg, t_pos = target_pair(targets)
     boost.check_target("t_neg", t_neg)
     boost.check_target("t_pos", t_pos)
     return t_neg, t_pos

@@ -34,7 +34,7 @@ arms = dict(
     linear_16=dict(rates=lowest, options={loss: dict(type="LinearLoss", targets=(0, 16))}),
     expgb_1=dict(rates=middle, options={loss: dict(type="ExpGBLoss", alpha=0.1, targets=(0, 1))}),
     expgb_16_level_10=dict(
-        rates=[0.01 / 16, 0.03 / 16, 0.1 / 16, 0.3 / 16, 0.6 / 16],
+        rates=sixteenth,
         options={loss: dict(type="ExpGBLoss", alpha=1.6, targets=(0, 16))},
     ),
     expgb_16=dict(rates=sixteenth, options={loss: expgb_16}),
@@ -46,11 +46,12 @@ arms = dict(
     hinge=dict(rates=low, options={loss: dict(type="WestonWatkinsLoss")}),
     l1=dict(rates=low, options={loss: dict(type="L1Loss")}),
 )
+# a tenth of the penalty is what language models call z-loss; the whole penalty, at these rates, would be exp-GB itself
+softmax = ["softmax", "softmax_tenth_penalty"]
 contests = dict(
-    mnist=dict(
-        boosted=["expgb_1", "expgb_16", "expgb_16_prior", "expgb_16_max_delta", "pow3gb_10", "pow3gb_10_prior", "linear_1"],
-        softmax=["softmax", "softmax_times_16", "softmax_tenth_penalty", "softmax_penalty"],
-    )
+    expgb=dict(boosted=["expgb_1", "expgb_16"], softmax=softmax),
+    expgb_stabilised=dict(boosted=["expgb_16_prior", "expgb_16_max_delta"], softmax=softmax),
+    pow3gb=dict(boosted=["pow3gb_10", "pow3gb_10_prior"], softmax=softmax),
 )
 options = {"train_dataloader.dataset.num": 10000}
 metric = "accuracy/top1"

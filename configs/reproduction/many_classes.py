@@ -2,6 +2,7 @@
 # the five-layer network on 200 classes of 32 x 32 images.
 #
 #   python tools/reproduce.py many_classes                    # data/imagenet200_32px, about 20 minutes on 2 cores
+# Plain SGD without decay, so the controls of fig1a.py need no runs of their own here either.
 title = "Many classes: 200 of ImageNet's at 32 x 32"
 claim = "with many classes pow3-GB does not work, while exp-GB still outperforms the softmax, but needs batch normalisation."
 verdict, figure = "many_classes", "curves"

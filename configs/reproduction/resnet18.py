@@ -9,8 +9,11 @@ title = "ResNet-18 on CIFAR-10 with SGD and AdamW"
 claim = "(the readers' question, not the paper's) boosted outputs beat the softmax on a modern network with a modern optimizer."
 verdict, figure = "contest", "curves"
 contests = dict(
-    sgd=dict(boosted=["expgb_sgd", "pow3gb_sgd"], softmax=["softmax_sgd", "softmax_times_16_sgd"]),
-    adamw=dict(boosted=["expgb_adamw", "pow3gb_adamw"], softmax=["softmax_adamw"]),
+    # both sides with the decay scaled and with the same
+    expgb_sgd=dict(boosted=["expgb_sgd", "expgb_sgd_same_decay"], softmax=["softmax_sgd", "softmax_times_16_sgd"]),
+    pow3gb_sgd=dict(boosted=["pow3gb_sgd"], softmax=["softmax_sgd"]),
+    expgb_adamw=dict(boosted=["expgb_adamw"], softmax=["softmax_adamw"]),
+    pow3gb_adamw=dict(boosted=["pow3gb_adamw"], softmax=["softmax_adamw"]),
 )
 adamw = {"optim_wrapper.optimizer": dict(_delete_=True, type="AdamW", lr=1e-3, weight_decay=0.05)}
 same_decay = {"optim_wrapper.optimizer.weight_decay": 5e-4}

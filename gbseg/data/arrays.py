@@ -161,13 +161,18 @@ def read_folder(root: Path | str) -> tuple[Images, tuple[str, ...]]:
     """Images of one size in sub-folders that name their classes, ImageNet's layout; and the classes, sorted.
 
     Raises:
-        BadDataFileError: no folder, no image, one that cannot be decoded, or of another size than the first.
+        BadDataFileError: no folder, no image, a class without any, one that cannot be decoded, or of another size than the
+            first.
     """
+    how = "A set in folders is train/<class>/<image> and val/<class>/<image>; data/README.md says what goes where."
     root = Path(root)
     classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
     files = [(path, label) for label, name in enumerate(classes) for path in sorted((root / name).iterdir()) if path.is_file()]
     if not files:
-        raise BadDataFileError(f"there is no {root} with one folder of images a class.")
+        raise BadDataFileError(f"there is no {root} with one folder of images a class. {how}")
+    if empty := sorted(set(range(len(classes))) - {label for _, label in files}):
+        names = ", ".join(classes[label] for label in empty[:3]) + (", ..." if len(empty) > 3 else "")
+        raise BadDataFileError(f"{root}: {len(empty)} of the {len(classes)} classes have no images ({names}). {how}")
     pixels: np.ndarray | None = None
     for number, (path, _) in enumerate(files):
         try:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gbseg.boosting import target_pair
 from gbseg.losses.guarded import GuardedLoss
 from gbseg.losses.reference import masked, reduced, target_values
 
@@ -21,9 +22,11 @@ __all__ = ["L1Loss", "SigmoidBCELoss", "SigmoidMSELoss", "SoftmaxLoss", "TanhMSE
 
 
 def _check_targets(name: str, targets: tuple[float, float], low: float, high: float) -> tuple[float, float]:
-    t_neg, t_pos = (float(value) for value in targets)
-    if not (low <= t_neg < t_pos <= high and math.isfinite(t_neg) and math.isfinite(t_pos)):
-        raise ValueError(f"{name}: targets (t_neg, t_pos) must be increasing and in [{low:g}, {high:g}], got {targets!r}.")
+    t_neg, t_pos = target_pair(targets)
+    if not low <= t_neg < t_pos <= high:
+        raise ValueError(
+            f"{name}: targets (t_neg, t_pos) must be in [{low:g}, {high:g}], which its outputs reach, got {targets!r}."
+        )
     return t_neg, t_pos
 
 
@@ -55,6 +58,10 @@ class _Baseline(GuardedLoss):
         """`pixels`, weighted and reduced as the boosted losses are."""
         x, label, counted = masked(pred, target, ignore_index)
         return reduced(self.pixels(x, label), counted, weight, avg_factor, reduction)
+
+    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
+        """``softmax(x)``. Of a margin or an absolute error, which have no link to probabilities, it gives the ranking only."""
+        return torch.softmax(logits, dim, dtype=torch.promote_types(logits.dtype, torch.float32))
 
     def _targets(self, x: Tensor, label: Tensor, targets: tuple[float, float]) -> Tensor:
         return target_values(label, x.shape[1], targets, x.dtype)
@@ -102,10 +109,6 @@ class SoftmaxLoss(_Baseline):
             log_z = normaliser - self.log_level
             loss = loss + self.penalty * (torch.expm1(log_z) - log_z)
         return self.scale * loss
-
-    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
-        """``softmax(x)``."""
-        return torch.softmax(logits, dim, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 class _SquaredLoss(_Baseline):
@@ -194,22 +197,14 @@ class WestonWatkinsLoss(_Baseline):
         excess = torch.relu(self.margin + x - x.gather(1, index))
         return excess.scatter(1, index, 0.0).sum(1)
 
-    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
-        """``softmax(x)``, for a ranking only: margins have no link to probabilities."""
-        return torch.softmax(logits, dim, dtype=torch.promote_types(logits.dtype, torch.float32))
-
 
 class L1Loss(_Baseline):
-    """``sum_j |x_j - t_j|`` on linear outputs: deltas of one size whatever the error."""
+    """``sum_j |x_j - t_j|`` on linear outputs: deltas of one size whatever the error; it leads to the targets' median."""
 
     def __init__(self, targets: tuple[float, float] = (0.0, 1.0), **options: Any) -> None:
         super().__init__(**{"loss_name": "loss_l1", **options})
-        self.targets = _check_targets("L1Loss", targets, -math.inf, math.inf)
+        self.targets = target_pair(targets)
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
         """See the class."""
         return (x - self._targets(x, label, self.targets)).abs().sum(1)
-
-    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
-        """``softmax(x)``, for a ranking only: the L1 loss leads to the median of the targets, which is 0 or 1."""
-        return torch.softmax(logits, dim, dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -9,7 +9,7 @@ import torch
 
 from gbseg.data.parallel import available_cores
 from gbseg.reproduction.grid import Grid, RunFailedError, Swept, load_claim, run_all
-from gbseg.reproduction.report import write_report
+from gbseg.reproduction.report import missing_runs, write_report
 from gbseg.reproduction.runs import Run
 from gbseg.reproduction.summary import summarise
 
@@ -36,7 +36,8 @@ def reproduce(
         trials: final trials of each arm, for the file's.
         jobs: processes at a time; None: one a GPU, or one a core.
         out: where the result goes; ``results/<name>[_<budget>]``, or with changed trials or at the budget 'small', which
-            would replace committed results, ``work_dirs/reproduce/results``.
+            would replace committed results, ``work_dirs/reproduce/results``. A result that is there and of which fewer runs
+            are missing is never replaced; this one then goes to the latter as well.
         draw_only: run nothing, report on what is there.
         command: the command line, for the provenance.
 
@@ -63,7 +64,11 @@ def reproduce(
     summary = summarise(grid)
     committed = grid.claim.budget != "small" and trials is None
     out = out or (Path("results") if committed else grid.home / "results") / grid.claim.label
-    verdict = write_report(summary, out, command)
+    if (known := missing_runs(out)) is not None and known < summary.missing:
+        print(f"{out} holds a result of which {known} runs are missing, here it is {summary.missing}: it stays.")
+        out = grid.home / "results" / grid.claim.label
+    # --draw-only alone makes no result
+    verdict = write_report(summary, out, (command or "").replace(" --draw-only", "") or None)
     print((out / "README.md").read_text())
     print(f"{verdict.outcome}: {out / 'README.md'}")
     if failures:

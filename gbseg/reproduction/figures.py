@@ -127,7 +127,7 @@ def draw_normaliser(summary: Summary) -> bytes | None:
 
 
 def _gradients(summary: Summary) -> dict[str, GradientHistory]:
-    return {arm: history for arm, found in summary.arms.items() if (history := found.gradients()) is not None}
+    return {arm: histories[0] for arm, found in summary.arms.items() if (histories := found.gradients())}
 
 
 FIGURES: dict[str, Callable[[Summary], bytes | None]] = {

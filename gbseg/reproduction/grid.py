@@ -63,7 +63,8 @@ def load_claim(name: str, budget: str | None = None, trials: int | None = None) 
     Raises:
         FileNotFoundError: no such claim.
         ValueError: no such budget; a sweep of fewer than two rates, or that chooses by nothing known; arms with unequal
-            numbers of rates; fewer than one trial; runs trained together but not measured after every epoch.
+            numbers of rates; fewer than one trial; runs trained together but not measured after every epoch; a
+            contest whose sides have unequal numbers of tries.
     """
     settings = load_config(config_folder("gbseg") / "reproduction" / f"{name}.py")
     budgets = {"full": {}, **settings.get("budgets", {})}
@@ -84,6 +85,12 @@ def load_claim(name: str, budget: str | None = None, trials: int | None = None) 
         raise ValueError(f"{name}: runs trained together are measured after every epoch; 'every' is for runs trained alone.")
     if len(set(tries.values())) > 1:
         raise ValueError(f"{name}: every arm gets the same number of rates, or the comparison is tuned on one side: {tries}.")
+    for contest, sides in settings.get("contests", {}).items():
+        counts = {side: sum(len(settings.arms[arm].rates) for arm in arms) for side, arms in sides.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(
+                f"{name}: both sides of the contest {contest!r} get as many tries (arms times rates), got {counts}."
+            )
     return Claim(name, budget, settings)
 
 

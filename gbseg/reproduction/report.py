@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from gbseg.reproduction.runs import RunResult
 from gbseg.reproduction.summary import ArmSummary, Estimate, Summary
 from gbseg.reproduction.verdicts import VERDICTS, Verdict
 
-__all__ = ["machines", "table", "write_report"]
+__all__ = ["machines", "missing_runs", "table", "write_report"]
 
 
 def _cell(value: Estimate | None, digits: int = 2) -> str:
@@ -101,7 +101,8 @@ def _markdown(summary: Summary, verdict: Verdict, facts: dict[str, Any], drawn: 
         "",
         f"**{verdict.outcome}{label}.** " + " ".join(verdict.because),
         "",
-        *([] if settings.figure == "curves" else ["The numbers above and the figure are of the first trial of each arm.", ""]),
+        *([] if settings.figure == "curves" else ["The figure is of the first trial of each arm.", ""]),
+        "'Lower' and 'higher': the intervals of four trials or more are apart. "
         f"Medians over trials with 95% bootstrap intervals; {final.epochs:g} epochs, {final.trials} trials an arm"
         f"{', mixed precision (bfloat16 on a CPU)' if settings.get('amp') else ''}.",
         "",
@@ -114,7 +115,7 @@ def _markdown(summary: Summary, verdict: Verdict, facts: dict[str, Any], drawn: 
 
 
 def _arm(arm: ArmSummary) -> dict[str, Any]:
-    numbers = {name: getattr(arm, name) for name in ("best", "best_epoch", "last", "area")}
+    numbers = {name: getattr(arm, name) for name in ("best", "best_epoch", "early", "last", "area")}
     return {
         "rate": arm.swept.best,
         "sweep": {f"{rate:g}": score for rate, score in arm.swept.scores.items()},
@@ -127,10 +128,11 @@ def _arm(arm: ArmSummary) -> dict[str, Any]:
     }
 
 
-def _gradients(history: GradientHistory | None) -> dict[str, Any] | None:
-    """What the figures of gradients are drawn from, of one trial."""
-    if history is None:
+def _gradients(histories: Sequence[GradientHistory]) -> dict[str, Any] | None:
+    """What the figures of gradients are drawn from, of the first trial."""
+    if not histories:
         return None
+    history = histories[0]
     return {
         "iterations": history.iterations.tolist(),
         "rms": {layer: [float(f"{value:.5g}") for value in values] for layer, values in history.rms.items()},
@@ -155,6 +157,14 @@ def _runs(summary: Summary) -> bytes:
         diverged = "" if result.diverged is None else result.diverged
         writer.writerow([run.arm, run.stage, f"{run.rate:.6g}", run.seed, run.key, diverged, f"{result.seconds:.0f}", *errors])
     return text.getvalue().encode()
+
+
+def missing_runs(folder: Path) -> int | None:
+    """How many runs are missing of the result in a folder; None if there is none."""
+    try:
+        return int(json.loads((folder / "summary.json").read_text())["missing_runs"])
+    except FileNotFoundError:
+        return None
 
 
 def write_report(summary: Summary, folder: Path, command: str | None = None) -> Verdict:

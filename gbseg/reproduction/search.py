@@ -316,7 +316,10 @@ def _said(name: str, side: Confirmed | None) -> str:
 
 
 def answer(confirmed: dict[str, Confirmed | None]) -> Answer:
-    """Better or worse only if the intervals of the medians do not touch and the better one never diverged."""
+    """Better or worse only if the intervals of the medians do not touch and the better one never diverged.
+
+    Of the other, as many seeds must be left as a confirmation needs, or none.
+    """
     boosted, softmax = confirmed["boosted"], confirmed["softmax"]
     name = "the boosted output" if boosted is None else f"the best boosted output ({boosted.trial.candidate.boost})"
 
@@ -325,6 +328,8 @@ def answer(confirmed: dict[str, Confirmed | None]) -> Answer:
             return False
         if other is None or other.error is None:
             return True
+        if len(other.errors) < LEAST_SEEDS:
+            return False
         return other.error.low is not None and one.error.high < other.error.low
 
     outcome = "better" if below(boosted, softmax) else "worse" if below(softmax, boosted) else "not told apart"
@@ -369,7 +374,7 @@ def search_boost(
         options: keys with dots and their values, which override the file's.
         settings: the size.
         jobs: processes at a time; None: one a GPU, or one a core.
-        out: where the result goes; ``results/search_<config>``.
+        out: where the result goes; ``work_dirs/reproduce/results/search_<config>``.
         home: the folder of the runs.
         command: the command line, for the provenance.
 
@@ -396,7 +401,7 @@ def search_boost(
     trials = search(base, settings, train, home)
     confirmed = confirm(base, settings, trials, train, home)
     found = Found(base, settings, trials, confirmed, answer(confirmed))
-    out = out or Path("results") / f"search_{base.path.stem}"
+    out = out or home / "results" / f"search_{base.path.stem}"
     write_search(found, out, command)
     print((out / "README.md").read_text())
     print(f"{found.answer.outcome}: {out / 'README.md'}")

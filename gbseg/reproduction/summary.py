@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,12 +83,13 @@ class ArmSummary:
         """The trials that did not diverge."""
         return [run for run, result in self.runs if result.diverged is None]
 
-    def gradients(self) -> GradientHistory | None:
-        """What `GradientStatsHook` recorded in the first of them; None without it."""
-        try:
-            return read_gradients(self.sound[0].folder) if self.sound else None
-        except FileNotFoundError:
-            return None
+    def gradients(self) -> list[GradientHistory]:
+        """What `GradientStatsHook` recorded, of each of them that had it."""
+        found = []
+        for run in self.sound:
+            with suppress(FileNotFoundError):
+                found.append(read_gradients(run.folder))
+        return found
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Summary:
     Attributes:
         grid: of the runs.
         arms: by name.
-        missing: runs without a result.
+        missing: runs without a result, trials whose rate is not known yet included.
         hours: of computing, all runs together.
     """
 
@@ -146,4 +148,6 @@ def summarise(grid: Grid) -> Summary:
             area=estimate(errors.mean(1) if sound else []),
         )
     known = [result for _, result in everything if result is not None]
-    return Summary(grid, arms, len(everything) - len(known), sum(result.seconds for result in known) / 3600)
+    # the trials of an arm whose sweep is not complete are not among the runs yet
+    waiting = sum(grid.settings.final.trials for found in swept.values() if found.missing)
+    return Summary(grid, arms, len(everything) - len(known) + waiting, sum(result.seconds for result in known) / 3600)

@@ -104,7 +104,9 @@ def train_trials(
     skeleton = networks[0].to("meta")
 
     def objective(weights: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
-        return loss.compute(functional_call(skeleton, weights, (inputs,)), labels, None, None, None, "mean")
+        # not its forward, whose checks of values cannot be vectorised; the labels are those of a set that was checked
+        value = loss.compute(functional_call(skeleton, weights, (inputs,)), labels, None, None, None, "mean")
+        return loss.loss_weight * value
 
     step = vmap(grad_and_value(objective))
     classify = vmap(lambda weights, inputs: functional_call(skeleton, weights, (inputs,)).argmax(1), in_dims=(0, None))

@@ -69,23 +69,36 @@ def _measured(folder: Path) -> tuple[list[int], dict[str, list[float]], list[flo
     return history.val_steps.tolist(), metrics, [float(loss) for loss in losses], history.last_step
 
 
+class _Clock:
+    """Seconds of a run, with those of earlier starts that were interrupted; one that was killed has left none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "seconds"
+        self.before = float(self.file.read_text()) if self.file.exists() else 0.0
+        self.start = time.perf_counter()
+
+    def stop(self) -> float:
+        """The seconds until now, which are kept."""
+        seconds = self.before + time.perf_counter() - self.start
+        self.file.write_text(str(seconds))
+        return seconds
+
+
 def train_alone(folder: Path) -> RunResult:
     """Train the run of a folder, or go on with it, as `gbseg train --resume` does.
 
     A run whose loss is not finite any more is a result, recorded as diverged.
     """
-    start = time.perf_counter()
-    # what earlier, interrupted starts took
-    clock = folder / "seconds"
-    before = float(clock.read_text()) if clock.exists() else 0.0
+    clock = _Clock(folder)
+    # of the code that runs, whatever is committed meanwhile
+    origin = provenance()
     error: NonFiniteLossError | None = None
     try:
         train(load_config(config_of(folder)), folder, resume=True)
     except NonFiniteLossError as found:
         error = found
     finally:
-        seconds = before + time.perf_counter() - start
-        clock.write_text(str(seconds))
+        seconds = clock.stop()
     steps, metrics, losses, last = _measured(folder)
     result = RunResult(
         steps=steps,
@@ -94,7 +107,7 @@ def train_alone(folder: Path) -> RunResult:
         # only every so many iterations are logged; the guard says which one it was
         diverged=None if error is None else error.iteration or last + 1,
         seconds=seconds,
-        provenance=provenance(),
+        provenance=origin,
     )
     _write(folder, result)
     for checkpoint in folder.glob("*.pth"):
@@ -122,6 +135,9 @@ class _Logits(nn.Module):
 
 def _split(model: dict, dataset: dict) -> Split:
     images = DATASETS.build(dataset)
+    classes, wanted = len(images.metainfo["classes"]), model["head"]["num_classes"]
+    if classes != wanted:
+        raise ValueError(f"the data have {classes} classes and the head has num_classes={wanted}.")
     preprocess = MODELS.build(model).data_preprocessor.to(images.pixels.device)
     batches = [preprocess({"inputs": part})["inputs"] for part in images.pixels.split(5000)]
     return Split(torch.cat(batches), images.labels)
@@ -147,6 +163,9 @@ def _common(configs: Sequence[Config]) -> dict[str, Any]:
     for name, value, plain in (
         ("custom_hooks", facts.get("custom_hooks"), (None, [])),
         ("load_from", facts.get("load_from"), (None,)),
+        ("model.neck", facts["model"].get("neck"), (None,)),
+        ("model.train_cfg", facts["model"].get("train_cfg"), (None,)),
+        ("model.head.loss.reduction", facts["model"]["head"]["loss"].get("reduction", "mean"), ("mean",)),
         ("train_dataloader.dataset.pad", dataset.get("pad", 0), (0,)),
         ("train_dataloader.dataset.flip", dataset.get("flip", False), (False,)),
         ("train_dataloader.sampler", sampler, ({"type": "ResumableSampler", "shuffle": True},)),
@@ -158,7 +177,8 @@ def _common(configs: Sequence[Config]) -> dict[str, Any]:
 
 def train_together(folders: Sequence[Path]) -> None:
     """Train the runs of several folders at once, vectorised; they differ in rate and seed alone."""
-    start = time.perf_counter()
+    clock = _Clock(folders[0])
+    origin = provenance()
     configs = [load_config(config_of(folder)) for folder in folders]
     facts = _common(configs)
     loader, schedule = facts["train_dataloader"], facts["train_cfg"]
@@ -167,19 +187,20 @@ def train_together(folders: Sequence[Path]) -> None:
         # of these runs: those that are left when some are done, or when fewer are asked for, start anew
         names = hashlib.sha256(" ".join(folder.name for folder in folders).encode()).hexdigest()[:16]
         state = folders[0] / f"together_{names}.pt"
-        curves = train_trials(
-            lambda: _Logits(facts["model"]),
-            MODELS.build(facts["model"]).head.loss_module,
-            _split(facts["model"], loader["dataset"]),
-            _split(facts["model"], facts["val_dataloader"]["dataset"]),
-            rates=[config.optim_wrapper.optimizer.lr for config in configs],
-            seeds=[config.randomness.seed for config in configs],
-            epochs=epochs,
-            batch=loader["batch_size"],
-            state=state,
-        )
-    seconds = (time.perf_counter() - start) / len(folders)
-    origin = provenance()
+        try:
+            curves = train_trials(
+                lambda: _Logits(facts["model"]),
+                MODELS.build(facts["model"]).head.loss_module,
+                _split(facts["model"], loader["dataset"]),
+                _split(facts["model"], facts["val_dataloader"]["dataset"]),
+                rates=[config.optim_wrapper.optimizer.lr for config in configs],
+                seeds=[config.randomness.seed for config in configs],
+                epochs=epochs,
+                batch=loader["batch_size"],
+                state=state,
+            )
+        finally:
+            seconds = clock.stop() / len(folders)
     for trial, folder in enumerate(folders):
         diverged = curves.diverged[trial]
         errors = [error for row in curves.error if (error := row[trial]) is not None]

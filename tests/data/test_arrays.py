@@ -126,7 +126,7 @@ def test_damaged_files(cifar: Path, mnist: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_folder(tmp_path: Path) -> None:
-    """Classes sorted by name, files by name; another size or no image is refused by name."""
+    """Classes sorted by name, files by name; another size, no image or an empty class is refused by name."""
     pixels = GENERATOR.integers(0, 256, (4, 6, 5, 3), np.uint8)
     for number, name in enumerate(("b/1.png", "a/2.png", "a/1.png", "b/0.png")):
         path = tmp_path / "train" / name
@@ -141,7 +141,11 @@ def test_folder(tmp_path: Path) -> None:
     (tmp_path / "train/b/9.png").write_text("no image")
     with pytest.raises(BadDataFileError, match=r"9\.png cannot be decoded"):
         read_folder(tmp_path / "train")
-    with pytest.raises(BadDataFileError, match="there is no"):
+    (tmp_path / "train/b/9.png").unlink()
+    (tmp_path / "train/c").mkdir()
+    with pytest.raises(BadDataFileError, match=r"train: 1 of the 3 classes have no images \(c\)\. A set in folders is"):
+        read_folder(tmp_path / "train")
+    with pytest.raises(BadDataFileError, match=r"there is no .*data/README\.md says"):
         read_folder(tmp_path / "val")
 
 

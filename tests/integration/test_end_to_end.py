@@ -154,7 +154,10 @@ def test_an_interrupted_training_says_how_to_go_on(scenes: Path, tmp_path: Path)
         if "Iter(train)" in line:
             break
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, output
     assert "gbseg: interrupted; --resume continues from the newest checkpoint." in output
     assert "Traceback" not in output

@@ -11,8 +11,8 @@ from conftest import CONFIGS, ROOT
 from grids import put, tiny
 from mmengine.registry import DATASETS, DefaultScope
 
-from gbseg.data.arrays import BadDataFileError
 from gbseg.reproduction import grid as grids_module
+from gbseg.reproduction import runs as runs_module
 from gbseg.reproduction import worker
 from gbseg.reproduction.grid import Claim, Grid, RunFailedError, load_claim, run_all
 from gbseg.reproduction.verdicts import VERDICTS
@@ -30,6 +30,11 @@ COMMITTED = sorted(path.stem for path in (CONFIGS / "reproduction").glob("*.py")
         ({"arms.linear.rates": [0.1, 0.1]}, {}, "at least two rates to choose from; linear has fewer"),
         ({"arms.linear.rates": [0.1, 0.2, 0.3]}, {}, r"same number of rates.*'linear': 3, 'softmax': 2"),
         ({"sweep.choose": "median"}, {}, "'min', 'last' or 'mean'.*got 'median'"),
+        (
+            {"contests": dict(one=dict(boosted=["linear"], softmax=["linear", "softmax"]))},
+            {},
+            r"tiny: both sides of the contest 'one' get as many tries .*'boosted': 2, 'softmax': 4",
+        ),
         ({"together": 2, "final.every": 2}, {}, "tiny: runs trained together are measured after every epoch"),
     ],
 )
@@ -61,16 +66,15 @@ def budgets(name: str) -> list[str]:
 def test_a_committed_claim_can_be_run(name: str, budget: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its runs have configs, which are distinct, and it is tuned on images that it neither trains on nor is judged by."""
     monkeypatch.chdir(ROOT)
+    # the number of images, which the length of a run is made of, without the data
+    monkeypatch.setattr(runs_module, "images_of", lambda dataset, scope: 10_000)
     claim = load_claim(name, budget)
     assert claim.settings.verdict in VERDICTS
     grid = Grid(claim)
-    try:
-        runs = grid.sweep()
-        chosen = grids_module.Swept({}, 0.1)
-        runs += [run for run in grid.final(dict.fromkeys(claim.settings.arms, chosen)) if run.seed == 0]
-        keys = [run.key for run in runs]
-    except (BadDataFileError, FileNotFoundError) as error:
-        pytest.skip(f"its data are not there: {error}")
+    runs = grid.sweep()
+    chosen = grids_module.Swept({}, 0.12345)
+    runs += [run for run in grid.final(dict.fromkeys(claim.settings.arms, chosen)) if run.seed == 0]
+    keys = [run.key for run in runs]
     assert len(set(keys)) == len(keys)
     seen = {}
     for run in runs:
@@ -81,11 +85,21 @@ def test_a_committed_claim_can_be_run(name: str, budget: str, monkeypatch: pytes
         seen[run.stage] = seen.get(run.stage, [*parts])
         # all arms see the same images
         assert seen[run.stage] == parts
-    if seen["sweep"][0]["type"] == "ArrayImages":
-        tune, held_out = seen["sweep"]
-        final, test = seen["final"]
-        assert (tune["part"], held_out["part"], final["part"], test["part"]) == ("tune", "held_out", "train", "test")
+    (tune, held_out), (final, test) = seen["sweep"], seen["final"]
+    if tune["type"] in ("ArrayImages", "ClassFolders"):
+        assert (tune["part"], held_out["part"]) == ("tune", "held_out")
         assert tune["held_out"] == held_out["held_out"] > 0 and "num" not in held_out
+        if tune["type"] == "ArrayImages":
+            assert (final["part"], test["part"]) == ("train", "test")
+        else:
+            assert tune["data_prefix"] == held_out["data_prefix"] == final["data_prefix"] == "train"
+            assert "part" not in final and test["data_prefix"] == "val"
+    else:
+        # VOC: one list, of which the sweep trains on the beginning and is judged on the end
+        assert tune["type"] == "VOCSegmentation" and tune["ann_file"] == held_out["ann_file"] == final["ann_file"]
+        images = {"ImageSets/Segmentation/paper_train.txt": 8398, "ImageSets/Segmentation/train.txt": 464}[tune["ann_file"]]
+        assert tune["indices"] > 0 > held_out["indices"] and tune["indices"] - held_out["indices"] == images
+        assert "indices" not in final and test["ann_file"] != final["ann_file"]
 
 
 def test_held_out_images(claims: Path, mnist: Path) -> None:

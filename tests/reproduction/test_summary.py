@@ -148,10 +148,19 @@ def test_gain(home: Home, linear: list, outcome: str) -> None:
         assert "reached after 3.0 of 6 epochs" in found.because[1]
 
 
+def test_the_best_of_all(home: Home) -> None:
+    """What a claim calls the best has to be below the other boosted outputs, in epochs 2 to 5, as well."""
+    arms = {"softmax": SLOW, "linear": FAST, "cubic": around(50, 25, 15, 10, 9, 9)}
+    for best, outcome in (("cubic", "reproduced"), ("linear", "partly reproduced")):
+        found = verdict(home, "gain", arms, best=best)
+        assert found.outcome == outcome and ("not lower" in found.because[-1]) == (best == "linear")
+
+
 def test_three_trials_show_no_difference(home: Home) -> None:
     found = verdict(home, "gain", {"softmax": SLOW[:3], "linear": FAST[:3]}, **{"final.trials": 3})
-    assert found.outcome == "not reproduced" and "last error not lower" in found.because[1]
-    assert "Fewer than 4 trials" in found.because[2]
+    assert found.outcome == "not run" and "with fewer than 4 trials of linear, softmax." in found.because[0]
+    # one more of each would
+    assert verdict(home, "gain", {"softmax": SLOW[:4], "linear": FAST[:4]}).outcome == "reproduced"
 
 
 def test_what_diverged_at_times_is_not_lower(home: Home) -> None:
@@ -238,6 +247,13 @@ PLAIN = {"softmax_without_bn": MIDDLE, "expgb_without_bn": HIGH, "pow3gb_without
         ({"softmax": MIDDLE, "expgb": HIGH, "pow3gb": HIGH, **PLAIN}, "partly reproduced"),
         ({"softmax": MIDDLE, "expgb": HIGH, "pow3gb": LOW, **PLAIN, "expgb_without_bn": LOW}, "not reproduced"),
         ({"softmax": MIDDLE, "expgb": LOW, "pow3gb": [], **PLAIN}, "not run"),
+        # what diverges at times, where the softmax never does, does not work
+        ({"softmax": MIDDLE, "expgb": LOW, "pow3gb": [*LOW[:4], None], **PLAIN}, "reproduced"),
+        ({"softmax": MIDDLE, "expgb": LOW, "pow3gb": LOW, **PLAIN}, "partly reproduced"),
+        (
+            {"softmax": [*MIDDLE[:4], None], "expgb": HIGH, "pow3gb": [*LOW[:4], None], **PLAIN, "expgb_without_bn": LOW},
+            "not reproduced",
+        ),
     ],
 )
 def test_many_classes(home: Home, trials: Trials, outcome: str) -> None:
@@ -320,5 +336,12 @@ def test_drawing_only(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # other trials than the claim's, or the small budget, do not replace committed results
     assert command.reproduce("tiny", trials=2, draw_only=True) == home.home / "results/tiny"
     assert command.reproduce("tiny", "small", draw_only=True) == home.home / "results/tiny_small"
+    # nor does one of which more runs are missing
+    lost = Grid(load_claim("tiny"), home.home).sweep()[0]
+    (lost.folder / "result.json").unlink()
+    before = Path("results/tiny/README.md").read_bytes()
+    assert command.reproduce("tiny", draw_only=True) == home.home / "results/tiny"
+    assert Path("results/tiny/README.md").read_bytes() == before
+    assert "holds a result of which 0 runs are missing, here it is 6: it stays" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--jobs is a number of processes, at least 1, got 0"):
         command.reproduce("tiny", jobs=0)

@@ -56,7 +56,9 @@ def column(rows: list[list[float | None]], trial: int) -> list[float | None]:
     return [row[trial] for row in rows]
 
 
-@pytest.mark.parametrize("loss", [ExpGBLoss(targets=(0, 6)), LinearLoss(), SigmoidMSELoss(), SoftmaxLoss()], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [ExpGBLoss(targets=(0, 6)), LinearLoss(), SigmoidMSELoss(), SoftmaxLoss(loss_weight=3.0)], ids=repr
+)
 def test_a_vectorised_trial_is_the_trial_alone(loss: GuardedLoss) -> None:
     """Other seeds, other rates, side by side: error and loss after every epoch are those of each alone."""
     rates, seeds = [0.01, 0.05, 0.02], [3, 4, 3]

@@ -161,6 +161,8 @@ def test_trials_of_another_set_of_runs_start_anew(mnist: Path, tmp_path: Path) -
         ({"options": {"custom_hooks": [dict(type="ChannelsLastHook")]}}, None, "no custom_hooks.*train them alone"),
         ({"options": {"optim_wrapper.optimizer.momentum": 0.9}}, None, "plain SGD at a fixed rate"),
         ({"amp": True}, None, "plain SGD at a fixed rate"),
+        ({"options": {"model.neck": dict(type="GlobalAveragePooling")}}, None, r"no model\.neck"),
+        ({"options": {"model.head.loss.reduction": "sum"}}, None, r"no model\.head\.loss\.reduction, got 'sum'"),
     ],
 )
 def test_what_cannot_be_trained_together(
@@ -196,3 +198,11 @@ def test_the_loss_of_a_run_is_the_mean_between_validations(mnist: Path, tmp_path
     losses = [line["loss"] for line in lines if "loss" in line and "lr" in line]
     assert len(losses) == 6 * EPOCHS
     assert found.loss == pytest.approx(np.reshape(losses, (EPOCHS, 6)).mean(1))
+
+
+def test_other_classes_than_the_heads(mnist: Path, tmp_path: Path) -> None:
+    """Trained together as alone: said before the first step."""
+    for together in (True, False):
+        one = run(mnist, tmp_path, together=together, options={"model.head.num_classes": 12})
+        with pytest.raises(RuntimeError, match="data have 10 classes and the head has num_classes=12"):
+            train_folders([one.write().parent], together=together)
