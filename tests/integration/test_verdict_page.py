@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROWS = [line for line in (ROOT / "docs/verdict.md").read_text().splitlines() if "](../results/" in line]
+NUMBER = r"-?\d+(?:,\d{3})*(?:\.\d+)?"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1][:30])
@@ -18,14 +19,24 @@ def test_every_figure_stands_in_its_result(row: str) -> None:
     _, _, _, here, verdict, link, _ = (cell.strip() for cell in row.split("|"))
     result = (ROOT / "docs" / re.findall(r"\]\((.*?)\)", link)[0]).parent
     text = (result / "README.md").read_text()
-    numbers = re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?%?", here)
+    numbers = re.findall(rf"{NUMBER}%?", here)
     assert numbers, "a row without a figure quotes nothing"
     assert [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d|\.\d)", text)] == []
-    if (result / "summary.json").exists():
-        found = json.loads((result / "summary.json").read_text())
-        budget = "" if found["budget"] == "full" else f" ({found['budget']})"
-        partial = ", partial" if found["missing_runs"] else ""
-        assert verdict == found["verdict"]["outcome"] + budget + partial
+    if not (result / "summary.json").exists():
+        return
+    found = json.loads((result / "summary.json").read_text())
+    if "verdict" not in found:
+        # a search: what it answers
+        assert verdict == found["answer"]["outcome"]
+        return
+    budget = "" if found["budget"] == "full" else f" ({found['budget']})"
+    partial = ", partial" if found["missing_runs"] else ""
+    assert verdict == found["verdict"]["outcome"] + budget + partial
+    # a median with its interval is that of the arm before it
+    for name, *values in re.findall(rf"([\w-]+) ({NUMBER}) \[({NUMBER}), ({NUMBER})\]", here):
+        arm = found["arms"][name.lower().replace("-", "")]
+        estimates = [arm[what] for what in ("best", "early", "last", "area", "best_epoch") if arm[what]]
+        assert values in [[f"{one[key]:.2f}" for key in ("median", "low", "high")] for one in estimates], name
 
 
 def test_there_are_rows() -> None:
