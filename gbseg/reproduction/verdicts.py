@@ -121,17 +121,10 @@ def gain(summary: Summary) -> Verdict:
         if arm.early is None or softmax.early is None or softmax.last is None:
             because.append(f"{name}: no trial to compare.")
             continue
-        reached = summary.reaches(name, softmax.last.median)
-        epochs = softmax.epochs[-1]
-        when = (
-            f"is reached after {reached:.1f} of {epochs:g} epochs, {1 - reached / epochs:.0%} fewer"
-            if reached
-            else "is never reached"
-        )
         because.append(
             f"{name}: mean error of the epochs 2 to 5 {arm.early.text()} against the softmax's {softmax.early.text()}, "
-            f"{'lower' if early else 'not lower'}; last error {'lower' if last else 'not lower'}; the softmax's last, by the "
-            f"medians of the epochs, {when}. Deciding nothing: lowest error {_compared(arm, softmax, 'best')}, mean over all "
+            f"{'lower' if early else 'not lower'}; last error {'lower' if last else 'not lower'}; {_speed(summary, name)} "
+            f"Deciding nothing: lowest error {_compared(arm, softmax, 'best')}, mean over all "
             f"epochs {_compared(arm, softmax, 'area')}."
         )
     best = summary.grid.settings.get("best")
@@ -140,6 +133,17 @@ def gain(summary: Summary) -> Verdict:
         claims.append(all(_lower(summary.arms[best], summary.arms[name], "early") for name in others))
         because.append(f"{best} is {'' if claims[-1] else 'not '}lower than {' and '.join(others)} in epochs 2 to 5.")
     return Verdict(_outcome(*claims), because)
+
+
+def _speed(summary: Summary, name: str) -> str:
+    """When the medians by epoch reach the softmax's lowest."""
+    lowest = min(point.median for point in summary.arms["softmax"].curve)
+    before, after = (summary.reaches(arm, lowest) for arm in ("softmax", name))
+    assert before is not None
+    found = f"the softmax's lowest median by epoch, {lowest:.2f} after {before:g} epochs, is "
+    if after is None:
+        return f"{found}never reached."
+    return f"{found}reached after {after:.1f}, {abs(1 - after / before):.0%} {'fewer' if after < before else 'more'}."
 
 
 def _compared(one: ArmSummary, other: ArmSummary, what: str) -> str:
