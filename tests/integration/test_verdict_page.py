@@ -35,7 +35,7 @@ def test_every_figure_stands_in_its_result(row: str) -> None:
     # a median with its interval is that of the arm before it
     for name, *values in re.findall(rf"([\w-]+) ({NUMBER}) \[({NUMBER}), ({NUMBER})\]", here):
         arm = found["arms"][name.lower().replace("-", "")]
-        estimates = [arm[what] for what in ("best", "early", "last", "area", "best_epoch") if arm[what]]
+        estimates = [arm[what] for what in ("best", "early", "last", "area", "best_epoch") if arm.get(what)]
         assert values in [[f"{one[key]:.2f}" for key in ("median", "low", "high")] for one in estimates], name
 
 
