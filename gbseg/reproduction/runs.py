@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import zlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
+from gbseg.data.array_dataset import ArrayImages
 from gbseg.engine.amp import enable_amp
 from gbseg.engine.config import load_config
 from gbseg.files import write_atomically
 
-__all__ = ["Run", "RunResult", "images_of"]
+__all__ = ["Run", "RunResult", "data_of", "images_of"]
 
 # the keys of a config on which a run's numbers depend; the others say where and how much is logged
 DETERMINING = (
@@ -35,14 +37,25 @@ DETERMINING = (
 
 
 @lru_cache
-def _images_of(dataset: str, scope: str) -> int:
+def _looked_at(dataset: str, scope: str) -> tuple[int, str]:
     with DefaultScope.overwrite_default_scope(scope):
-        return len(DATASETS.build(json.loads(dataset)))
+        found = DATASETS.build(json.loads(dataset))
+    content = f"{len(found)} images"
+    if isinstance(found, ArrayImages):
+        checksum = zlib.crc32(found.labels.cpu().numpy(), zlib.crc32(found.pixels.cpu().numpy()))
+        content += f", checksum {checksum:08x}"
+    return len(found), content
 
 
 def images_of(dataset: dict, scope: str) -> int:
     """The number of images of a data set's config, looked up in a registry's scope; it is built once for all runs."""
-    return _images_of(json.dumps(dataset, sort_keys=True), scope)
+    return _looked_at(json.dumps(dataset, sort_keys=True), scope)[0]
+
+
+def data_of(config: Config) -> str:
+    """What a run learns from and is measured on: numbers of images, of sets in memory with a checksum of pixels and labels."""
+    sets = [loader.dataset.to_dict() for loader in (config.train_dataloader, config.val_dataloader)]
+    return "; ".join(_looked_at(json.dumps(one, sort_keys=True), config.default_scope)[1] for one in sets)
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,7 @@ class RunResult:
         diverged: the iteration at which the loss was not finite any more, None where it always was.
         seconds: the run took; for runs trained together, the share of each.
         provenance: of the process that ran it.
+        data: see `data_of`; None of results from before it was recorded.
     """
 
     steps: list[int]
@@ -64,6 +78,7 @@ class RunResult:
     diverged: int | None
     seconds: float
     provenance: dict[str, Any]
+    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,8 +174,18 @@ class Run:
         return path
 
     def result(self) -> RunResult | None:
-        """What was measured, None if it was not run yet."""
+        """What was measured, None if it was not run yet.
+
+        Raises:
+            ValueError: it was measured on other data than those that the config names now.
+        """
         try:
-            return RunResult(**json.loads((self.folder / "result.json").read_text()))
+            found = RunResult(**json.loads((self.folder / "result.json").read_text()))
         except FileNotFoundError:
             return None
+        if found.data is not None and found.data != (here := data_of(self.resolved)):
+            raise ValueError(
+                f"{self.folder} holds a run on other data ({found.data}) than there are now ({here}): put those back, or "
+                "remove the folder to run it again."
+            )
+        return found

@@ -36,7 +36,7 @@ from gbseg.engine.train import train
 from gbseg.files import only_process, write_atomically
 from gbseg.report.history import read_history
 from gbseg.report.provenance import provenance
-from gbseg.reproduction.runs import RunResult
+from gbseg.reproduction.runs import RunResult, data_of
 from gbseg.reproduction.trials import Split, train_trials
 
 __all__ = ["LOG", "config_of", "prepare", "train_alone", "train_folders", "train_together"]
@@ -92,9 +92,11 @@ def train_alone(folder: Path) -> RunResult:
     clock = _Clock(folder)
     # of the code that runs, whatever is committed meanwhile
     origin = provenance()
+    config = load_config(config_of(folder))
+    data = data_of(config)
     error: NonFiniteLossError | None = None
     try:
-        train(load_config(config_of(folder)), folder, resume=True)
+        train(config, folder, resume=True)
     except NonFiniteLossError as found:
         error = found
     finally:
@@ -108,6 +110,7 @@ def train_alone(folder: Path) -> RunResult:
         diverged=None if error is None else error.iteration or last + 1,
         seconds=seconds,
         provenance=origin,
+        data=data,
     )
     _write(folder, result)
     for checkpoint in folder.glob("*.pth"):
@@ -180,7 +183,7 @@ def train_together(folders: Sequence[Path]) -> None:
     clock = _Clock(folders[0])
     origin = provenance()
     configs = [load_config(config_of(folder)) for folder in folders]
-    facts = _common(configs)
+    facts, data = _common(configs), data_of(configs[0])
     loader, schedule = facts["train_dataloader"], facts["train_cfg"]
     epochs = schedule["max_iters"] // schedule["val_interval"]
     with DefaultScope.overwrite_default_scope("mmpretrain"):
@@ -211,6 +214,7 @@ def train_together(folders: Sequence[Path]) -> None:
             diverged=None if diverged is None else schedule["val_interval"] * diverged,
             seconds=seconds,
             provenance=origin,
+            data=data,
         )
         _write(folder, result)
     for done in folders[0].glob("together*.pt"):

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, on
+from conftest import CONFIGS, on, write_mnist
 
 from gbseg.classifiers import GBClsHead
 from gbseg.engine.position import ResumableSampler
 from gbseg.files import only_process
 from gbseg.report.gradients import read_gradients
-from gbseg.reproduction import worker
+from gbseg.reproduction import runs, worker
 from gbseg.reproduction.runs import Run, RunResult
 from gbseg.reproduction.worker import train_alone, train_folders, train_together
 
@@ -206,3 +206,19 @@ def test_other_classes_than_the_heads(mnist: Path, tmp_path: Path) -> None:
         one = run(mnist, tmp_path, together=together, options={"model.head.num_classes": 12})
         with pytest.raises(RuntimeError, match="data have 10 classes and the head has num_classes=12"):
             train_folders([one.write().parent], together=together)
+
+
+def test_other_data_in_the_same_place(tmp_path: Path) -> None:
+    """As many images with one other pixel: a result is not taken for one of theirs."""
+    here = write_mnist(tmp_path / "mnist")
+    one = run(here, tmp_path, epochs=1)
+    train_folders([one.write().parent], together=False)
+    assert one.result() is not None
+    images = here / "MNIST/raw/t10k-images-idx3-ubyte"
+    content = bytearray(images.read_bytes())
+    content[-1] ^= 1
+    images.write_bytes(content)
+    # a process looks at a set once
+    runs._looked_at.cache_clear()
+    with pytest.raises(ValueError, match=rf"{one.key} holds a run on other data \(600 images, checksum .* than there are now"):
+        one.result()
