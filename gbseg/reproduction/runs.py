@@ -65,7 +65,7 @@ class RunResult:
     Attributes:
         steps: V iterations done.
         metrics: name -> V values, as the evaluator gives them (accuracies in per cent); a diverged run's stop there.
-        loss: V mean training losses since the validation before.
+        loss: V mean training losses since the validation before; None where none was logged in between.
         diverged: the iteration at which the loss was not finite any more, None where it always was.
         seconds: the run took; for runs trained together, the share of each.
         provenance: of the process that ran it.
@@ -74,7 +74,7 @@ class RunResult:
 
     steps: list[int]
     metrics: dict[str, list[float]]
-    loss: list[float]
+    loss: list[float | None]
     diverged: int | None
     seconds: float
     provenance: dict[str, Any]

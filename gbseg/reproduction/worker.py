@@ -53,7 +53,7 @@ def _write(folder: Path, result: RunResult) -> None:
     write_atomically((json.dumps(asdict(result)) + "\n").encode(), folder / "result.json")
 
 
-def _measured(folder: Path) -> tuple[list[int], dict[str, list[float]], list[float], int]:
+def _measured(folder: Path) -> tuple[list[int], dict[str, list[float]], list[float | None], int]:
     """Validations, metrics, mean losses between them, and the last iteration logged."""
     try:
         history = read_history(folder)
@@ -61,12 +61,12 @@ def _measured(folder: Path) -> tuple[list[int], dict[str, list[float]], list[flo
         # diverged before anything was logged
         return [], {}, [], 0
     edges = np.concatenate([[0], history.val_steps])
-    losses = [
-        history.loss[(history.train_steps > low) & (history.train_steps <= high)].mean()
-        for low, high in itertools.pairwise(edges)
+    parts = [
+        history.loss[(history.train_steps > low) & (history.train_steps <= high)] for low, high in itertools.pairwise(edges)
     ]
+    losses = [float(part.mean()) if len(part) else None for part in parts]
     metrics = {name: values.tolist() for name, values in history.metrics.items()}
-    return history.val_steps.tolist(), metrics, [float(loss) for loss in losses], history.last_step
+    return history.val_steps.tolist(), metrics, losses, history.last_step
 
 
 class _Clock:
