@@ -18,13 +18,13 @@ contests = dict(
 adamw = {"optim_wrapper.optimizer": dict(_delete_=True, type="AdamW", lr=1e-3, weight_decay=0.05)}
 same_decay = {"optim_wrapper.optimizer.weight_decay": 5e-4}
 scaled = {"model.head.loss.scale": 16.0, "optim_wrapper.optimizer.weight_decay": 5e-4}
-# four each: of the three lower ones, the greatest was the best for all eight arms at the budget 'reduced'
-sgd_rates, adamw_rates = [0.03, 0.1, 0.3, 1.0], [0.0005, 0.002, 0.008, 0.032]
-sixteenth = [0.03 / 16, 0.1 / 16, 0.3 / 16, 1.0 / 16]
+# five each, for all as far upwards as any arm needed at the budget 'reduced'
+sgd_rates, adamw_rates = [0.03, 0.1, 0.3, 1.0, 3.0], [0.0005, 0.002, 0.008, 0.032, 0.128]
+sixteenth = [rate / 16 for rate in (0.03, 0.1, 0.3, 1.0, 3.0)]
 arms = dict(
     softmax_sgd=dict(config="classification/resnet18_cifar10_softmax.py", rates=sgd_rates),
     expgb_sgd=dict(config="classification/resnet18_cifar10_expgb.py", rates=sixteenth),
-    pow3gb_sgd=dict(config="classification/resnet18_cifar10_pow3gb.py", rates=[0.001, 0.003, 0.01, 0.03]),
+    pow3gb_sgd=dict(config="classification/resnet18_cifar10_pow3gb.py", rates=[0.001, 0.003, 0.01, 0.03, 0.1]),
     expgb_sgd_same_decay=dict(config="classification/resnet18_cifar10_expgb.py", options=same_decay, rates=sixteenth),
     softmax_times_16_sgd=dict(config="classification/resnet18_cifar10_softmax.py", options=scaled, rates=sixteenth),
     softmax_adamw=dict(config="classification/resnet18_cifar10_softmax.py", options=adamw, rates=adamw_rates),
