@@ -3,7 +3,7 @@
 #   python tools/reproduce.py ablation_mnist                  # about 15 minutes of one core
 #
 # Clipping and warm-up are compared in ablation_cifar10.py: runs trained together have neither.
-# 10,000 training images, 20 epochs; every output has its own sweep of five rates and five trials. To be read in pairs:
+# 10,000 training images, 20 epochs; every output has its own sweep of six rates and five trials. To be read in pairs:
 # * the exponent, at targets of one size: expgb_16 against linear_16;
 # * the missing normaliser: the softmax against softmax_penalty, whose normaliser is held at t_pos / alpha = 160, against
 #   softmax_tenth_penalty, held less, and against sigmoid_bce, which has none;
@@ -17,19 +17,19 @@ verdict, figure = "contest", "curves"
 config = "classification/mnist_softmax.py"
 loss = "model.head.loss"
 prior = {"model.head.init_bias": "prior"}
-high, middle = [0.03, 0.1, 0.3, 0.6, 1.0], [0.01, 0.03, 0.1, 0.3, 0.6]
-sixteenth = [0.01 / 16, 0.03 / 16, 0.1 / 16, 0.3 / 16, 0.6 / 16]
-low, lowest = [0.003, 0.01, 0.03, 0.1, 0.2], [0.001, 0.003, 0.006, 0.01, 0.03]
+high, middle = [0.03, 0.1, 0.3, 0.6, 1.0, 2.0], [0.01, 0.03, 0.1, 0.3, 0.6, 1.0]
+sixteenth = [rate / 16 for rate in middle]
+low, lowest = [0.003, 0.01, 0.03, 0.1, 0.2, 0.4], [0.001, 0.003, 0.006, 0.01, 0.03, 0.06]
 expgb_16 = dict(type="ExpGBLoss", alpha=0.1, targets=(0, 16))
 pow3gb_10 = dict(type="Pow3GBLoss", alpha=0.001, beta=0.4, targets=(0, 10))
 mirrored = dict(type="BoostedLoss", boost=dict(type="MirroredExponentialBoost", alpha=0.1, beta=0.4), targets=(0, 10))
 arms = dict(
     softmax=dict(rates=high),
-    softmax_times_16=dict(rates=[0.03 / 16, 0.1 / 16, 0.3 / 16, 0.6 / 16, 1 / 16], options={loss: dict(scale=16.0)}),
+    softmax_times_16=dict(rates=[rate / 16 for rate in high], options={loss: dict(scale=16.0)}),
     softmax_penalty=dict(rates=middle, options={loss: dict(penalty=1.0, alpha=0.1, t_pos=16.0)}),
     softmax_tenth_penalty=dict(rates=middle, options={loss: dict(penalty=0.1, alpha=0.1, t_pos=16.0)}),
     sigmoid_bce=dict(rates=middle, options={loss: dict(type="SigmoidBCELoss")}),
-    sigmoid_mse=dict(rates=[0.1, 0.3, 0.6, 1.0, 2.0], options={loss: dict(type="SigmoidMSELoss")}),
+    sigmoid_mse=dict(rates=[0.1, 0.3, 0.6, 1.0, 2.0, 4.0], options={loss: dict(type="SigmoidMSELoss")}),
     linear_1=dict(rates=low, options={loss: dict(type="LinearLoss", targets=(0, 1))}),
     linear_16=dict(rates=lowest, options={loss: dict(type="LinearLoss", targets=(0, 16))}),
     expgb_1=dict(rates=middle, options={loss: dict(type="ExpGBLoss", alpha=0.1, targets=(0, 1))}),
