@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -457,3 +457,25 @@ def test_probabilities_of_maps() -> None:
     torch.testing.assert_close(ExpGBLoss().probabilities(x, dim=-1), torch.softmax(x, -1))
     clipped = x.clamp(min=0)
     torch.testing.assert_close(LinearLoss().probabilities(x), clipped / clipped.sum(1, keepdim=True))
+
+
+def test_larger_linear_targets_are_a_rate_a_layer() -> None:
+    """Targets c times as large: output weights that start at 1/c, and hidden layers at c^2 times the rate (docs/verdict.md)."""
+    rng, c, rate = torch.Generator().manual_seed(0), 16.0, 0.01
+    x, label = torch.randn(32, 5, generator=rng, dtype=torch.float64), torch.randint(0, 3, (32,), generator=rng)
+
+    def train(t_pos: float, start: float, hidden_rate: float) -> Tensor:
+        torch.manual_seed(1)
+        hidden, output = nn.Linear(5, 7, dtype=torch.float64), nn.Linear(7, 3, dtype=torch.float64)
+        with torch.no_grad():
+            output.weight.mul_(start)
+            output.bias.mul_(start)
+        groups = [dict(params=hidden.parameters(), lr=hidden_rate), dict(params=output.parameters())]
+        optimizer, loss = torch.optim.SGD(groups, lr=rate), LinearLoss((0.0, t_pos))
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss(output(torch.tanh(hidden(x))), label).backward()
+            optimizer.step()
+        return output(torch.tanh(hidden(x))).detach()
+
+    torch.testing.assert_close(train(c, 1.0, rate), c * train(1.0, 1 / c, c**2 * rate), rtol=1e-9, atol=0)
