@@ -7,4 +7,4 @@
 _base_ = ["_base_/cifar5.py"]
 
 model = dict(head=dict(loss=dict(type="ExpGBLoss", alpha=0.1, targets=(0, 16))))
-optim_wrapper = dict(optimizer=dict(lr=0.1))
+optim_wrapper = dict(optimizer=dict(lr=0.03))

@@ -7,4 +7,4 @@
 _base_ = ["_base_/cifar5.py"]
 
 model = dict(head=dict(loss=dict(type="Pow3GBLoss", alpha=0.001, beta=0.4, targets=(0, 10))))
-optim_wrapper = dict(optimizer=dict(lr=0.03))
+optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -16,7 +16,7 @@ from gbseg.report.provenance import provenance
 from gbseg.reproduction.figures import FIGURES
 from gbseg.reproduction.runs import RunResult
 from gbseg.reproduction.summary import ArmSummary, Estimate, Summary
-from gbseg.reproduction.verdicts import VERDICTS, Verdict
+from gbseg.reproduction.verdicts import VERDICTS, Verdict, convergence
 
 __all__ = ["machines", "missing_runs", "table", "write_report"]
 
@@ -89,7 +89,7 @@ def _conditions(summary: Summary, facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _markdown(summary: Summary, verdict: Verdict, facts: dict[str, Any], drawn: bool) -> str:
+def _markdown(summary: Summary, verdict: Verdict, speed: Verdict | None, facts: dict[str, Any], drawn: bool) -> str:
     claim = summary.grid.claim
     settings = claim.settings
     label = "" if claim.budget == "full" else f" ({claim.budget})"
@@ -101,6 +101,7 @@ def _markdown(summary: Summary, verdict: Verdict, facts: dict[str, Any], drawn: 
         "",
         f"**{verdict.outcome}{label}.** " + " ".join(verdict.because),
         "",
+        *([] if speed is None else [f"Faster convergence: **{speed.outcome}{label}.** " + " ".join(speed.because), ""]),
         *([] if settings.figure == "curves" else ["The figure is of the first trial of each arm.", ""]),
         "'Lower' and 'higher': the intervals of four trials or more are apart. "
         f"Medians over trials with 95% bootstrap intervals; {final.epochs:g} epochs, {final.trials} trials an arm"
@@ -180,6 +181,8 @@ def write_report(summary: Summary, folder: Path, command: str | None = None) -> 
     """
     settings = summary.grid.settings
     verdict = VERDICTS[settings.verdict](summary)
+    # the paper's other claim about the same curves
+    speed = convergence(summary) if settings.verdict == "gain" else None
     facts = provenance(command)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = FIGURES[settings.figure](summary)
@@ -192,6 +195,7 @@ def write_report(summary: Summary, folder: Path, command: str | None = None) -> 
         "claim": settings.claim,
         "budget": summary.grid.claim.budget,
         "verdict": asdict(verdict),
+        "convergence": None if speed is None else asdict(speed),
         "missing_runs": summary.missing,
         "hours": summary.hours,
         "arms": {name: _arm(arm) for name, arm in summary.arms.items()},
@@ -199,5 +203,5 @@ def write_report(summary: Summary, folder: Path, command: str | None = None) -> 
     }
     write_atomically((json.dumps(content, indent=1) + "\n").encode(), folder / "summary.json")
     write_atomically(_runs(summary), folder / "runs.csv")
-    write_atomically(_markdown(summary, verdict, facts, drawn is not None).encode(), folder / "README.md")
+    write_atomically(_markdown(summary, verdict, speed, facts, drawn is not None).encode(), folder / "README.md")
     return verdict

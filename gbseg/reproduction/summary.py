@@ -13,7 +13,7 @@ from gbseg.report.gradients import GradientHistory, read_gradients
 from gbseg.reproduction.grid import Grid, Swept
 from gbseg.reproduction.runs import Run, RunResult
 
-__all__ = ["ArmSummary", "Estimate", "Summary", "estimate", "summarise"]
+__all__ = ["ArmSummary", "Estimate", "Summary", "estimate", "reaches", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class ArmSummary:
         runs: the final trials that have a result, with it.
         diverged: how many of them diverged; those are in no number below.
         epochs: (E,) of the validations.
+        errors: (T, E) of the trials.
         curve: E medians, by epoch.
         best: of the lowest error of each trial, chosen with the errors measured here, as the paper does.
         best_epoch: of the epoch in which that was.
@@ -70,6 +71,7 @@ class ArmSummary:
     runs: list[tuple[Run, RunResult]]
     diverged: int
     epochs: list[float]
+    errors: np.ndarray
     curve: list[Estimate]
     best: Estimate | None
     best_epoch: Estimate | None
@@ -108,18 +110,17 @@ class Summary:
     missing: int
     hours: float
 
-    def reaches(self, arm: str, target: float) -> float | None:
-        """Epochs until an arm's median curve is at or below an error, between validations interpolated; None: never."""
-        summary = self.arms[arm]
-        before: tuple[float, float] | None = None
-        for epoch, point in zip(summary.epochs, summary.curve, strict=True):
-            if point.median <= target:
-                if before is None or before[1] == point.median:
-                    return epoch
-                share = (before[1] - target) / (before[1] - point.median)
-                return before[0] + share * (epoch - before[0])
-            before = epoch, point.median
-        return None
+
+def reaches(epochs: Sequence[float], errors: Sequence[float] | np.ndarray, target: float) -> float | None:
+    """Epochs until a curve is at or below an error, between validations interpolated; None: never."""
+    before: tuple[float, float] | None = None
+    for epoch, error in zip(epochs, errors, strict=True):
+        if error <= target:
+            if before is None or before[1] == error:
+                return epoch
+            return before[0] + (before[1] - target) / (before[1] - error) * (epoch - before[0])
+        before = epoch, float(error)
+    return None
 
 
 def summarise(grid: Grid) -> Summary:
@@ -139,6 +140,7 @@ def summarise(grid: Grid) -> Summary:
             runs=runs,
             diverged=len(runs) - len(sound),
             epochs=epochs,
+            errors=errors,
             curve=[point for column in errors.T if (point := estimate(column)) is not None],
             best=estimate(errors.min(1) if sound else []),
             best_epoch=estimate(np.array(epochs)[errors.argmin(1)] if sound else []),

@@ -11,8 +11,8 @@ from grids import put, tiny
 
 from gbseg.reproduction.grid import Grid, load_claim
 from gbseg.reproduction.report import write_report
-from gbseg.reproduction.summary import Summary, estimate, summarise
-from gbseg.reproduction.verdicts import VERDICTS, Verdict
+from gbseg.reproduction.summary import Summary, estimate, reaches, summarise
+from gbseg.reproduction.verdicts import VERDICTS, Verdict, convergence
 
 
 def test_median_and_interval() -> None:
@@ -103,11 +103,9 @@ def test_a_summary_is_what_numpy_says(home: Home) -> None:
 
 
 @pytest.mark.parametrize(("target", "epoch"), [(41, 1), (40, 1), (30, 1.5), (20, 2), (19, 3.25), (16, 4), (15, None)])
-def test_when_an_error_is_reached(home: Home, target: float, epoch: float | None) -> None:
+def test_when_an_error_is_reached(target: float, epoch: float | None) -> None:
     """Between validations on a straight line, for the first time."""
-    curve = [40, 20, 20, 16]
-    summary = home.summary({"softmax": [curve, curve], "linear": [curve]}, **{"final.trials": 2})
-    assert summary.reaches("softmax", target) == epoch
+    assert reaches([1, 2, 3, 4], [40, 20, 20, 16], target) == epoch
 
 
 def around(*middles: float) -> list[list[float]]:
@@ -145,7 +143,23 @@ def test_gain(home: Home, linear: list, outcome: str) -> None:
     if linear is FAST:
         # of 30, 20, 15 and 12; the softmax's lowest, 20, is linear's in epoch 3
         assert "mean error of the epochs 2 to 5 19.25 [19.23, 19.27]" in found.because[1]
-        assert "lowest median by epoch, 20.00 after 6 epochs, is reached after 3.0, 50% fewer." in found.because[1]
+
+
+@pytest.mark.parametrize(
+    ("linear", "outcome", "sentence"),
+    [
+        (FAST, "reproduced", "20.00 after 6 epochs, is reached after 3.0, 50% fewer; epochs saved [50%, 50%]"),
+        (around(60, 50, 40, 35, 30, 25), "not reproduced", "is never reached; epochs saved [-100%, -100%]"),
+        # half of the trials as fast, half never there: the interval holds both
+        ([*FAST[:3], *around(60, 50, 40, 35, 30, 25)[:2]], "not reproduced", "50% fewer; epochs saved [-100%, 50%]"),
+        (FAST[:3], "not run", "50% fewer; epochs saved [50%, 50%]"),
+    ],
+    ids=["faster", "slower", "mixed", "few"],
+)
+def test_faster_convergence(home: Home, linear: list, outcome: str, sentence: str) -> None:
+    """The softmax's lowest median is its 20 in epoch 6."""
+    found = convergence(home.summary({"softmax": SLOW, "linear": linear}, **{"final.trials": 5}))
+    assert found.outcome == outcome and sentence in found.because[-1]
 
 
 def test_the_best_of_all(home: Home) -> None:
