@@ -15,6 +15,7 @@ __all__ = [
     "free_space",
     "only_process",
     "remove_temporary_files",
+    "require_folder",
     "spoken_errors",
     "sync_folder",
     "temporary_path",
@@ -26,6 +27,17 @@ _TEMPORARY = ".{}.gbseg-writing"
 
 class FileWriteError(OSError):
     """A file could not be written. Nothing of it is left, and what stood in its place before is untouched."""
+
+
+def require_folder(path: Path | None) -> None:
+    """Refuse a folder that cannot be made because a file is in its place, before there is anything to write.
+
+    Raises:
+        ValueError: names the file.
+    """
+    there = None if path is None else next((place for place in (path, *path.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ValueError(f"{path} is to be a folder, and {there} is a file: name another.")
 
 
 def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool = True) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gbseg.files import FileWriteError, remove_temporary_files, write_atomically
+from gbseg.files import FileWriteError, remove_temporary_files, require_folder, write_atomically
 
 LIMITED = """
 import resource, signal, sys
@@ -51,3 +51,13 @@ def test_what_a_kill_leaves(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2 and not Path(tmp_path, "a").exists()
     remove_temporary_files(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == [".mine"]
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "page").write_text("kept")
+    require_folder(None)
+    require_folder(tmp_path / "new/one")
+    for place in (tmp_path / "page", tmp_path / "page/under"):
+        with pytest.raises(ValueError, match=r"is to be a folder, and .*page is a file: name another\."):
+            require_folder(place)
+    assert (tmp_path / "page").read_text() == "kept" and not (tmp_path / "new").exists()

@@ -17,7 +17,9 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     parser.add_argument("--budget", help="a size that the claim's file declares, e.g. small or reduced (default: the file's)")
     parser.add_argument("--trials", type=int, help="final trials of each arm (default: the file's)")
     parser.add_argument("--jobs", type=int, help="processes at a time (default: one a GPU, or one a core)")
-    parser.add_argument("--out", type=Path, help="where the result goes (default: results/CLAIM, _BUDGET added)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the result (default: results/CLAIM[_BUDGET]; with --trials or small, in work_dirs)"
+    )
     parser.add_argument("--draw-only", action="store_true", help="run nothing: report on the runs that are there")
     return _run
 

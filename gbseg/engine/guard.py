@@ -21,7 +21,7 @@ __all__ = ["NonFiniteGuardHook", "NonFiniteLossError", "parameters_are_finite", 
 _ADVICE = (
     "Boosted gradients are unbounded (the loss grows like exp(x) or x^4): lower the learning rate, clip the gradient "
     "(optim_wrapper = dict(clip_grad=dict(max_norm=5))), bound the error with max_delta in the loss, or start the output "
-    "bias at the class frequencies (init_bias='prior' in the head). Then resume: the last checkpoint is sound."
+    "bias at the class frequencies (init_bias='prior' in the head). Then resume: a checkpoint, if there is one, is sound."
 )
 
 

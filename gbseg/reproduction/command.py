@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from gbseg.data.parallel import available_cores
+from gbseg.files import require_folder
 from gbseg.reproduction.grid import Grid, RunFailedError, Swept, load_claim, run_all
 from gbseg.reproduction.report import missing_runs, write_report
 from gbseg.reproduction.runs import Run
@@ -45,12 +46,13 @@ def reproduce(
         The folder of the result.
 
     Raises:
-        ValueError: what `load_claim` refuses; fewer than one process.
+        ValueError: what `load_claim` refuses; fewer than one process; ``out`` is a file.
         BadDataFileError: the claim's data are missing or damaged.
         RunFailedError: runs broke; the report on the others is written first.
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs is a number of processes, at least 1, got {jobs}.")
+    require_folder(out)
     grid = Grid(load_claim(name, budget, trials))
     jobs = jobs or torch.cuda.device_count() or available_cores()
     together = grid.settings.get("together", 0)

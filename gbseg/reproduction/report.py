@@ -84,7 +84,7 @@ def _conditions(summary: Summary, facts: dict[str, Any]) -> list[str]:
         f"Command: `{facts['command']}`. {used}. Seeds {seeds[0]} to {seeds[-1]}. "
         if seeds
         else f"Command: `{facts['command']}`. ",
-        f"{summary.hours:.2f} hours of computing (one process each).{missing}",
+        f"{summary.hours:.2f} hours, all runs' added up.{missing}",
         "",
     ]
 

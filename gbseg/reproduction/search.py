@@ -18,6 +18,7 @@ import torch
 
 from gbseg.data.parallel import available_cores
 from gbseg.engine.config import load_config
+from gbseg.files import require_folder
 from gbseg.reproduction.grid import HOME, run_all
 from gbseg.reproduction.runs import Run, RunResult
 from gbseg.reproduction.search_space import SIDES, Base, Candidate, read_base, suggest
@@ -383,7 +384,7 @@ def search_boost(
 
     Raises:
         FileNotFoundError: no such config.
-        ValueError: the config is no classifier, or a setting makes no sense.
+        ValueError: the config is no classifier, a setting makes no sense, or ``out`` is a file.
         BadDataFileError: the config's data are missing or damaged.
         RunFailedError: runs broke (which is not: diverged); a second call tries them again.
         RuntimeError: Optuna is not installed.
@@ -392,6 +393,7 @@ def search_boost(
 
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs is a number of processes, at least 1, got {jobs}.")
+    require_folder(out)
     settings = settings or Settings()
     options = dict(options or {})
     read = load_config(config, options)

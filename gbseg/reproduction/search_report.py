@@ -167,7 +167,7 @@ def _markdown(found: Found, facts: dict[str, Any]) -> str:
         *_families(found),
         _space(found),
         "",
-        f"Command: `{facts['command']}`. {machines(_results(found))}. {_hours(found):.2f} hours of computing.",
+        f"Command: `{facts['command']}`. {machines(_results(found))}. {_hours(found):.2f} hours, all trials' added up.",
     ]
     text = "\n".join(lines).rstrip() + "\n"
     while "\n\n\n" in text:
