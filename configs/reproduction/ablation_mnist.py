@@ -1,6 +1,6 @@
 # What is it: the exponent, the missing normaliser, or the bigger targets? Every loss on the network of Table 1, plain SGD.
 #
-#   python tools/reproduce.py ablation_mnist                  # about 15 minutes of one core
+#   python tools/reproduce.py ablation_mnist                  # about half an hour of one core
 #
 # Clipping and warm-up are compared in ablation_cifar10.py: runs trained together have neither.
 # 10,000 training images, 20 epochs; every output has its own sweep of six rates and five trials. To be read in pairs:

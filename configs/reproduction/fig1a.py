@@ -1,6 +1,6 @@
 # Fig. 1a: five layers on all of CIFAR-10, softmax, exp-GB and pow3-GB, ten epochs.
 #
-#   python tools/reproduce.py fig1a --trials 4 --out results/fig1a     # an hour on 2 cores
+#   python tools/reproduce.py fig1a --trials 4 --out results/fig1a     # 70 minutes on 2 cores
 #
 # Five rates each, half a decade apart; two seeds (with one, neighbouring rates differed by less than seeds do), three epochs,
 # 5,000 training images held out; the mean error of those epochs decides, as the claim is about the first ones. Plain SGD

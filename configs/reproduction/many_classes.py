@@ -1,7 +1,8 @@
 # The paper's remark on ImageNet, "pow3-GB did not work (too many classes)", and whether exp-GB needs batch normalisation:
 # the five-layer network on 200 classes of 32 x 32 images.
 #
-#   python tools/reproduce.py many_classes                    # data/imagenet200_32px, about 30 minutes on 2 cores
+#   python tools/reproduce.py many_classes                    # data/imagenet200_32px, about 40 minutes of one core
+#
 # Plain SGD without decay, so the controls of fig1a.py need no runs of their own here either.
 title = "Many classes: 200 of ImageNet's at 32 x 32"
 claim = "with many classes pow3-GB does not work, while exp-GB still outperforms the softmax, but needs batch normalisation."

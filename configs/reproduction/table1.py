@@ -1,6 +1,6 @@
 # Table 1: MNIST with logistic, tanh and linear outputs, and the softmax that the paper left out. 20 trials, 100 epochs.
 #
-#   python tools/reproduce.py table1                          # about 3 hours on 2 cores
+#   python tools/reproduce.py table1                          # about 4 hours of one core
 #   python tools/reproduce.py table1 --trials 2 --budget small
 #
 # Each output has six rates, factors of two apart, up to where training collapses; two seeds, 20 epochs, 10,000 training images

@@ -135,6 +135,7 @@ def gain(summary: Summary) -> Verdict:
     return Verdict(_outcome(*claims), because)
 
 
+@_of_all_arms
 def convergence(summary: Summary) -> Verdict:
     """The median curve of a boosted output reaches the lowest median of the softmax's in fewer epochs.
 
@@ -144,32 +145,31 @@ def convergence(summary: Summary) -> Verdict:
     softmax = summary.arms["softmax"]
     claims, because = [], []
     for name, arm in summary.arms.items():
-        if name == "softmax" or not len(arm.errors) or not len(softmax.errors):
+        if name == "softmax":
+            continue
+        trials = [np.arange(len(one.sound)) for one in (arm, softmax)]
+        if min(map(len, trials)) < LEAST_TRIALS:
+            claims.append(False)
+            because.append(f"{name}: fewer than {LEAST_TRIALS} trials of it or of the softmax ended.")
             continue
 
         def saved(mine: np.ndarray, theirs: np.ndarray, arm: ArmSummary = arm) -> float:
-            curve = np.median(softmax.errors[theirs.astype(int)], axis=0)
-            after = reaches(arm.epochs, np.median(arm.errors[mine.astype(int)], axis=0), curve.min())
+            curve = np.median(softmax.errors[theirs], axis=0)
+            after = reaches(arm.epochs, np.median(arm.errors[mine], axis=0), curve.min())
             return -1.0 if after is None else 1 - after / softmax.epochs[int(curve.argmin())]
 
-        trials = [np.arange(len(one.errors)) for one in (arm, softmax)]
-        low = high = share = saved(*trials)
-        if min(map(len, trials)) >= LEAST_TRIALS:
-            found = bootstrap(
-                trials, saved, vectorized=False, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
-            )
-            low, high = found.confidence_interval
-            claims.append(low > 0)
-        lowest = float(np.median(softmax.errors, axis=0).min())
-        before, after = (reaches(one.epochs, [point.median for point in one.curve], lowest) for one in (softmax, arm))
+        found = bootstrap(trials, saved, vectorized=False, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+        low, high = found.confidence_interval
+        claims.append(low > 0)
+        medians = np.median(softmax.errors, axis=0)
+        after = reaches(arm.epochs, np.median(arm.errors, axis=0), medians.min())
+        before, share = softmax.epochs[int(medians.argmin())], saved(*trials)
         because.append(
-            f"{name}: the softmax's lowest median by epoch, {lowest:.2f} after {before:g} epochs, is "
+            f"{name}: the softmax's lowest median by epoch, {medians.min():.2f} after {before:g} epochs, is "
             + ("never reached" if after is None else f"reached after {after:.1f}, {abs(share):.0%} ")
             + ("" if after is None else "fewer" if share > 0 else "more")
             + f"; epochs saved [{low:.0%}, {high:.0%}]."
         )
-    if not claims:
-        return Verdict(NOT_RUN, [f"No speed can be told from fewer than {LEAST_TRIALS} trials.", *because])
     return Verdict(_outcome(*claims), because)
 
 

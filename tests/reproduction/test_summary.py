@@ -152,9 +152,10 @@ def test_gain(home: Home, linear: list, outcome: str) -> None:
         (around(60, 50, 40, 35, 30, 25), "not reproduced", "is never reached; epochs saved [-100%, -100%]"),
         # half of the trials as fast, half never there: the interval holds both
         ([*FAST[:3], *around(60, 50, 40, 35, 30, 25)[:2]], "not reproduced", "50% fewer; epochs saved [-100%, 50%]"),
-        (FAST[:3], "not run", "50% fewer; epochs saved [50%, 50%]"),
+        (FAST[:3], "not run", "fewer than 4 trials of linear."),
+        ([*FAST[:3], None, None], "not reproduced", "linear: fewer than 4 trials of it or of the softmax ended."),
     ],
-    ids=["faster", "slower", "mixed", "few"],
+    ids=["faster", "slower", "mixed", "few", "diverged"],
 )
 def test_faster_convergence(home: Home, linear: list, outcome: str, sentence: str) -> None:
     """The softmax's lowest median is its 20 in epoch 6."""
