@@ -151,8 +151,11 @@ def read_cifar10(root: Path | str, train: bool) -> Images:
     """
     how = "CIFAR-10 is the folder cifar-10-batches-py of the Python version; data/README.md says what goes where."
     root = Path(root)
-    folder = root / "cifar-10-batches-py" if (root / "cifar-10-batches-py").is_dir() else root
     names = [f"data_batch_{number}" for number in range(1, 6)] if train else ["test_batch"]
+    inner = root / "cifar-10-batches-py"
+    here = root.name == inner.name or any((root / name).exists() for name in names)
+    # where nothing is there, the place that is missed is the one that the data belong to
+    folder = root if here and not inner.is_dir() else inner
     parts = [_cifar_part(folder / name, how) for name in names]
     return Images(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
