@@ -65,6 +65,10 @@ class Boost(ABC):
         ``x`` and ``t`` broadcast. The gradient in ``x`` is ``g(x) - t``.
         """
 
+    def delta(self, x: Tensor, t: Tensor) -> Tensor:
+        """``g(x) - t``, the derivative of `divergence` in ``x``, as exact as that near the optimum."""
+        return self.boost(x) - t
+
     @abstractmethod
     def scaled_excess(self, x: Tensor, level: float, dim: int) -> Tensor:
         """``g(x) - level`` times a positive factor, shared along ``dim``, under which no positive value overflows."""
@@ -129,6 +133,12 @@ class ExponentialBoost(Boost):
         # a product, so that the gradient is NaN as well
         return loss * torch.where(t >= 0, 1.0, torch.nan)
 
+    def delta(self, x: Tensor, t: Tensor) -> Tensor:
+        """``t * expm1(u)`` with ``u = x - ln(t/alpha)``, for u > 1 and at t = 0 ``alpha*exp(x) - t``."""
+        u = x - torch.log(t / self.alpha)
+        near = (t > 0) & (u <= 1)
+        return torch.where(near, t * torch.expm1(torch.where(near, u, 0.0)), self.alpha * torch.exp(x) - t)
+
     def scaled_excess(self, x: Tensor, level: float, dim: int) -> Tensor:
         """``exp(-m) * (g(x) - level)`` with ``m`` the maximum of ``x`` along ``dim``."""
         top = x.amax(dim, keepdim=True)
@@ -181,6 +191,11 @@ class CubicBoost(Boost):
         """``alpha/4 * (x - x0)^2 * (x^2 + 2*x*x0 + 3*x0^2)`` with ``g(x0) = t``."""
         x0 = self.inverse(t)
         return self.alpha / 4 * (x - x0) ** 2 * (x**2 + 2 * x * x0 + 3 * x0**2)
+
+    def delta(self, x: Tensor, t: Tensor) -> Tensor:
+        """``alpha * (x - x0) * (x^2 + x*x0 + x0^2)`` with ``g(x0) = t``."""
+        x0 = self.inverse(t)
+        return self.alpha * (x - x0) * (x**2 + x * x0 + x0**2)
 
     def scaled_excess(self, x: Tensor, level: float, dim: int) -> Tensor:
         """``(g(x) - level) / r^3`` with ``r`` the larger of 1 and the maximum of ``x`` along ``dim``."""
