@@ -1,0 +1,57 @@
+"""What a boosted loss is computed from, beside the logits: passed around as one.
+
+Shapes: N images or rows, C classes, * any trailing dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gbseg.boosting import Boost
+
+__all__ = ["Problem"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All but the logits, as `boosted_loss` takes it, and a factor of the whole."""
+
+    label: Tensor
+    boost: Boost
+    targets: tuple[float, float]
+    ignore_index: int | None
+    class_weight: Tensor | None
+    weight: Tensor | None
+    avg_factor: float | Tensor | None
+    reduction: str
+    max_delta: float | None
+    loss_weight: float
+
+    def by(self, loss: Callable[..., Tensor], logits: Tensor) -> Tensor:
+        """What a function with the arguments of `gbseg.losses.reference.boosted_loss` gives, times the factor."""
+        value = loss(
+            logits,
+            self.label,
+            self.boost,
+            self.targets,
+            ignore_index=self.ignore_index,
+            class_weight=self.class_weight,
+            weight=self.weight,
+            avg_factor=self.avg_factor,
+            reduction=self.reduction,
+            max_delta=self.max_delta,
+        )
+        return self.loss_weight * value
+
+    @property
+    def soft(self) -> bool:
+        """Whether the labels are shares of the classes."""
+        return self.label.is_floating_point()
+
+    @property
+    def pixels(self) -> int:
+        """How many there are, ignored ones included."""
+        return self.label.numel() // (max(self.label.shape[1], 1) if self.soft else 1)
