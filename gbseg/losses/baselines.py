@@ -57,7 +57,7 @@ class _Baseline(GuardedLoss):
     ) -> Tensor:
         """`pixels`, weighted and reduced as the boosted losses are."""
         x, label, counted = masked(pred, target, ignore_index)
-        return reduced(self.pixels(x, label), counted, weight, avg_factor, reduction)
+        return self.loss_weight * reduced(self.pixels(x, label), counted, weight, avg_factor, reduction)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """``softmax(x)``. Of a margin or an absolute error, which have no link to probabilities, it gives the ranking only."""

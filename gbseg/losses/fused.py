@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gbseg.boosting import Boost
 from gbseg.losses import fused_cpu
@@ -38,12 +38,13 @@ def _say(reason: str) -> None:
     _logger.debug(reason)
 
 
-def _chosen(impl: str, problem: Problem, logits: Tensor) -> str:
+def _chosen(impl: str, logits: Tensor) -> str:
     """The implementation for these logits: 'auto' takes the fastest and says once, at level debug, what it falls back to."""
     if impl != "auto":
         return impl
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(logits):
-        # what traces a function is to see its operations
+    traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(logits)
+    if traced or type(logits) not in (Tensor, nn.Parameter):
+        # what traces or overrides operations is to see them
         return "reference"
     if logits.device.type == "cpu":
         return "cpu"
@@ -147,7 +148,7 @@ def fused_boosted_loss(
         raise ValueError(f"impl must be one of {IMPLEMENTATIONS}, got {impl!r}.")
     bound = None if max_delta == math.inf else max_delta
     problem = Problem(label, boost, targets, ignore_index, class_weight, weight, avg_factor, reduction, bound, loss_weight)
-    chosen = _chosen(impl, problem, logits)
+    chosen = _chosen(impl, logits)
     if chosen == "reference":
         return problem.by(boosted_loss, logits)
     if chosen == "compile":

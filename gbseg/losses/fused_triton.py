@@ -85,11 +85,11 @@ def _free(x, t, x0, x0_rest, alpha, beta, KIND: tl.constexpr, ZERO: tl.constexpr
     _, within = _expm1(reach)
     log_size = tl.log(size / alpha)
     same = x * s > 0
-    _, excess = _expm1(tl.where(same, reach - 1 - log_size, 0.0))
+    slope, excess = _expm1(tl.where(same, reach - 1 - log_size, 0.0))
     far = alpha * tl.exp(reach - 1) - s * x + size * log_size
     loss = tl.where(in_jump, step * within + step * reach - s * x, tl.where(same, size * excess, far))
     sign = tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
-    return loss, alpha * sign * tl.exp(reach - 1) - s
+    return loss, tl.where(in_jump | (x * s <= 0), alpha * sign * tl.exp(reach - 1) - s, sign * size * slope)
 
 
 @triton.jit

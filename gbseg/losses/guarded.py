@@ -78,7 +78,7 @@ class GuardedLoss(nn.Module):
         avg_factor: float | Tensor | None,
         reduction: str,
     ) -> Tensor:
-        """The reduced loss before ``loss_weight``; the labels are known to be classes or ignored."""
+        """The reduced loss times ``loss_weight``; the labels are known to be classes or ignored."""
 
     @abstractmethod
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
@@ -135,7 +135,7 @@ class GuardedLoss(nn.Module):
                 LabelRecord.update(self.record, target, bad, num_classes, ignore_index)
                 poison = torch.where(bad.any(), torch.nan, 1.0)
                 target = torch.where(bad, 0, target)
-        loss = self.compute(pred, target, ignore_index, weight, avg_factor, reduction) * self.loss_weight
+        loss = self.compute(pred, target, ignore_index, weight, avg_factor, reduction)
         # a product and not a sum: the gradient must be NaN too, so that no optimizer steps on labels that mean nothing
         return loss if poison is None else loss * poison
 

@@ -11,12 +11,10 @@ from typing import TypedDict, Unpack
 from torch import Tensor
 
 from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, build_boost, check_targets, link, prior_logits
+from gbseg.losses.fused import IMPLEMENTATIONS, fused_boosted_loss
 from gbseg.losses.guarded import GuardedLoss
-from gbseg.losses.reference import boosted_loss
 
 __all__ = ["BoostedLoss", "ExpGBLoss", "LinearLoss", "Pow3GBLoss"]
-
-_IMPLEMENTATIONS = ("auto", "reference")
 
 
 class LossOptions(TypedDict, total=False):
@@ -27,6 +25,7 @@ class LossOptions(TypedDict, total=False):
     reduction: str
     max_delta: float | None
     impl: str
+    keep_gradient: bool
     loss_name: str
 
 
@@ -47,7 +46,9 @@ class BoostedLoss(GuardedLoss):
         max_delta: clamps ``g(x) - t`` to ``[-max_delta, max_delta]``; the loss is the matching Huber-like potential. Where
             the bound is reached, the minimum moves from the mean of the targets towards their median, so the link and
             `prior_logits` are then no longer exact.
-        impl: 'auto' or 'reference'.
+        impl: 'auto', 'reference', 'cpu', 'triton' or 'compile'; see `gbseg.losses.fused.fused_boosted_loss`.
+        keep_gradient: the forward writes the gradient, which is kept for the backward. False keeps nothing of the logits' size
+            between the two and reads the logits twice.
         loss_name: the key under which MMSegmentation logs the loss; it starts with ``loss_``.
 
     Raises:
@@ -64,17 +65,19 @@ class BoostedLoss(GuardedLoss):
         reduction: str = "mean",
         max_delta: float | None = None,
         impl: str = "auto",
+        keep_gradient: bool = True,
         loss_name: str = "loss_boosted",
     ) -> None:
         super().__init__(class_weight=class_weight, loss_weight=loss_weight, reduction=reduction, loss_name=loss_name)
         self.boost = build_boost(boost)
         self.targets = check_targets(self.boost, targets)
-        if impl not in _IMPLEMENTATIONS:
-            raise ValueError(f"impl must be one of {_IMPLEMENTATIONS}, got {impl!r}.")
+        if impl not in IMPLEMENTATIONS:
+            raise ValueError(f"impl must be one of {IMPLEMENTATIONS}, got {impl!r}.")
         if max_delta is not None and not max_delta > 0:
             raise ValueError(f"max_delta bounds |g(x) - t| and must be > 0 (or None for no bound), got {max_delta!r}.")
         self.max_delta = max_delta
         self.impl = impl
+        self.keep_gradient = keep_gradient
 
     def extra_repr(self) -> str:
         """The settings, for ``print(model)``."""
@@ -89,8 +92,8 @@ class BoostedLoss(GuardedLoss):
         avg_factor: float | Tensor | None,
         reduction: str,
     ) -> Tensor:
-        """See `gbseg.losses.reference.boosted_loss`."""
-        return boosted_loss(
+        """See `gbseg.losses.reference.boosted_loss`; by the fastest implementation."""
+        return fused_boosted_loss(
             pred,
             target,
             self.boost,
@@ -101,6 +104,9 @@ class BoostedLoss(GuardedLoss):
             avg_factor=avg_factor,
             reduction=reduction,
             max_delta=self.max_delta,
+            loss_weight=self.loss_weight,
+            keep_gradient=self.keep_gradient,
+            impl=self.impl,
         )
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:

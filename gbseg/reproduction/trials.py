@@ -105,8 +105,7 @@ def train_trials(
 
     def objective(weights: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
         # not its forward, whose checks of values cannot be vectorised; the labels are those of a set that was checked
-        value = loss.compute(functional_call(skeleton, weights, (inputs,)), labels, None, None, None, "mean")
-        return loss.loss_weight * value
+        return loss.compute(functional_call(skeleton, weights, (inputs,)), labels, None, None, None, "mean")
 
     step = vmap(grad_and_value(objective))
     classify = vmap(lambda weights, inputs: functional_call(skeleton, weights, (inputs,)).argmax(1), in_dims=(0, None))
