@@ -18,7 +18,7 @@ from gbseg.boosting import Boost, ExponentialBoost
 from gbseg.losses.problem import Problem
 from gbseg.losses.reference import bounded_divergence
 
-__all__ = ["one_pass", "rescale_"]
+__all__ = ["one_pass", "rescale_", "scale_of", "terms_and_slopes"]
 
 # numbers of a block: a few of them lie in a core's cache beside each other
 _BLOCK = 1 << 19
@@ -37,7 +37,7 @@ def _places(x: Tensor, label: Tensor) -> Tensor:
     return (label * other).add_(first).view(-1)
 
 
-def _terms(boost: Boost, x: Tensor, t: Tensor | float, max_delta: float | None) -> tuple[Tensor, Tensor]:
+def terms_and_slopes(boost: Boost, x: Tensor, t: Tensor | float, max_delta: float | None) -> tuple[Tensor, Tensor]:
     """The terms of the loss and their derivatives at target values; both may be one tensor."""
     if isinstance(boost, ExponentialBoost) and isinstance(t, float) and max_delta is None:
         if t == 0:
@@ -47,7 +47,7 @@ def _terms(boost: Boost, x: Tensor, t: Tensor | float, max_delta: float | None) 
         # in two parts, the first of which x can be subtracted from without an error where they are close
         near = torch.tensor(optimum, dtype=x.dtype).item()
         u = (x - near).sub_(optimum - near)
-        if bool(u.amax() <= 1):
+        if not u.numel() or bool(u.amax() <= 1):
             # `ExponentialBoost.divergence` where only one of its branches is taken
             slope = torch.expm1(u)
             return torch.sub(slope, u, out=u).mul_(t), slope.mul_(t)
@@ -62,10 +62,12 @@ def _block(problem: Problem, x: Tensor, label: Tensor, factor: Tensor | float, g
     outputs = None if problem.class_weight is None else problem.class_weight.to(x).unsqueeze(1)
     pixels = factor if isinstance(factor, float) else factor.unsqueeze(1)
     if problem.soft:
-        terms, delta = _terms(problem.boost, x, t_neg + (t_pos - t_neg) * label.to(x.dtype), problem.max_delta)
+        terms, delta = terms_and_slopes(problem.boost, x, t_neg + (t_pos - t_neg) * label.to(x.dtype), problem.max_delta)
     else:
-        right, right_delta = _terms(problem.boost, _flat(x).index_select(0, _places(x, label)), t_pos, problem.max_delta)
-        terms, delta = _terms(problem.boost, x, t_neg, problem.max_delta)
+        right, right_delta = terms_and_slopes(
+            problem.boost, _flat(x).index_select(0, _places(x, label)), t_pos, problem.max_delta
+        )
+        terms, delta = terms_and_slopes(problem.boost, x, t_neg, problem.max_delta)
         _flat(terms).scatter_(0, _places(terms, label), right)
     # terms may be delta, whose value at the label is written last
     losses = terms.sum(1) if outputs is None else (terms * outputs).sum(1)
@@ -78,7 +80,7 @@ def _block(problem: Problem, x: Tensor, label: Tensor, factor: Tensor | float, g
     return losses
 
 
-def _scale(problem: Problem) -> float:
+def scale_of(problem: Problem) -> float:
     """What the sum over the pixels is multiplied by."""
     if problem.reduction != "mean":
         return problem.loss_weight
@@ -100,7 +102,7 @@ def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | 
     # with strides as the logits have them, if those leave no gaps
     gradient = torch.empty_like(x_all) if derive else None
     losses = torch.empty(count, size, dtype=dtype) if problem.reduction == "none" else None
-    total, scale = 0.0, _scale(problem)
+    total, scale = 0.0, scale_of(problem)
     slope = 1.0 if upstream is None or upstream.ndim else float(upstream)
     images = max(1, _BLOCK // max(classes * size, 1))
     pixels = max(1, _BLOCK // max(classes, 1)) if images == 1 else size

@@ -114,7 +114,29 @@ class GuardedLoss(nn.Module):
                 (soft labels that are negative or not finite are treated alike, without a report).
             ValueError: shapes, dtypes or settings that do not fit.
         """
-        reduction = self._check_call(pred, target, weight, avg_factor, reduction_override, kwargs)
+        target, ignore_index, reduction, poison = self._checked(
+            pred, target, weight, avg_factor, reduction_override, ignore_index, kwargs
+        )
+        loss = self.compute(pred, target, ignore_index, weight, avg_factor, reduction)
+        return loss if poison is None else loss * poison
+
+    def _checked(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        avg_factor: float | Tensor | None,
+        reduction_override: str | None,
+        ignore_index: int | None,
+        kwargs: dict[str, object],
+        size: tuple[int, ...] | None = None,
+    ) -> tuple[Tensor, int | None, str, Tensor | None]:
+        """Refuse what `forward` refuses; ``size`` is that of the pixels where it is not that of ``pred``.
+
+        Returns the labels, the ignored index, the reduction, and NaN where a device holds bad labels: a factor of the loss and
+        not a summand, so that the gradient is NaN too and no optimizer steps on labels that mean nothing.
+        """
+        reduction = self._check_call(pred, target, weight, avg_factor, reduction_override, kwargs, size)
         num_classes = pred.shape[1]
         poison = None
         on_host = target.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -123,21 +145,19 @@ class GuardedLoss(nn.Module):
                 require_soft_labels(target)
             else:
                 poison = torch.where((torch.isfinite(target) & (target >= 0)).all(), 1.0, torch.nan)
+            return target, ignore_index, reduction, poison
+        target = target.long()
+        if ignore_index is None:
+            ignore_index = default_ignore_index(num_classes)
+        if on_host:
+            require_labels(target, num_classes, ignore_index)
         else:
-            target = target.long()
-            if ignore_index is None:
-                ignore_index = default_ignore_index(num_classes)
-            if on_host:
-                require_labels(target, num_classes, ignore_index)
-            else:
-                bad = find_bad_labels(target, num_classes, ignore_index)
-                self._follow(target.device)
-                LabelRecord.update(self.record, target, bad, num_classes, ignore_index)
-                poison = torch.where(bad.any(), torch.nan, 1.0)
-                target = torch.where(bad, 0, target)
-        loss = self.compute(pred, target, ignore_index, weight, avg_factor, reduction)
-        # a product and not a sum: the gradient must be NaN too, so that no optimizer steps on labels that mean nothing
-        return loss if poison is None else loss * poison
+            bad = find_bad_labels(target, num_classes, ignore_index)
+            self._follow(target.device)
+            LabelRecord.update(self.record, target, bad, num_classes, ignore_index)
+            poison = torch.where(bad.any(), torch.nan, 1.0)
+            target = torch.where(bad, 0, target)
+        return target, ignore_index, reduction, poison
 
     def bad_label_report(self) -> str | None:
         """What was wrong with the labels that a device has seen since the start; None if nothing. Synchronises."""
@@ -160,6 +180,7 @@ class GuardedLoss(nn.Module):
         avg_factor: float | Tensor | None,
         reduction_override: str | None,
         kwargs: dict[str, object],
+        size: tuple[int, ...] | None = None,
     ) -> str:
         """Refuse what does not fit together; returns the reduction of this call."""
         name = type(self).__name__
@@ -168,7 +189,7 @@ class GuardedLoss(nn.Module):
             raise ValueError(f"{name}: reduction_override must be one of {_REDUCTIONS}, got {reduction_override!r}.")
         if pred.ndim < 2 or not pred.is_floating_point():
             raise ValueError(f"{name}: pred must be floating logits (N, C, *), got {pred.dtype} {tuple(pred.shape)}.")
-        pixels = (pred.shape[0], *pred.shape[2:])
+        pixels = (pred.shape[0], *(pred.shape[2:] if size is None else size))
         if target.is_floating_point():
             if target.shape != pred.shape:
                 raise ValueError(

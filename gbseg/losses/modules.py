@@ -13,6 +13,7 @@ from torch import Tensor
 from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, build_boost, check_targets, link, prior_logits
 from gbseg.losses.fused import IMPLEMENTATIONS, fused_boosted_loss
 from gbseg.losses.guarded import GuardedLoss
+from gbseg.losses.resized import boosted_resize_loss
 
 __all__ = ["BoostedLoss", "ExpGBLoss", "LinearLoss", "Pow3GBLoss"]
 
@@ -108,6 +109,58 @@ class BoostedLoss(GuardedLoss):
             keep_gradient=self.keep_gradient,
             impl=self.impl,
         )
+
+    def resized(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: str | None = None,
+        ignore_index: int | None = None,
+        align_corners: bool = False,
+    ) -> Tensor:
+        """The loss of ``pred`` after bilinear enlargement to the labels' size, which is never held: `boosted_resize_loss`.
+
+        Args:
+            pred: (N, C, h, w) logits.
+            target: (N, H, W) integer labels.
+            weight: (N, H, W), see `forward`, as the others.
+            avg_factor: see there.
+            reduction_override: see there.
+            ignore_index: see there.
+            align_corners: see `torch.nn.functional.interpolate`.
+
+        Returns:
+            See there.
+
+        Raises:
+            BadLabelError: see there.
+            ValueError: see there; or soft labels, which need no enlargement to save memory.
+        """
+        if pred.ndim != 4 or target.ndim != 3 or target.is_floating_point():
+            raise ValueError(
+                f"{type(self).__name__}.resized takes logits (N, C, h, w) and integer labels (N, H, W), got {tuple(pred.shape)} "
+                f"and {target.dtype} {tuple(target.shape)}."
+            )
+        target, ignore_index, reduction, poison = self._checked(
+            pred, target, weight, avg_factor, reduction_override, ignore_index, {}, tuple(target.shape[1:])
+        )
+        loss = boosted_resize_loss(
+            pred,
+            target,
+            self.boost,
+            self.targets,
+            align_corners=align_corners,
+            ignore_index=ignore_index,
+            class_weight=self.class_weight,
+            weight=weight,
+            avg_factor=avg_factor,
+            reduction=reduction,
+            max_delta=self.max_delta,
+            loss_weight=self.loss_weight,
+        )
+        return loss if poison is None else loss * poison
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """Class probabilities by the loss's link; see `gbseg.boosting.link`. Labels are the argmax of the *logits*."""

@@ -1,5 +1,5 @@
-"""The loss in one pass against the definition in float64, by one rule: its error is no larger than the definition's own error in
-the same precision, plus 1e-6 of the value.
+"""The loss in one pass against the definition in float64, by one rule: its error is no larger than the definition's own error
+in the same precision, plus 1e-6 of the value.
 """
 
 import math

@@ -1,0 +1,196 @@
+"""Upsampling and boosted loss at once, class by class: the large logits of a segmentation network are never held.
+
+A decode head enlarges its logits 4 to 32 times before the loss. As every class of a boosted loss stands alone, one plane of it
+can be enlarged, turned into loss and gradient, and its gradient brought back to the small logits, before the next is begun.
+
+Shapes: N images, C classes, h x w the logits, H x W the labels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gbseg.boosting import Boost
+from gbseg.losses.fused_cpu import scale_of, terms_and_slopes
+from gbseg.losses.problem import Problem
+from gbseg.losses.reference import boosted_loss
+
+__all__ = ["boosted_resize_loss", "enlarge", "resized_accuracy"]
+
+
+def enlarge(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """(N, C, h, w) bilinearly as (N, C, H, W), in float32 (float64 stays)."""
+    x = logits if logits.dtype == torch.float64 else logits.float()
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
+def _transposed(few: int, many: int, align_corners: bool, **facts: Any) -> Tensor:
+    """The matrix (few, many) whose transpose enlarges a line: two products bring a plane back, faster than scattering it."""
+    return F.interpolate(torch.eye(few, **facts)[None], many, mode="linear", align_corners=align_corners)[0]
+
+
+def _places(problem: Problem, label: Tensor, classes: int) -> tuple[Tensor | None, list[Tensor] | None]:
+    """What is ignored in an image, and where the labels of each class stand.
+
+    On a CPU both are flat indices; on a device, where those would have to be waited for, a mask and None.
+    """
+    if label.device.type != "cpu":
+        return None if problem.ignore_index is None else label == problem.ignore_index, None
+    if problem.ignore_index is not None:
+        label = torch.where(label == problem.ignore_index, -1, label)
+    flat = label.reshape(-1) + 1
+    ignored, *places = flat.argsort().split(torch.bincount(flat, minlength=classes + 1).tolist())
+    return ignored, places
+
+
+def _without(x: Tensor, ignored: Tensor | None) -> Tensor:
+    """A plane with zeros where pixels are ignored; written there on a CPU."""
+    if ignored is None:
+        return x
+    if ignored.dtype == torch.bool:
+        return torch.where(ignored, 0.0, x)
+    x.view(-1).index_fill_(0, ignored, 0.0)
+    return x
+
+
+def _class_by_class(
+    problem: Problem, logits: Tensor, align_corners: bool, derive: bool, upstream: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The loss and, if wanted, its derivative in the small logits times ``upstream``."""
+    boost, (t_neg, t_pos), bound = problem.boost, problem.targets, problem.max_delta
+    count, classes = logits.shape[:2]
+    size = tuple(problem.label.shape[1:])
+    facts = dict(dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32, device=logits.device)
+    scale = scale_of(problem)
+    each = torch.zeros((count, *size), **facts) if problem.reduction == "none" else None
+    gradient = torch.zeros_like(logits, dtype=facts["dtype"]) if derive else None
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    by_pixel = upstream is not None and upstream.ndim > 0
+    back = [_transposed(*lengths, align_corners, **facts) for lengths in zip(logits.shape[2:], size, strict=True)]
+    for first, one in itertools.product(range(count), range(classes)):
+        if one == 0:
+            # of an image, once for all its classes
+            label = problem.label[first]
+            weight = None if problem.weight is None else problem.weight[first].to(**facts)
+            slope = weight if not by_pixel else upstream[first] if weight is None else weight * upstream[first]
+            ignored, places = _places(problem, label, classes)
+        x = enlarge(logits[first : first + 1, one : one + 1], size, align_corners)[0, 0]
+        times = 1.0 if problem.class_weight is None else problem.class_weight[one]
+        here = None if places is None else places[one]
+        t: Tensor | float = t_neg
+        if here is None:
+            t = torch.where(label == one, t_pos, t_neg).to(x.dtype)
+        else:
+            right, right_slopes = terms_and_slopes(boost, x.view(-1).index_select(0, here), t_pos, bound)
+        terms, slopes = terms_and_slopes(boost, x, t, bound)
+        if here is not None:
+            terms.view(-1).index_copy_(0, here, right)
+        terms = _without(terms, ignored)
+        if each is None:
+            total += (terms if weight is None else terms * weight).sum() * times
+        else:
+            each[first] += (terms if weight is None else terms * weight) * times
+        if gradient is not None:
+            # after the terms are summed, for they may be the slopes
+            if here is not None:
+                slopes.view(-1).index_copy_(0, here, right_slopes)
+            slopes = _without(slopes, ignored)
+            with torch.autocast(logits.device.type, enabled=False):
+                gradient[first, one] = back[0] @ (slopes if slope is None else slopes * slope) @ back[1].T * times
+    if gradient is not None:
+        gradient = (gradient * (scale if upstream is None or by_pixel else scale * upstream)).to(logits.dtype)
+    return (scale * total).to(**facts) if each is None else each.mul_(scale), gradient
+
+
+class _Resized(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, problem: Problem, align_corners: bool) -> Tensor:
+        ctx.problem, ctx.align_corners = problem, align_corners
+        ctx.save_for_backward(logits)
+        keep = ctx.needs_input_grad[0] and problem.reduction != "none" and logits.dtype != torch.float16
+        loss, ctx.gradient = _class_by_class(problem, logits, align_corners, keep)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (logits,) = ctx.saved_tensors
+        problem = ctx.problem
+        if torch.is_grad_enabled():
+            large = enlarge(logits, tuple(problem.label.shape[1:]), ctx.align_corners)
+            (gradient,) = torch.autograd.grad(problem.by(boosted_loss, large), logits, upstream, create_graph=True)
+            return gradient, None, None
+        if ctx.gradient is not None:
+            # as small as the logits: a product costs nothing
+            return (ctx.gradient * upstream).to(logits.dtype), None, None
+        return _class_by_class(problem, logits, ctx.align_corners, True, upstream)[1], None, None
+
+
+def boosted_resize_loss(
+    logits: Tensor,
+    label: Tensor,
+    boost: Boost,
+    targets: tuple[float, float],
+    *,
+    align_corners: bool = False,
+    ignore_index: int | None = None,
+    class_weight: Tensor | None = None,
+    weight: Tensor | None = None,
+    avg_factor: float | Tensor | None = None,
+    reduction: str = "mean",
+    max_delta: float | None = None,
+    loss_weight: float = 1.0,
+) -> Tensor:
+    """`boosted_loss` of logits after ``F.interpolate(logits, (H, W), mode='bilinear')``, never holding those.
+
+    Beside the gradient, which is of the small logits' size, it takes a few planes of one class. Half precision is enlarged in
+    float32.
+
+    Args:
+        logits: (N, C, h, w).
+        label: (N, H, W) integers, checked by the caller.
+        boost: see `gbseg.losses.reference.boosted_loss`, as the others.
+        targets: see there.
+        align_corners: see `torch.nn.functional.interpolate`.
+        ignore_index: see there.
+        class_weight: see there.
+        weight: (N, H, W), see there.
+        avg_factor: see there.
+        reduction: see there; 'none' gives (N, H, W).
+        max_delta: see there.
+        loss_weight: factor of the loss.
+
+    Returns:
+        The loss in float32 or float64.
+    """
+    bound = None if max_delta == math.inf else max_delta
+    problem = Problem(label, boost, targets, ignore_index, class_weight, weight, avg_factor, reduction, bound, loss_weight)
+    return _Resized.apply(logits, problem, align_corners)
+
+
+@torch.no_grad()
+def resized_accuracy(logits: Tensor, label: Tensor, ignore_index: int | None, align_corners: bool = False) -> Tensor:
+    """The percentage of pixels (N, H, W) that are not ignored whose label is the argmax of the enlarged logits (N, C, h, w)."""
+    size = tuple(label.shape[1:])
+    right = torch.zeros((), dtype=torch.int64, device=logits.device)
+    for image, labels in zip(logits, label, strict=True):
+        best = hit = None
+        for one, small in enumerate(image):
+            plane = enlarge(small[None, None], size, align_corners)[0, 0]
+            mine = labels == one
+            if best is None:
+                best, hit = plane, mine
+            else:
+                # the first of equal ones is the argmax
+                hit = torch.where(plane > best, mine, hit)
+                best = torch.maximum(best, plane)
+        if hit is not None:
+            # an ignored pixel's label is no class, so it never hits
+            right += hit.sum()
+    counted = label.numel() if ignore_index is None else (label != ignore_index).sum().clamp(min=1)
+    return 100 * right / counted
