@@ -140,8 +140,8 @@ class BoostedLoss(GuardedLoss):
         """
         if pred.ndim != 4 or target.ndim != 3 or target.is_floating_point():
             raise ValueError(
-                f"{type(self).__name__}.resized takes logits (N, C, h, w) and integer labels (N, H, W), got {tuple(pred.shape)} "
-                f"and {target.dtype} {tuple(target.shape)}."
+                f"{type(self).__name__}.resized takes logits (N, C, h, w) and integer labels (N, H, W), got "
+                f"{tuple(pred.shape)} and {target.dtype} {tuple(target.shape)}."
             )
         target, ignore_index, reduction, poison = self._checked(
             pred, target, weight, avg_factor, reduction_override, ignore_index, {}, tuple(target.shape[1:])

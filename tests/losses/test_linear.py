@@ -1,0 +1,123 @@
+"""The last layer and its loss in blocks of classes, against `F.linear` and the definition."""
+
+import socket
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor
+
+from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, MirroredExponentialBoost
+from gbseg.losses import linear
+from gbseg.losses.linear import boosted_linear_loss
+from gbseg.losses.reference import boosted_loss
+
+BOOSTS: dict[str, tuple[Boost, tuple[float, float]]] = {
+    "exp": (ExponentialBoost(0.1), (0.0, 6.0)),
+    "exp_above": (ExponentialBoost(0.1), (0.5, 6.0)),
+    "cubic": (CubicBoost(0.5, 0.4), (-2.0, 3.0)),
+    "linear": (LinearBoost(), (0.0, 1.0)),
+    "mirrored": (MirroredExponentialBoost(0.3, 0.2), (0.25, 2.0)),
+}
+
+
+def _layer(rows: int, features: int, classes: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, features, generator=rng, dtype=torch.float64)
+    weight = torch.randn(classes, features, generator=rng, dtype=torch.float64) / features**0.5
+    bias = torch.randn(classes, generator=rng, dtype=torch.float64)
+    label = torch.randint(0, classes, (rows,), generator=rng)
+    label[1::4] = -1
+    return *(one.to(dtype).requires_grad_() for one in (x, weight, bias)), label
+
+
+@pytest.mark.parametrize(("boost", "targets"), BOOSTS.values(), ids=BOOSTS)
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "plain"])
+def test_values_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, with_bias: bool, boost: Boost, targets: tuple[float, float]
+) -> None:
+    """Blocks of three classes and a rest, every option."""
+    monkeypatch.setattr(linear, "_BLOCK", 9 * 3)
+    x, weight, bias, label = _layer(9, 4, 11)
+    rng = torch.Generator().manual_seed(1)
+    inputs = (x, weight, bias) if with_bias else (x, weight)
+    bias = bias if with_bias else None
+    each = torch.rand(9, generator=rng, dtype=torch.float64)
+    options: dict[str, Any] = dict(class_weight=torch.rand(11, generator=rng, dtype=torch.float64), max_delta=1.5)
+    for chosen, rows in (({}, None), ({}, each), (options, each)):
+        for reduction in ("mean", "sum", "none"):
+            facts = dict(ignore_index=-1, reduction=reduction, **chosen)
+            mine = boosted_linear_loss(x, weight, bias, label, boost, targets, row_weight=rows, loss_weight=0.7, **facts)
+            plain = 0.7 * boosted_loss(F.linear(x, weight, bias), label, boost, targets, weight=rows, **facts)
+            torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-13)
+            upstream = torch.rand(plain.shape, generator=rng, dtype=torch.float64)
+            found = torch.autograd.grad(mine, inputs, upstream)
+            for one, expected in zip(found, torch.autograd.grad(plain, inputs, upstream), strict=True):
+                torch.testing.assert_close(one, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2), ()], ids=str)
+def test_what_needs_no_gradient(wanted: tuple[int, ...]) -> None:
+    tensors = [one.detach().requires_grad_(at in wanted) for at, one in enumerate(_layer(9, 4, 11)[:3])]
+    label = _layer(9, 4, 11)[3]
+    mine = boosted_linear_loss(*tensors, label, *BOOSTS["exp"], ignore_index=-1)
+    plain = boosted_loss(F.linear(*tensors), label, *BOOSTS["exp"], ignore_index=-1)
+    torch.testing.assert_close(mine, plain)
+    assert mine.requires_grad == bool(wanted)
+    if wanted:
+        inputs = [tensors[at] for at in wanted]
+        torch.testing.assert_close(torch.autograd.grad(mine, inputs), torch.autograd.grad(plain, inputs))
+
+
+def test_second_derivatives() -> None:
+    x, weight, bias, label = _layer(3, 2, 4)
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return boosted_linear_loss(*tensors, label, *BOOSTS["exp"], ignore_index=-1)
+
+    assert torch.autograd.gradcheck(loss, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(loss, (x, weight, bias))
+
+
+def test_a_hundred_thousand_classes() -> None:
+    """Float32 against the definition in float64, no worse than the definition in float32."""
+    x, weight, bias, label = _layer(8, 16, 100_000, torch.float32)
+    inputs = (x, weight, bias)
+    mine = boosted_linear_loss(*inputs, label, *BOOSTS["exp"], ignore_index=-1)
+    plain = boosted_loss(F.linear(*inputs), label, *BOOSTS["exp"], ignore_index=-1)
+    exact = [one.detach().double().requires_grad_() for one in inputs]
+    truth = boosted_loss(F.linear(*exact), label, *BOOSTS["exp"], ignore_index=-1)
+    found = [mine, *torch.autograd.grad(mine, inputs)]
+    reference = [plain, *torch.autograd.grad(plain, inputs)]
+    for one, other, true in zip(found, reference, [truth, *torch.autograd.grad(truth, exact)], strict=True):
+        assert (one - true).abs().amax() <= (other - true).abs().amax() + 1e-6 * true.abs().amax()
+
+
+def _shard(rank: int, port: int) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    x, weight, bias, label = _layer(9, 4, 11)
+    start, stop = ((0, 7), (7, 11))[rank]
+    part = [x, *(one.detach()[start:stop].clone().requires_grad_() for one in (weight, bias))]
+    factors = torch.linspace(0.5, 1.5, 11, dtype=torch.float64)
+    for reduction in ("mean", "none"):
+        facts: dict[str, Any] = dict(ignore_index=-1, class_weight=factors, reduction=reduction)
+        mine = boosted_linear_loss(*part, label, *BOOSTS["exp"], first_class=start, group=dist.group.WORLD, **facts)
+        whole = boosted_loss(F.linear(x, weight, bias), label, *BOOSTS["exp"], **facts)
+        torch.testing.assert_close(mine, whole, rtol=1e-12, atol=1e-13)
+        upstream = torch.full_like(whole, 0.3)
+        found = torch.autograd.grad(mine, part, upstream)
+        expected = torch.autograd.grad(whole, (x, weight, bias), upstream)
+        for one, other in zip(found, (expected[0], expected[1][start:stop], expected[2][start:stop]), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_the_classes() -> None:
+    """With gloo, seven classes and four: the loss and its derivatives are those of one process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_shard, (port,), nprocs=2)
