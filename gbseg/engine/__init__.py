@@ -9,6 +9,7 @@ from gbseg.engine.classes import ClassCountHook
 from gbseg.engine.comparison import compare_runs
 from gbseg.engine.config import load_config
 from gbseg.engine.convergence import ConvergenceHook
+from gbseg.engine.fused_resize import FuseResizeHook
 from gbseg.engine.gradients import GradientStatsHook
 from gbseg.engine.guard import NonFiniteGuardHook, NonFiniteLossError
 from gbseg.engine.loop import ResumableIterLoop
@@ -27,6 +28,7 @@ __all__ = [
     "ConvergenceHook",
     "CpuAmpOptimWrapper",
     "DurableCheckpointHook",
+    "FuseResizeHook",
     "GradientStatsHook",
     "LinkTTAModel",
     "NonFiniteGuardHook",

@@ -10,8 +10,12 @@ from gbseg.losses.baselines import (
     TanhMSELoss,
     WestonWatkinsLoss,
 )
+from gbseg.losses.fused import fused_boosted_loss
+from gbseg.losses.heads import fuse_resize
 from gbseg.losses.labels import BadLabelError
+from gbseg.losses.linear import boosted_linear_loss
 from gbseg.losses.modules import BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss
+from gbseg.losses.resized import boosted_resize_loss
 
 __all__ = [
     "BadLabelError",
@@ -25,4 +29,8 @@ __all__ = [
     "SoftmaxLoss",
     "TanhMSELoss",
     "WestonWatkinsLoss",
+    "boosted_linear_loss",
+    "boosted_resize_loss",
+    "fuse_resize",
+    "fused_boosted_loss",
 ]

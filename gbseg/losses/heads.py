@@ -1,0 +1,62 @@
+"""MMSegmentation's decode heads without their large logits: enlargement, loss and accuracy class by class."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gbseg.losses.modules import BoostedLoss
+from gbseg.losses.resized import resized_accuracy
+
+__all__ = ["fuse_resize"]
+
+
+def _loss_by_feat(self: nn.Module, seg_logits: Tensor, batch_data_samples: list[Any]) -> dict[str, Tensor]:
+    """`BaseDecodeHead.loss_by_feat` without the enlarged logits."""
+    label = torch.stack([sample.gt_sem_seg.data for sample in batch_data_samples]).squeeze(1)
+    losses: dict[str, Tensor] = {}
+    for loss in _losses(self):
+        value = loss.resized(seg_logits, label, ignore_index=self.ignore_index, align_corners=self.align_corners)
+        losses[loss.loss_name] = losses[loss.loss_name] + value if loss.loss_name in losses else value
+    losses["acc_seg"] = resized_accuracy(seg_logits, label, self.ignore_index, self.align_corners)
+    return losses
+
+
+def _losses(head: nn.Module) -> list[nn.Module]:
+    return list(head.loss_decode) if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
+
+
+def fuse_resize(head: nn.Module) -> nn.Module:
+    """Make a decode head compute its boosted losses class by class, see `gbseg.losses.resized`.
+
+    Losses and ``acc_seg`` are what they were; the memory of the enlarged logits and of what a loss derives from them is not
+    taken.
+
+    Args:
+        head: with MMSegmentation's own ``loss_by_feat``, no pixel sampler, and boosted losses only. Changed in place.
+
+    Returns:
+        The head.
+
+    Raises:
+        ValueError: the head is none of these; says which.
+    """
+    # imported here, so that the losses work with torch alone
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
+    name = type(head).__name__
+    if not isinstance(head, BaseDecodeHead) or type(head).loss_by_feat is not BaseDecodeHead.loss_by_feat:
+        raise ValueError(
+            f"{name} does not compute its loss with BaseDecodeHead.loss_by_feat, so nothing is known of its resize."
+        )
+    if head.sampler is not None:
+        raise ValueError(
+            f"{name} has the pixel sampler {type(head.sampler).__name__}, which needs all enlarged logits at once."
+        )
+    if others := [type(loss).__name__ for loss in _losses(head) if not isinstance(loss, BoostedLoss)]:
+        raise ValueError(f"{name} has the loss {', '.join(others)}; only boosted losses can be computed class by class.")
+    head.loss_by_feat = MethodType(_loss_by_feat, head)
+    return head
