@@ -1,11 +1,17 @@
 """The order of the tests, and a disk that can be filled, for every test that asks for one."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # before any kernel is made: they run on a CPU, operation by operation
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -60,9 +60,9 @@ def _run(
     return loss.detach(), gradient
 
 
-def _held(x: Tensor, label: Tensor, boost: Boost, targets: tuple[float, float], **options: Any) -> None:
+def _held(x: Tensor, label: Tensor, boost: Boost, targets: tuple[float, float], impl: str = "cpu", **options: Any) -> None:
     before = x.detach().clone()
-    found = _run(fused_boosted_loss, x, label, boost, targets, **options)
+    found = _run(fused_boosted_loss, x, label, boost, targets, impl=impl, **options)
     plain = _run(boosted_loss, x, label, boost, targets, **options)
     exact = {
         name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -79,23 +79,42 @@ def _held(x: Tensor, label: Tensor, boost: Boost, targets: tuple[float, float], 
         # a gradient near zero is a small difference of large numbers: it is measured against its pixel's largest
         size = truth.abs().nan_to_num(0.0, posinf=0.0)
         size = size.amax(1, keepdim=True) if is_gradient and size.numel() else size
-        assert not finite.any() or bool((error <= allowed[finite].amax() + 1e-6 * size)[finite].all())
+        # Triton's interpreter cuts bfloat16 off where a GPU rounds it
+        cut = torch.finfo(mine.dtype).eps * truth.abs() if impl == "triton" and mine.dtype == torch.bfloat16 else 0.0
+        assert not finite.any() or bool((error <= allowed[finite].amax() + 1e-6 * size + cut)[finite].all())
 
 
+def _only_what_it_takes(impl: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Triton's interpreter takes a minute for what a kernel does in a microsecond: one large shape is enough."""
+    if impl == "triton":
+        pytest.importorskip("triton")
+        if dtype == torch.float64:
+            pytest.skip("the kernel is for float32 and below")
+        if math.prod(shape) > 1e4 and dtype != torch.float32:
+            pytest.skip("interpreted, the large shape is tried in float32 alone")
+
+
+every_kernel = pytest.mark.parametrize("impl", ["cpu", "triton"])
 every_boost = pytest.mark.parametrize(("boost", "targets"), BOOSTS.values(), ids=BOOSTS)
 
 
 @every_boost
+@every_kernel
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, boost: Boost, targets: tuple[float, float]) -> None:
+def test_values_and_gradients(
+    shape: tuple[int, ...], dtype: torch.dtype, impl: str, boost: Boost, targets: tuple[float, float]
+) -> None:
     """Hard and soft labels, every reduction, ignored pixels or none."""
+    _only_what_it_takes(impl, dtype, shape)
     x = _logits(shape, dtype)
     soft = torch.rand(shape, generator=torch.Generator().manual_seed(2))
-    for reduction in ("mean", "sum", "none"):
-        _held(x, _labels(shape), boost, targets, ignore_index=255, reduction=reduction)
-        _held(x, _labels(shape, ignored=False), boost, targets, reduction=reduction)
-        _held(x, soft, boost, targets, reduction=reduction)
+    large = impl == "triton" and math.prod(shape) > 1e4
+    for reduction in ("mean",) if large else ("mean", "sum", "none"):
+        _held(x, _labels(shape), boost, targets, impl, ignore_index=255, reduction=reduction)
+        if not large:
+            _held(x, _labels(shape, ignored=False), boost, targets, impl, reduction=reduction)
+            _held(x, soft, boost, targets, impl, reduction=reduction)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -110,10 +129,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @every_boost
+@every_kernel
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_option_in_every_layout(name: str, layout: str, soft: bool, boost: Boost, targets: tuple[float, float]) -> None:
+def test_every_option_in_every_layout(
+    name: str, layout: str, soft: bool, impl: str, boost: Boost, targets: tuple[float, float]
+) -> None:
     """Weights of classes and pixels, divisors and bounds, over logits of any strides."""
     shape = (2, 3, 5, 7)
     options = dict(OPTIONS[name])
@@ -123,7 +145,7 @@ def test_every_option_in_every_layout(name: str, layout: str, soft: bool, boost:
     label = torch.rand(shape, generator=torch.Generator().manual_seed(2)) if soft else _labels(shape)
     for reduction in ("mean", "none"):
         plain = {key: value for key, value in options.items() if reduction == "mean" or key != "avg_factor"}
-        _held(x, label, boost, targets, ignore_index=255, reduction=reduction, **plain)
+        _held(x, label, boost, targets, impl, ignore_index=255, reduction=reduction, **plain)
 
 
 def test_blocks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
