@@ -89,7 +89,8 @@ def _free(x, t, x0, x0_rest, alpha, beta, KIND: tl.constexpr, ZERO: tl.constexpr
     far = alpha * tl.exp(reach - 1) - s * x + size * log_size
     loss = tl.where(in_jump, step * within + step * reach - s * x, tl.where(same, size * excess, far))
     sign = tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
-    return loss, tl.where(in_jump | (x * s <= 0), alpha * sign * tl.exp(reach - 1) - s, sign * size * slope)
+    delta = alpha * sign * tl.exp(reach - 1) - s
+    return loss, tl.where(in_jump, delta, tl.where(same, sign * size * slope, delta))
 
 
 @triton.jit
