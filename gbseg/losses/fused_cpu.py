@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,10 +19,10 @@ from gbseg.boosting import Boost, ExponentialBoost
 from gbseg.losses.problem import Problem
 from gbseg.losses.reference import bounded_divergence
 
-__all__ = ["one_pass", "rescale_", "scale_of", "terms_and_slopes"]
+__all__ = ["one_pass", "rescale_", "terms_and_slopes"]
 
-# numbers of a block: a few of them lie in a core's cache beside each other
-_BLOCK = 1 << 19
+# numbers of a block: it lies in the cores' caches
+_BLOCK = 5 << 18
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -30,11 +31,16 @@ def _flat(x: Tensor) -> Tensor:
     return x.as_strided((span,), (1,))
 
 
+@lru_cache(maxsize=8)
+def _starts(images: int, pixels: int, image: int, pixel: int) -> Tensor:
+    """Where in `_flat` the logits of class 0 stand, (n, p)."""
+    return (torch.arange(images) * image).unsqueeze(1) + torch.arange(pixels) * pixel
+
+
 def _places(x: Tensor, label: Tensor) -> Tensor:
     """Where the logits of the labels (n, p) stand in `_flat`, as one row; a fifth of the time of gather along classes."""
     image, other, pixel = x.stride()
-    first = torch.arange(x.shape[0]).unsqueeze(1) * image + torch.arange(x.shape[2]) * pixel
-    return (label * other).add_(first).view(-1)
+    return torch.add(_starts(x.shape[0], x.shape[2], image, pixel), label, alpha=other).view(-1)
 
 
 def terms_and_slopes(boost: Boost, x: Tensor, t: Tensor | float, max_delta: float | None) -> tuple[Tensor, Tensor]:
@@ -56,39 +62,50 @@ def terms_and_slopes(boost: Boost, x: Tensor, t: Tensor | float, max_delta: floa
     return bounded_divergence(boost, x, t, max_delta), delta if max_delta is None else delta.clamp_(-max_delta, max_delta)
 
 
+def _other_classes(problem: Problem, x: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor, float]:
+    """Terms and slopes of logits (n, C, p) that are nobody's label, both to be multiplied by the third; may overwrite ``place``."""
+    boost, t_neg = problem.boost, problem.targets[0]
+    if isinstance(boost, ExponentialBoost) and t_neg == 0 and problem.max_delta is None:
+        # one number for both, and no pass over the block for alpha
+        value = torch.exp(x, out=place)
+        return value, value, boost.alpha
+    return *terms_and_slopes(boost, x, t_neg, problem.max_delta), 1.0
+
+
 def _block(problem: Problem, x: Tensor, label: Tensor, factor: Tensor | float, gradient: Tensor | None) -> Tensor:
     """Losses (n, p) of logits (n, C, p); their derivatives times ``factor`` (n, p) are written into ``gradient``."""
-    t_neg, t_pos = problem.targets
-    outputs = None if problem.class_weight is None else problem.class_weight.to(x).unsqueeze(1)
-    pixels = factor if isinstance(factor, float) else factor.unsqueeze(1)
+    outputs = None if problem.class_weight is None else problem.class_weight.to(x)
     if problem.soft:
-        terms, delta = terms_and_slopes(problem.boost, x, t_neg + (t_pos - t_neg) * label.to(x.dtype), problem.max_delta)
+        t_neg, t_pos = problem.targets
+        t = t_neg + (t_pos - t_neg) * label.to(x.dtype)
+        terms, slopes = terms_and_slopes(problem.boost, x, t, problem.max_delta)
+        unit, right_terms = 1.0, None
     else:
-        right, right_delta = terms_and_slopes(
-            problem.boost, _flat(x).index_select(0, _places(x, label)), t_pos, problem.max_delta
-        )
-        terms, delta = terms_and_slopes(problem.boost, x, t_neg, problem.max_delta)
-        _flat(terms).scatter_(0, _places(terms, label), right)
-    # terms may be delta, whose value at the label is written last
-    losses = terms.sum(1) if outputs is None else (terms * outputs).sum(1)
-    if gradient is not None:
-        torch.mul(delta, pixels if outputs is None else pixels * outputs, out=gradient)
-        if not problem.soft:
-            each = factor if outputs is None else factor * problem.class_weight.to(x)[label]
-            right_delta *= each if isinstance(each, float) else each.view(-1)
-            _flat(gradient).scatter_(0, _places(gradient, label), right_delta)
+        terms, slopes, unit = _other_classes(problem, x, gradient)
+        # after the walk over all of x, which brings it into the cache
+        places = _places(x, label)
+        right = _flat(x).gather(0, places)
+        right_terms, right_slopes = terms_and_slopes(problem.boost, right, problem.targets[1], problem.max_delta)
+        if terms.stride() != x.stride():
+            places = _places(terms, label)
+        _flat(terms).index_fill_(0, places, 0.0)
+        if outputs is not None:
+            each = outputs[label].view(-1)
+            right_terms, right_slopes = right_terms * each, right_slopes * each
+    losses = terms.sum(1) if outputs is None else (terms * outputs.unsqueeze(1)).sum(1)
+    if right_terms is not None:
+        losses = losses.mul_(unit).add_(right_terms.view(losses.shape))
+    if gradient is None:
+        return losses
+    times = unit * factor
+    times = times if isinstance(times, float) else times.unsqueeze(1)
+    torch.mul(slopes, times if outputs is None else times * outputs.unsqueeze(1), out=gradient)
+    if right_terms is not None:
+        right_slopes *= factor if isinstance(factor, float) else factor.reshape(-1)
+        if gradient.stride() != terms.stride():
+            places = _places(gradient, label)
+        _flat(gradient).index_copy_(0, places, right_slopes)
     return losses
-
-
-def scale_of(problem: Problem) -> float:
-    """What the sum over the pixels is multiplied by."""
-    if problem.reduction != "mean":
-        return problem.loss_weight
-    if problem.avg_factor is not None:
-        return problem.loss_weight / float(problem.avg_factor)
-    if problem.soft or problem.ignore_index is None:
-        return problem.loss_weight / max(problem.pixels, 1)
-    return problem.loss_weight / max(int((problem.label != problem.ignore_index).sum()), 1)
 
 
 def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -99,43 +116,47 @@ def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | 
     x_all = logits.detach().reshape(count, classes, size)
     label_all = problem.label.reshape(count, classes, size) if problem.soft else problem.label.reshape(count, size)
     weight_all = None if problem.weight is None else problem.weight.to(dtype).reshape(count, size)
+    counted_all = problem.counted
+    if counted_all is not None and int(torch.count_nonzero(counted_all)) == counted_all.numel():
+        counted_all = None
+    scale = float(problem.scale(counted_all))
     # with strides as the logits have them, if those leave no gaps
     gradient = torch.empty_like(x_all) if derive else None
     losses = torch.empty(count, size, dtype=dtype) if problem.reduction == "none" else None
-    total, scale = 0.0, scale_of(problem)
-    slope = 1.0 if upstream is None or upstream.ndim else float(upstream)
+    total = 0.0
+    slope = scale if upstream is None or upstream.ndim else scale * float(upstream)
     images = max(1, _BLOCK // max(classes * size, 1))
-    pixels = max(1, _BLOCK // max(classes, 1)) if images == 1 else size
-    for first, start in itertools.product(range(0, count, images), range(0, size, max(pixels, 1))):
+    # parts of an image are alike, so that none is a small rest with the same overhead
+    parts = math.ceil(size * classes / _BLOCK) if images == 1 else 1
+    pixels = max(1, math.ceil(size / max(parts, 1)))
+    for first, start in itertools.product(range(0, count, images), range(0, size, pixels)):
         block = (slice(first, first + images), slice(start, start + pixels))
         whole = (block[0], slice(None), block[1])
         x = x_all[whole].to(dtype)
-        label = label_all[whole] if problem.soft else label_all[block]
+        label = label_all[whole] if problem.soft else label_all[block].long()
         factor = None if weight_all is None else weight_all[block]
         counted = None
-        if problem.ignore_index is not None and not problem.soft:
-            counted = label != problem.ignore_index
-            if bool(counted.all()):
-                counted = None
-            else:
-                label = torch.where(counted, label, 0)
-                factor = counted.to(dtype) if factor is None else torch.where(counted, factor, 0.0)
-        each = scale * slope if factor is None else scale * slope * factor
+        if counted_all is not None:
+            counted = counted_all.view(count, size)[block]
+            label = label * counted
+            factor = counted.to(dtype) if factor is None else torch.where(counted, factor, 0.0)
+        each = slope if factor is None else slope * factor
         if upstream is not None and upstream.ndim:
             each = each * upstream.reshape(count, size)[block]
         place = out = None if gradient is None else gradient[whole]
         if out is not None and out.dtype != dtype:
             place = torch.empty_like(x)
         value = _block(problem, x, label, each, place)
-        if counted is not None and not bool(torch.isfinite(value).all()):
+        value = value if factor is None else value.mul_(factor)
+        found = float(value.sum())
+        if counted is not None and not math.isfinite(found):
             # 0 times an infinity is NaN, and as in the reference an ignored pixel's logits may be anything
-            value = _block(problem, torch.where(counted.unsqueeze(1), x, 0.0), label, each, place)
-        if factor is not None:
-            value = value * factor
-        if losses is None:
-            total += float(value.sum(dtype=torch.float64))
-        else:
-            losses[block] = value * scale
+            x = torch.where(counted.unsqueeze(1), x_all[whole].to(dtype), 0.0)
+            value = _block(problem, x, label, each, place).mul_(factor)
+            found = float(value.sum())
+        total += found
+        if losses is not None:
+            torch.mul(value, scale, out=losses[block])
         if place is not out:
             out.copy_(place)
     loss = torch.tensor(scale * total, dtype=dtype) if losses is None else losses.view(count, *logits.shape[2:])

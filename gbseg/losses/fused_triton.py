@@ -252,20 +252,6 @@ def _settings(problem: Problem) -> dict[str, Any]:
     )
 
 
-def _scale(problem: Problem, device: torch.device) -> Tensor:
-    """What the sum over the pixels is multiplied by, on the device: nothing here waits for it."""
-    weight = torch.full((), problem.loss_weight, dtype=torch.float32, device=device)
-    if problem.reduction != "mean":
-        return weight
-    if problem.avg_factor is not None:
-        return weight / (
-            problem.avg_factor.to(weight).reshape(()) if isinstance(problem.avg_factor, Tensor) else problem.avg_factor
-        )
-    if problem.soft or problem.ignore_index is None:
-        return weight / max(problem.pixels, 1)
-    return weight / (problem.label != problem.ignore_index).sum().clamp(min=1)
-
-
 def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """See `gbseg.losses.fused_cpu.one_pass`; logits in one of `DTYPES`."""
     shape = logits.shape
@@ -274,7 +260,7 @@ def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | 
     gradient = torch.empty_like(x) if derive else None
     label = problem.label.reshape((count, classes, size) if problem.soft else (count, 1, size))
     weight = None if problem.weight is None else problem.weight.reshape(count, size).to(torch.float32)
-    scale = _scale(problem, logits.device)
+    scale = torch.ones((), dtype=torch.float32, device=logits.device) * problem.scale(problem.counted)
     if upstream is not None and upstream.ndim:
         each = upstream.reshape(count, size).to(torch.float32)
         weight = each if weight is None else weight * each

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gbseg.boosting import Boost
-from gbseg.losses.fused_cpu import scale_of, terms_and_slopes
+from gbseg.losses.fused_cpu import terms_and_slopes
 from gbseg.losses.problem import Problem
 from gbseg.losses.reference import boosted_loss
 
@@ -54,8 +54,8 @@ def _block_by_block(
     boost, (t_neg, t_pos), bound = problem.boost, problem.targets, problem.max_delta
     rows, classes = len(features), len(weight)
     wide = torch.float64 if features.dtype == torch.float64 else torch.float32
-    counted = None if problem.ignore_index is None else problem.label != problem.ignore_index
-    factor = torch.full((rows, 1), scale_of(problem), dtype=wide, device=features.device)
+    counted = problem.counted
+    factor = torch.ones((rows, 1), dtype=wide, device=features.device) * problem.scale(counted)
     if problem.weight is not None:
         factor = factor * problem.weight.to(wide).unsqueeze(1)
     if counted is not None:

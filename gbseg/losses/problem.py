@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gbseg.boosting import Boost
@@ -55,3 +56,23 @@ class Problem:
     def pixels(self) -> int:
         """How many there are, ignored ones included."""
         return self.label.numel() // (max(self.label.shape[1], 1) if self.soft else 1)
+
+    @property
+    def counted(self) -> Tensor | None:
+        """(N, *) whether a pixel is not ignored; None where none can be."""
+        if self.soft or self.ignore_index is None:
+            return None
+        return (self.label != self.ignore_index).contiguous()
+
+    def scale(self, counted: Tensor | None) -> float | Tensor:
+        """What the sum over the pixels is multiplied by; a tensor where nobody is to wait for a device."""
+        if self.reduction != "mean":
+            return self.loss_weight
+        divisor: float | Tensor = max(self.pixels, 1)
+        if self.avg_factor is not None:
+            divisor = self.avg_factor.reshape(()) if isinstance(self.avg_factor, Tensor) else self.avg_factor
+        elif counted is not None:
+            divisor = torch.count_nonzero(counted).clamp(min=1)
+        if isinstance(divisor, Tensor) and divisor.device.type == "cpu":
+            divisor = divisor.item()
+        return self.loss_weight / divisor

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gbseg.boosting import Boost
-from gbseg.losses.fused_cpu import scale_of, terms_and_slopes
+from gbseg.losses.fused_cpu import terms_and_slopes
 from gbseg.losses.problem import Problem
 from gbseg.losses.reference import boosted_loss
 
@@ -67,7 +67,7 @@ def _class_by_class(
     count, classes = logits.shape[:2]
     size = tuple(problem.label.shape[1:])
     facts = dict(dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32, device=logits.device)
-    scale = scale_of(problem)
+    scale = problem.scale(problem.counted)
     each = torch.zeros((count, *size), **facts) if problem.reduction == "none" else None
     gradient = torch.zeros_like(logits, dtype=facts["dtype"]) if derive else None
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
