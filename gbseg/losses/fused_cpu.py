@@ -22,7 +22,7 @@ from gbseg.losses.reference import bounded_divergence
 __all__ = ["one_pass", "rescale_", "terms_and_slopes"]
 
 # numbers of a block: it lies in the cores' caches
-_BLOCK = 5 << 18
+_BLOCK = 1 << 20
 
 
 def _flat(x: Tensor) -> Tensor:
