@@ -63,7 +63,7 @@ def terms_and_slopes(boost: Boost, x: Tensor, t: Tensor | float, max_delta: floa
 
 
 def _other_classes(problem: Problem, x: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor, float]:
-    """Terms and slopes of logits (n, C, p) that are nobody's label, both to be multiplied by the third; may overwrite ``place``."""
+    """Terms and slopes of logits (n, C, p) that are nobody's label, both times the third; may overwrite ``place``."""
     boost, t_neg = problem.boost, problem.targets[0]
     if isinstance(boost, ExponentialBoost) and t_neg == 0 and problem.max_delta is None:
         # one number for both, and no pass over the block for alpha

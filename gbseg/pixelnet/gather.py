@@ -1,10 +1,10 @@
-"""Hypercolumns: what the feature maps of a trunk hold at single pixels, and their first linear layer.
+"""Hypercolumns: what the feature maps of a trunk hold at single pixels.
 
 Pixel ``x`` of an image reads a feature map of stride ``s`` at the map position ``(x + offset + 0.5)/s - 0.5``, clamped to
 the map, bilinearly (half-pixel centres; ``offset`` is the padding in front of the image, 0 by default). Where the image is
 a multiple of the stride, that is ``F.grid_sample(align_corners=False, padding_mode='border')``.
 
-Shapes: N images, P points an image, C_l channels of level l (K their sum), h_l x w_l its map, D units of the first layer.
+Shapes: N images, P points an image, C_l channels of level l (K their sum), h_l x w_l its map.
 Points are (row, column) pixels of the image.
 """
 
@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-__all__ = ["Level", "gather", "gather_linear", "hypercolumn_linear_reference", "hypercolumns_reference"]
+from gbseg.pixelnet.row_sums import row_sums, spread
+
+__all__ = ["Level", "corners", "gather", "hypercolumn_linear_reference", "hypercolumns_reference", "map_of", "table_of"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Level:
         )
 
 
-def _corners(level: Level, points: Tensor) -> tuple[Tensor, Tensor]:
+def corners(level: Level, points: Tensor) -> tuple[Tensor, Tensor]:
     """The four positions around each point, as rows of the (N*h*w, C) table, and their weights; both (N*P, 4)."""
     height, width = level.feature.shape[2:]
     y, x = (level.positions(points[..., axis], axis) - level.origin[axis] for axis in (0, 1))
@@ -78,16 +82,36 @@ def _corners(level: Level, points: Tensor) -> tuple[Tensor, Tensor]:
     return index.reshape(-1, 4), torch.stack(weights, dim=-1).reshape(-1, 4)
 
 
-def _table(feature: Tensor) -> Tensor:
+def table_of(feature: Tensor) -> Tensor:
     """(N, C, h, w) as (N*h*w, C); a view if the feature is channels_last."""
     return feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1])
+
+
+def map_of(table: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `table_of`: (N*h*w, C) as (N, C, h, w), a view."""
+    count, channels, height, width = shape
+    return table.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(index, weights)
+        ctx.shape, ctx.dtype = feature.shape, feature.dtype
+        return row_sums(table_of(feature), index, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        found = spread(upstream, *ctx.saved_tensors, ctx.shape.numel() // ctx.shape[1])
+        return map_of(found, ctx.shape).to(ctx.dtype), None, None
 
 
 def gather(level: Level, points: Tensor) -> Tensor:
     """Bilinear values of one feature map at points.
 
-    A weighted sum of four rows of the (positions x channels) table: `F.embedding_bag` does that in one pass, several times
-    faster than `F.grid_sample` for many channels.
+    A weighted sum of four rows of the (positions x channels) table, for many channels several times faster than
+    `F.grid_sample`.
 
     Args:
         level: the map.
@@ -96,66 +120,7 @@ def gather(level: Level, points: Tensor) -> Tensor:
     Returns:
         (N, P, C_l), float32 or float64.
     """
-    index, weights = _corners(level, points)
-    table = _table(level.feature)
-    if table.dtype not in (torch.float32, torch.float64) and index.numel() < len(table):
-        # embedding_bag wants one dtype, and weights of bfloat16 would be off by up to 0.4 %; of a large map in half
-        # precision only the rows that are read are converted
-        values = (F.embedding(index, table).float() * weights.unsqueeze(-1)).sum(1)
-    else:
-        values = F.embedding_bag(index, _full(table), per_sample_weights=weights, mode="sum")
-    return values.view(*points.shape[:2], -1)
-
-
-def _full(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def gather_linear(levels: Sequence[Level], points: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The first linear layer over the hypercolumns at points, without building the hypercolumns.
-
-    A linear layer commutes with interpolation, so each level is projected and interpolated in the order that takes less
-    arithmetic: a map with fewer positions than there are points is projected first, a larger one is gathered first. All
-    projected maps make one table, of which each point's sum over levels and corners is one bag. Sums are in float32.
-
-    Args:
-        levels: the feature maps.
-        points: (N, P, 2) integer pixels (row, column).
-        weight: (D, K), its columns in the order of the levels.
-        bias: (D,), added once.
-
-    Returns:
-        (N, P, D), float32 or float64.
-
-    Raises:
-        ValueError: the levels do not have K channels together.
-    """
-    channels = [level.feature.shape[1] for level in levels]
-    if sum(channels) != weight.shape[1] or not channels:
-        raise ValueError(f"the feature maps have {channels} channels, the first layer was made for {weight.shape[1]}.")
-    gathered, columns = [], []
-    tables, indices, corner_weights = [], [], []
-    rows = 0
-    for level, part in zip(levels, weight.split(channels, dim=1), strict=True):
-        if level.feature[0, 0].numel() >= points.shape[1]:
-            gathered.append(gather(level, points))
-            columns.append(part)
-            continue
-        index, corners = _corners(level, points)
-        tables.append(_full(F.linear(_table(level.feature), part)))
-        indices.append(index + rows)
-        corner_weights.append(corners)
-        rows += len(tables[-1])
-    total: Tensor | float = 0.0 if bias is None else bias
-    if gathered:
-        # under autocast the product is bfloat16, so it is brought back before the sum
-        total = total + _full(F.linear(torch.cat(gathered, -1).to(weight.dtype), torch.cat(columns, 1)))
-    if tables:
-        bags = F.embedding_bag(
-            torch.cat(indices, 1), torch.cat(tables), per_sample_weights=torch.cat(corner_weights, 1), mode="sum"
-        )
-        total = total + bags.view(*points.shape[:2], -1)
-    return total
+    return _Gather.apply(level.feature, *corners(level, points)).view(*points.shape[:2], -1)
 
 
 def hypercolumns_reference(levels: Sequence[Level], points: Tensor) -> Tensor:
@@ -172,5 +137,5 @@ def hypercolumns_reference(levels: Sequence[Level], points: Tensor) -> Tensor:
 
 
 def hypercolumn_linear_reference(levels: Sequence[Level], points: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The plain form of `gather_linear`: concatenate, then multiply."""
+    """The plain form of `gbseg.pixelnet.first_layer.gather_linear`: concatenate, then multiply."""
     return F.linear(hypercolumns_reference(levels, points), weight, bias)

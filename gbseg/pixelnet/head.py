@@ -6,6 +6,7 @@ Shapes: N images, P points an image, K channels of a hypercolumn, C classes, H x
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from mmengine.model import BaseModule
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from gbseg.losses.labels import BadLabelError, require_labels
 from gbseg.losses.links import starting_logits
-from gbseg.pixelnet.gather import Level, gather_linear
+from gbseg.pixelnet.adaptive import adaptive_logits
+from gbseg.pixelnet.first_layer import FirstLayer, gather_linear, products_dtype
+from gbseg.pixelnet.gather import Level
 from gbseg.pixelnet.sampling import PixelSampler
 
 __all__ = ["PixelNetHead"]
@@ -73,7 +76,7 @@ class PixelNetHead(BaseModule):
         ignore_index: int = 255,
         init_std: float | None = 0.001,
         init_bias: str | Sequence[float] | None = None,
-        chunk: int = 16384,
+        chunk: int = 4096,
         offset: float = 0.0,
         align_corners: bool = False,
         init_cfg: dict | None = None,
@@ -96,6 +99,8 @@ class PixelNetHead(BaseModule):
         self.ignore_index = ignore_index
         self.init_std = init_std
         self.chunk = chunk
+        # pixels for which the small maps are projected once
+        self.tile = 4 * chunk
         self.offset = offset
         self.align_corners = align_corners
         self.threshold = None
@@ -132,18 +137,25 @@ class PixelNetHead(BaseModule):
 
     def classify(self, levels: Sequence[Level], points: Tensor) -> Tensor:
         """Logits (N, P, C) at points (N, P, 2), (row, column)."""
-        first = self.linears[0]
-        weight = first.weight
-        if self.tap_scale is not None:
-            # scaling a tap is scaling its columns; done by parts so that no host tensor is copied to the device
-            parts = weight.split(self.in_channels, dim=1)
-            weight = torch.cat([part * scale for part, scale in zip(parts, self.tap_scale, strict=True)], dim=1)
+        return self._hidden(gather_linear(levels, points, self._first_weight(), self.linears[0].bias))
+
+    def _first_weight(self) -> Tensor:
+        weight = self.linears[0].weight
+        if self.tap_scale is None:
+            return weight
+        # scaling a tap is scaling its columns; done by parts so that no host tensor is copied to the device
+        parts = weight.split(self.in_channels, dim=1)
+        return torch.cat([part * scale for part, scale in zip(parts, self.tap_scale, strict=True)], dim=1)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """What follows the first linear layer: (N, P, D) to (N, P, C)."""
         # sums over levels are float32, whatever the weights are
-        x = gather_linear(levels, points, weight, first.bias).to(first.weight.dtype)
+        x = x.to(self.linears[0].weight.dtype)
         for linear, norm in zip(self.linears[1:], self.norms, strict=True):
             # a batch normalisation counts every point of every image as a row
             x = norm(x.flatten(0, 1)).view_as(x)
-            x = linear(self.dropout(torch.relu(x)))
+            # nobody else needs what is overwritten, and at full width it is 164 MB
+            x = linear(self.dropout(torch.relu_(x)))
         return x
 
     def forward(self, inputs: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
@@ -166,20 +178,67 @@ class PixelNetHead(BaseModule):
         logits = inputs[0].new_empty((batch, self.num_classes, *size), dtype=torch.float32)
         if levels[0].feature.dtype == torch.float64:
             logits = logits.double()
+        weight = self._first_weight()
         for image in range(batch):
-            one = [Level(level.feature[image : image + 1], level.stride, level.offset) for level in levels]
-            for rows, columns in _tiles(size, self.chunk):
-                grid = torch.meshgrid(
+            one = _image(levels, image)
+            for rows, columns in _tiles(size, self.tile):
+                shape = (rows[1] - rows[0] + 1, columns[1] - columns[0] + 1)
+                points = torch.cartesian_prod(
                     torch.arange(rows[0], rows[1] + 1, device=logits.device),
                     torch.arange(columns[0], columns[1] + 1, device=logits.device),
-                    indexing="ij",
                 )
-                points = torch.stack(grid, dim=-1).reshape(1, -1, 2)
-                tile = self.classify([level.crop(rows, columns) for level in one], points)
-                shape = (rows[1] - rows[0] + 1, columns[1] - columns[0] + 1)
-                place = (slice(rows[0], rows[1] + 1), slice(columns[0], columns[1] + 1))
-                logits[image, :, place[0], place[1]] = tile[0].T.reshape(-1, *shape).to(logits.dtype)
+                crops = [level.crop(rows, columns) for level in one]
+                tile = self._evaluate(crops, points, weight)
+                logits[image, :, rows[0] : rows[1] + 1, columns[0] : columns[1] + 1] = tile.T.view(-1, *shape)
         return logits
+
+    def _evaluate(self, levels: Sequence[Level], points: Tensor, weight: Tensor) -> Tensor:
+        """Logits (P, C) at points (P, 2) of one image: small maps are projected once, then ``chunk`` points at a time."""
+        bias = self.linears[0].bias
+        if torch.is_grad_enabled():
+
+            def first(part: Tensor) -> Tensor:
+                return gather_linear(levels, part, weight, bias)
+        else:
+            layer = FirstLayer(levels, weight, bias, len(points), products_dtype(weight))
+
+            def first(part: Tensor) -> Tensor:
+                return layer(part).unsqueeze(0)
+
+        return torch.cat([self._hidden(first(part.unsqueeze(0)))[0] for part in points.split(self.chunk)])
+
+    def adaptive(
+        self, inputs: Sequence[Tensor], size: tuple[int, int], coarse: int = 8, margin: float = 0.1
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (N, C, H, W), evaluated only where they are needed, see `gbseg.pixelnet.adaptive.adaptive_logits`.
+
+        Args:
+            inputs: the backbone's feature maps.
+            size: the image's (H, W).
+            coarse: see there, as the other.
+            margin: see there.
+
+        Returns:
+            The logits, and (N, H, W) whether a pixel was evaluated.
+        """
+        levels = self.levels(inputs, size)
+        weight = self._first_weight()
+        link = getattr(self.loss_decode[0], "probabilities", torch.softmax)
+
+        def evaluate(one: Sequence[Level], points: Tensor) -> Tensor:
+            found = []
+            for part in points.split(self.tile):
+                rows, columns = (tuple(part[:, axis].aminmax()) for axis in (0, 1))
+                crops = [level.crop(tuple(map(int, rows)), tuple(map(int, columns))) for level in one]
+                values = self._evaluate(crops, part, weight)
+                found.append(values if values.dtype == torch.float64 else values.float())
+            return torch.cat(found)
+
+        found = [
+            adaptive_logits(partial(evaluate, _image(levels, image)), size, partial(link, dim=0), coarse, margin, weight.device)
+            for image in range(levels[0].feature.shape[0])
+        ]
+        return torch.stack([logits for logits, _ in found]), torch.stack([seen for _, seen in found])
 
     def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict | None = None) -> dict[str, Tensor]:
         """The losses at sampled pixels, and ``acc_seg``, the percentage of them that are right."""
@@ -206,11 +265,24 @@ class PixelNetHead(BaseModule):
         return losses
 
     def predict(self, inputs: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: dict | None = None) -> Tensor:
-        """Dense logits (N, C, H, W) of images whose metadata name their size at the network's input."""
+        """Logits (N, C, H, W) of images whose metadata name their size at the network's input.
+
+        ``test_cfg['mode']`` is 'adaptive' for `adaptive`, with ``coarse`` and ``margin`` beside it; else all are evaluated.
+        """
         meta = batch_img_metas[0]
         # a batch is padded to one shape; where nothing was padded, there is only img_shape
         size = meta["img_shape"] if isinstance(meta["img_shape"], torch.Size) else meta.get("pad_shape", meta["img_shape"])
-        return self.forward(inputs, (int(size[0]), int(size[1])))
+        size = (int(size[0]), int(size[1]))
+        test_cfg = test_cfg or {}
+        if test_cfg.get("mode") == "adaptive":
+            options = {key: test_cfg[key] for key in ("coarse", "margin") if key in test_cfg}
+            return self.adaptive(inputs, size, **options)[0]
+        return self.forward(inputs, size)
+
+
+def _image(levels: Sequence[Level], number: int) -> list[Level]:
+    """The maps of one image of the batch."""
+    return [Level(level.feature[number : number + 1], level.stride, level.offset) for level in levels]
 
 
 def _tiles(size: tuple[int, int], chunk: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:

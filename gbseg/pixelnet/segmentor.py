@@ -9,6 +9,8 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
+from gbseg.pixelnet.head import PixelNetHead
+
 __all__ = ["PixelNet"]
 
 
@@ -21,11 +23,15 @@ class PixelNet(EncoderDecoder):
     nearest neighbour and compared there; ``seg_logits`` are enlarged the same way. An image smaller than the deepest stride is
     continued by its border pixels up to it, and the prediction there is dropped.
 
+    ``test_cfg['mode'] = 'adaptive'`` evaluates the MLP only where labels change or are close (`PixelNetHead.adaptive`), from a
+    grid of every ``test_cfg['coarse']``-th pixel (8), with the margin ``test_cfg['margin']`` (0.1).
+
     A sample's metadata may hold ``input_scale``, a factor of ``test_cfg['input']`` (test-time augmentation).
 
     Raises:
-        ValueError: ``test_cfg['input']`` is neither; the trunk's padding is not the head's offset; images of one batch were
-            padded differently or have different ``input_scale``.
+        ValueError: ``test_cfg['input']`` is neither; 'coarse' or 'margin' makes no sense, or the head is none that adapts; the
+            trunk's padding is not the head's offset; images of one batch were padded differently or have different
+            ``input_scale``.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -34,6 +40,7 @@ class PixelNet(EncoderDecoder):
         if size != "original" and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
             raise ValueError(f"test_cfg['input'] is 'original' or (height, width), got {size!r}.")
         self.input_size: tuple[int, int] | None = None if size == "original" else tuple(size)
+        self._check_mode()
         self.deepest_stride = int(max(getattr(self.decode_head, "strides", None) or (32,)))
         padding = getattr(self.backbone, "image_padding", 0)
         offset = getattr(self.decode_head, "offset", 0)
@@ -42,6 +49,24 @@ class PixelNet(EncoderDecoder):
                 f"the trunk pads images by {padding} pixels and the head reads its maps at offset={offset}: "
                 "set decode_head.offset to backbone.image_padding, or every feature is read at the wrong place."
             )
+
+    def _check_mode(self) -> None:
+        config = self.test_cfg or {}
+        if config.get("mode") != "adaptive":
+            return
+        if not isinstance(self.decode_head, PixelNetHead):
+            raise ValueError(f"test_cfg['mode'] = 'adaptive' needs a PixelNetHead, not {type(self.decode_head).__name__}.")
+        coarse, margin = config.get("coarse", 8), config.get("margin", 0.1)
+        if not (isinstance(coarse, int) and coarse >= 1 and coarse & (coarse - 1) == 0):
+            raise ValueError(f"test_cfg['coarse'] is the spacing of the first grid, a power of 2, got {coarse!r}.")
+        if not (isinstance(margin, int | float) and margin >= 0):
+            raise ValueError(f"test_cfg['margin'] is a difference of probabilities and must be >= 0, got {margin!r}.")
+
+    def inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        """MMSegmentation's, with the mode 'adaptive' beside 'whole' and 'slide'."""
+        if (self.test_cfg or {}).get("mode") == "adaptive":
+            return self.whole_inference(inputs, batch_img_metas)
+        return super().inference(inputs, batch_img_metas)
 
     def scaled_input(self, scale: float) -> tuple[int, int]:
         """``test_cfg['input']`` times ``scale``, each side rounded to a multiple of the deepest stride; unrounded for 1."""

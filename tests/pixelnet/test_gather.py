@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -13,10 +11,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("mmseg")
-from gbseg.pixelnet.gather import Level, gather, gather_linear, hypercolumn_linear_reference
+from gbseg.pixelnet.first_layer import gather_linear
+from gbseg.pixelnet.gather import Level, gather, hypercolumn_linear_reference
 
 LEVEL_CASES = {
     # map size, stride, offset, image size
@@ -187,28 +186,13 @@ def test_gather_linear_is_the_plain_form(
     _compare_with_reference(sizes, points, batch, bias, seed)
 
 
-class _ProductCounter(TorchFunctionMode):
-    """Counts the multiplications of `F.linear`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.multiplications = 0
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.linear:
-            self.multiplications += args[0].numel() * args[1].shape[0]
-        return func(*args, **(kwargs or {}))
-
-
 def test_each_level_takes_the_cheaper_order() -> None:
     """PixelNet's levels at 224 x 224, 1/16 as wide: the smaller of points and positions counts, for every level."""
     levels = list(zip((4, 8, 16, 32, 32, 256), (1, 2, 4, 8, 16, 32), strict=True))
     maps = [Level(torch.zeros(1, c, 224 // s, 224 // s), (s, s)) for c, s in levels]
-    with _ProductCounter() as counter:
+    with FlopCounterMode(display=False) as counter:
         gather_linear(maps, torch.zeros(1, 2000, 2, dtype=torch.long), torch.zeros(16, 348), torch.zeros(16))
-    assert counter.multiplications == 16 * sum(c * min(2000, (224 // s) ** 2) for c, s in levels)
+    assert counter.get_total_flops() == 2 * 16 * sum(c * min(2000, (224 // s) ** 2) for c, s in levels)
 
 
 def test_autocast_sums_in_float32() -> None:
