@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gbseg.losses.labels import BadLabelError, require_labels
 from gbseg.losses.links import starting_logits
 from gbseg.pixelnet.adaptive import adaptive_logits
+from gbseg.pixelnet.dropout import relu_dropout
 from gbseg.pixelnet.first_layer import FirstLayer, gather_linear, products_dtype
 from gbseg.pixelnet.gather import Level
 from gbseg.pixelnet.sampling import PixelSampler
@@ -154,8 +155,7 @@ class PixelNetHead(BaseModule):
         for linear, norm in zip(self.linears[1:], self.norms, strict=True):
             # a batch normalisation counts every point of every image as a row
             x = norm(x.flatten(0, 1)).view_as(x)
-            # nobody else needs what is overwritten, and at full width it is 164 MB
-            x = linear(self.dropout(torch.relu_(x)))
+            x = linear(relu_dropout(x, self.dropout.p, self.dropout.training))
         return x
 
     def forward(self, inputs: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
@@ -243,7 +243,7 @@ class PixelNetHead(BaseModule):
     def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict | None = None) -> dict[str, Tensor]:
         """The losses at sampled pixels, and ``acc_seg``, the percentage of them that are right."""
         label = torch.stack([sample.gt_sem_seg.data for sample in batch_data_samples]).squeeze(1)
-        if label.device.type == "cpu":
+        if label.device.type == "cpu" and not torch.compiler.is_compiling():
             # the loss sees points; here the message can name the file and the pixel, whichever loss it is
             for sample, one in zip(batch_data_samples, label, strict=True):
                 try:

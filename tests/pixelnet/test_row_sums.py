@@ -1,0 +1,90 @@
+"""Weighted sums of rows and their transpose against a dense matrix; the kernel runs in Triton's interpreter without a GPU."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("mmseg")
+from gbseg.pixelnet import row_sums as module
+from gbseg.pixelnet.first_layer import gather_linear
+from gbseg.pixelnet.gather import Level
+from gbseg.pixelnet.row_sums import row_sums, spread
+
+SHAPES = [(1, 1, 1, 1), (7, 5, 13, 4), (3, 1100, 9, 8), (50, 3, 2, 4), (4, 6, 0, 4)]
+
+
+@pytest.fixture(params=["torch", "triton"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways, on whatever device there is."""
+    if request.param == "triton":
+        pytest.importorskip("triton")
+        module.row_sums_triton = importlib.import_module("gbseg.pixelnet.row_sums_triton")
+    monkeypatch.setattr(module, "_kernel_takes", lambda table: request.param == "triton" and table.dtype != torch.float64)
+    return request.param
+
+
+def _matrix(index: Tensor, weights: Tensor, rows: int) -> Tensor:
+    """(Q, R) in float64: the sums as a product."""
+    matrix = torch.zeros(len(index), rows, dtype=torch.float64, device=index.device)
+    return matrix.index_put_(
+        (torch.arange(len(index), device=index.device).unsqueeze(1), index), weights.double(), accumulate=True
+    )
+
+
+def _case(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    rows, width, bags, each = shape
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rng = torch.Generator().manual_seed(0)
+    table = torch.randn(rows, width, generator=rng, dtype=torch.float64).to(device, dtype)
+    index = torch.randint(rows, (bags, each), generator=rng).to(device)
+    return table, index, torch.rand(bags, each, generator=rng).to(device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sums(shape: tuple[int, ...], dtype: torch.dtype, by: str) -> None:
+    """Rows in half precision are summed in float32."""
+    table, index, weights = _case(shape, dtype)
+    found = row_sums(table, index, weights)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    expected = _matrix(index, weights, len(table)) @ table.double()
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 4e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_transpose(shape: tuple[int, ...], dtype: torch.dtype, by: str) -> None:
+    """Rows that are in many bags, in one more than once, and in none."""
+    table, index, weights = _case(shape, torch.float32)
+    values = torch.randn(len(index), table.shape[1], dtype=torch.float64).to(table.device, dtype)
+    found = spread(values, index, weights, len(table))
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    expected = _matrix(index, weights, len(table)).T @ values.double()
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 4e-6)
+
+
+def test_gradients_are_the_same_bits_every_time() -> None:
+    """With and without `torch.use_deterministic_algorithms`, which refuses what is not."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rng = torch.Generator().manual_seed(0)
+    features = [torch.randn(2, 6, side, side, generator=rng).to(device).requires_grad_() for side in (24, 3)]
+    weight = torch.randn(16, 12, generator=rng).to(device).requires_grad_()
+    points = torch.randint(24, (2, 300, 2), generator=rng).to(device)
+    upstream = torch.randn(2, 300, 16, generator=rng).to(device)
+
+    def gradients() -> tuple[Tensor, ...]:
+        levels = [Level(feature, (step, step)) for feature, step in zip(features, (1, 8), strict=True)]
+        return torch.autograd.grad(gather_linear(levels, points, weight), [*features, weight], upstream)
+
+    first = gradients()
+    torch.use_deterministic_algorithms(True)
+    try:
+        second = gradients()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(bool(one.any()) for one in first)
