@@ -18,6 +18,7 @@ from benchmarks import growth, linear, loss, resized
 from benchmarks.table import Row, Settings, write_table
 from gbseg.report.provenance import provenance
 
+# name -> what it says of itself, and its `run`; a module of its own each
 BENCHMARKS: dict[str, tuple[str, Callable[[Settings], list[Row]]]] = {
     "loss": ("exp-GB against cross-entropy and focal loss: time, peak memory, share of the bandwidth", loss.run),
     "loss_memory": ("the same losses: memory of the forward and of both, and what is held between them", loss.run_memory),

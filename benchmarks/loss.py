@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.inputs import EXP, IGNORE, TARGETS, compiled_cross_entropy, cross_entropy, derived, logits_and_labels, text
 from benchmarks.memory import held, peak
 from benchmarks.table import MIB, Row, Settings, by_contender
-from benchmarks.timing import agree, measure
+from benchmarks.timing import agree, measure, reason
 from gbseg.boosting import CubicBoost
 from gbseg.losses.fused import fused_boosted_loss
 from gbseg.losses.modules import ExpGBLoss
@@ -101,10 +102,11 @@ def run(settings: Settings) -> list[Row]:
         buffer = torch.empty_like(data)
         ways |= {CLONE: lambda x=x: x.detach().clone(), COPY: lambda data=data, buffer=buffer: buffer.copy_(data)}
         found = measure(ways, settings.rounds, settings.device)
-        ideal = 2 * x.nbytes + label.nbytes
-        rows += by_contender("loss", text(shape, dtype), found, BASELINE, 2 * x.nbytes / found[COPY].median, ideal)
-    # a copy is the measure of the others
-    return [row for row in rows if row.contender != COPY] + [row for row in rows if row.contender == COPY]
+        ideal_ms = 1e3 * found[COPY].median * (2 * x.nbytes + label.nbytes) / (2 * x.nbytes)
+        for row in by_contender("loss", text(shape, dtype), found, BASELINE):
+            is_loss = row.median_ms is not None and row.contender not in (CLONE, COPY)
+            rows.append(replace(row, roofline_percent=100 * ideal_ms / row.median_ms) if is_loss else row)
+    return rows
 
 
 def run_memory(settings: Settings) -> list[Row]:
@@ -115,10 +117,10 @@ def run_memory(settings: Settings) -> list[Row]:
         for name, loss in losses(x, label).items():
             for what, function in {"forward": loss, "forward and backward": derived(loss, x)}.items():
                 try:
-                    # twice: what compiles or tunes at the first call is not the loss
+                    # what compiles or tunes at its first call holds more then
                     function()
                     most, rest = (take(function, settings.device) / MIB for take in (peak, held))
                     rows.append(Row(what, text(shape, dtype), name, peak_mib=most, held_mib=rest))
                 except Exception as error:
-                    rows.append(Row(what, text(shape, dtype), name, note=f"not run: {type(error).__name__}: {error}"))
+                    rows.append(Row(what, text(shape, dtype), name, note=f"not run: {reason(error)}"))
     return rows

@@ -9,12 +9,13 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.table import Row, read_table
 from gbseg.report.curve import BASELINE, COLOURS, DPI, STYLE, WIDTH
 
 BAR, PANEL = 0.21, 1.55  # inches: the height of a bar, of a panel
+PAPER = dict(facecolor="white", edgecolor="none", pad=0.5)  # behind a number, over lines
 
 
 def _colour(contender: str) -> str:
@@ -29,7 +30,7 @@ def _bars(axes: Axes, rows: Sequence[Row], values: Sequence[float | None], shown
             axes.annotate("not run", (0, place), xytext=(3, 0), textcoords="offset points", va="center", color="#808080")
             continue
         axes.barh(place, value, height=0.68, color=_colour(row.contender))
-        axes.annotate(shown.format(value), (value, place), xytext=(3, 0), textcoords="offset points", va="center")
+        axes.annotate(shown.format(value), (value, place), xytext=(3, 0), textcoords="offset points", va="center", bbox=PAPER)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.18 * max((value for value in values if value is not None), default=1.0))
     axes.grid(False, axis="y")
@@ -37,7 +38,7 @@ def _bars(axes: Axes, rows: Sequence[Row], values: Sequence[float | None], shown
 
 
 def draw_loss(rows: Sequence[Row], path: Path) -> None:
-    """Median time relative to the row's ``ratio_to``, with the rounds' quartiles, and peak memory; one pair of panels a shape.
+    """Median time relative to the row's ``ratio_to``, and peak memory; one pair of panels a shape.
 
     Args:
         rows: of the benchmark 'loss'.
@@ -54,15 +55,15 @@ def draw_loss(rows: Sequence[Row], path: Path) -> None:
             _bars(left, group, [row.ratio for row in group], "{:.2f}")
             _bars(right, group, [row.peak_mib for row in group], "{:,.0f}")
             left.set_yticks(range(len(group)), [row.contender for row in group], parse_math=False)
-            left.axvline(1, color=BASELINE, linewidth=0.8, linestyle=(0, (2, 2)))
+            left.axvline(1, color=BASELINE, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0.6)
             left.set_xlabel(f"median time / that of {compared}")
             right.set_xlabel("peak memory beyond the inputs, MiB")
             left.set_title(f"logits {shape.replace('x', ' x ')}", fontsize=9, loc="left")
         figure.savefig(path)
 
 
-def _number(value: float, _: object) -> str:
-    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+def _short(size: int) -> str:
+    return f"{size // 1000}k" if size >= 1000 and size % 1000 == 0 else str(size)
 
 
 def draw_growth(rows: Sequence[Row], path: Path) -> None:
@@ -81,27 +82,29 @@ def draw_growth(rows: Sequence[Row], path: Path) -> None:
         figure = Figure(figsize=(WIDTH, 2 * PANEL + 0.9), dpi=DPI, layout="constrained")
         panels = figure.subplots(2, len(whats), squeeze=False, sharex="col", sharey="row")
         for what, upper, lower in zip(whats, *panels, strict=True):
+            sizes = sorted({row.size for row in rows if row.what == what})
             for name in contenders:
                 line = [row for row in rows if (row.what, row.contender) == (what, name)]
-                sizes = [row.size for row in line]
                 style = dict(color=look[name], linewidth=1.4, marker="o", markersize=3)
+                at = [row.size for row in line]
                 upper.fill_between(
-                    sizes,
+                    at,
                     [row.quartile_1 for row in line],
                     [row.quartile_3 for row in line],
                     color=look[name],
                     alpha=0.2,
                     linewidth=0,
                 )
-                upper.plot(sizes, [row.median_ms for row in line], label=name, **style)
-                lower.plot(sizes, [row.peak_mib for row in line], **style)
+                upper.plot(at, [row.median_ms for row in line], label=name, **style)
+                lower.plot(at, [row.peak_mib for row in line], **style)
             lower.set_xlabel(what)
-        for axes in panels.flat:
-            axes.set(xscale="log", yscale="log")
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(LogLocator(numticks=6))
-                axis.set_major_formatter(FuncFormatter(_number))
-                axis.set_minor_formatter(NullFormatter())
+            for axes in (upper, lower):
+                axes.set(xscale="log", yscale="log")
+                axes.yaxis.set_major_locator(LogLocator(numticks=6))
+                axes.yaxis.set_minor_locator(NullLocator())
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+                axes.set_xticks(sizes, [_short(size) for size in sizes], fontsize=7.5)
+                axes.xaxis.set_minor_locator(NullLocator())
         panels[0, 0].set_ylabel("median time, ms")
         panels[1, 0].set_ylabel("peak memory, MiB")
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=len(contenders), frameon=False)

@@ -46,7 +46,7 @@ class Row:
         ratio_to: the contender that it is compared with.
         peak_mib: the most memory that it held at a time beyond its inputs.
         held_mib: the memory that it holds when it returns.
-        roofline_percent: the speed of an ideal implementation, bound by the memory's bandwidth, that it reaches.
+        roofline_percent: its speed as a share of that of an ideal implementation, which the memory's bandwidth bounds.
         size: what grows, where something does.
         note: 'not run: why', or empty.
     """
@@ -79,30 +79,12 @@ class Row:
         if self.held_mib is not None:
             parts.append(f"{self.held_mib:8.1f} MiB held")
         if self.roofline_percent is not None:
-            parts.append(f"{self.roofline_percent:5.1f} % of the bandwidth")
+            parts.append(f"{self.roofline_percent:5.1f} % of the roofline")
         return f"{self.what}, {self.shape}: {'  '.join(parts)}  {self.contender}"
 
 
-def by_contender(
-    what: str,
-    shape: str,
-    found: dict[str, Measured],
-    ratio_to: str,
-    bandwidth: float = 0.0,
-    ideal: int = 0,
-    size: int | None = None,
-) -> list[Row]:
-    """One row a contender.
-
-    Args:
-        what: see `Row`, as the others.
-        shape: see there.
-        found: what `benchmarks.timing.measure` returned.
-        ratio_to: the contender that all are compared with.
-        bandwidth: of the memory, bytes a second; 0 leaves the roofline out.
-        ideal: the bytes that an ideal implementation reads and writes.
-        size: see there.
-    """
+def by_contender(what: str, shape: str, found: dict[str, Measured], ratio_to: str, size: int | None = None) -> list[Row]:
+    """One row a contender of what `benchmarks.timing.measure` found; see `Row` for the others."""
     rows = []
     for name, one in found.items():
         if one.failed:
@@ -121,7 +103,6 @@ def by_contender(
                 ratio=one.ratio_to(found[ratio_to]) if compared else None,
                 ratio_to=ratio_to if compared else "",
                 peak_mib=one.peak / MIB,
-                roofline_percent=100 * ideal / one.median / bandwidth if bandwidth else None,
                 size=size,
             )
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.memory import peak
 
-__all__ = ["Measured", "agree", "measure"]
+__all__ = ["Measured", "agree", "measure", "reason"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Measured:
         return statistics.median(mine / its for mine, its in zip(self.seconds, other.seconds, strict=True))
 
 
+def reason(error: Exception) -> str:
+    """Why a contender could not run, in a line."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:150]
+
+
 def _seconds(run: Callable[[], object], device: str) -> float:
     if torch.device(device).type != "cuda":
         start = time.perf_counter()
@@ -71,7 +76,7 @@ def measure(contenders: dict[str, Callable[[], object]], rounds: int, device: st
         try:
             run()
         except Exception as error:  # of whatever library: the others are still to be measured
-            found[name] = Measured(failed=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}")
+            found[name] = Measured(failed=reason(error))
         else:
             ways.append((name, run))
     seconds: dict[str, list[float]] = {name: [] for name, _ in ways}

@@ -36,9 +36,9 @@ def test_a_contender_that_cannot_run() -> None:
 def test_numbers_of_a_row() -> None:
     """The ratio is that of each round, not of the medians."""
     found = {"a": Measured((1.0, 2.0, 4.0), peak=2**20), "b": Measured((1.0, 8.0, 2.0))}
-    row = by_contender("loss", "2", found, "b", bandwidth=100.0, ideal=50)[0]
+    row = by_contender("loss", "2", found, "b")[0]
     assert (row.median_ms, row.quartile_1, row.quartile_3, row.ratio) == (2000, 1500, 3000, 1.0)
-    assert (row.peak_mib, row.roofline_percent) == (1, 25)
+    assert (row.peak_mib, row.ratio_to) == (1, "b")
 
 
 def test_bytes() -> None:
