@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ def one_hot_expgb(x: Tensor, label: Tensor) -> Tensor:
 
 # imported when they are called, so that one that is not installed is left out and not all of them
 @cache
-def _mmseg(name: str, **options: object) -> nn.Module:
+def _mmseg(name: str, **options: Any) -> nn.Module:
     from mmseg.models import losses
 
     return getattr(losses, name)(**options)
@@ -50,13 +51,13 @@ def losses(x: Tensor, label: Tensor) -> dict[str, Callable[[], Tensor]]:
     """What is compared, by name."""
     counted = label != IGNORE
     # mmseg's Python path, which a CPU takes, turns integer labels into one-hot ones of a shape that it then fails on
-    focal = label, None
+    focal: tuple[Tensor, Tensor | None] = label, None
     if not x.is_cuda:
         one_hot = F.one_hot(torch.where(counted, label, 0), x.shape[1]).movedim(-1, 1).to(x.dtype)
         focal = one_hot, counted.flatten().to(x.dtype)
     module, pow3 = ExpGBLoss(EXP.alpha, TARGETS).to(x.device), CubicBoost(0.001, 0.4)
 
-    def ours(**options: object) -> Tensor:
+    def ours(**options: Any) -> Tensor:
         return fused_boosted_loss(x, label, EXP, TARGETS, ignore_index=IGNORE, **options)
 
     found = {
@@ -81,7 +82,7 @@ def shapes(settings: Settings) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Of the logits, with their dtypes."""
     if settings.quick:
         return [((2, 21, 64, 64), torch.float32)]
-    found = [((4, 21, 321, 321), torch.float32)]
+    found: list[tuple[tuple[int, ...], torch.dtype]] = [((4, 21, 321, 321), torch.float32)]
     if settings.device == "cuda":
         found += [((16, 21, 512, 512), dtype) for dtype in (torch.float32, torch.bfloat16)]
     return found
@@ -96,16 +97,17 @@ def run(settings: Settings) -> list[Row]:
     rows = []
     for shape, dtype in shapes(settings):
         x, label = logits_and_labels(shape, settings.device, dtype)
-        ways: dict[str, Callable[[], object]] = {name: derived(loss, x) for name, loss in losses(x, label).items()}
-        agree(ways, SAME)
+        derivatives = {name: derived(loss, x) for name, loss in losses(x, label).items()}
+        agree(derivatives, SAME)
         data = x.detach()
         buffer = torch.empty_like(data)
-        ways |= {CLONE: lambda x=x: x.detach().clone(), COPY: lambda data=data, buffer=buffer: buffer.copy_(data)}
-        found = measure(ways, settings.rounds, settings.device)
+        copies: dict[str, Callable[[], object]] = {CLONE: data.clone, COPY: partial(buffer.copy_, data)}
+        found = measure(derivatives | copies, settings.rounds, settings.device)
         ideal_ms = 1e3 * found[COPY].median * (2 * x.nbytes + label.nbytes) / (2 * x.nbytes)
         for row in by_contender("loss", text(shape, dtype), found, BASELINE):
-            is_loss = row.median_ms is not None and row.contender not in (CLONE, COPY)
-            rows.append(replace(row, roofline_percent=100 * ideal_ms / row.median_ms) if is_loss else row)
+            if row.median_ms is not None and row.contender not in copies:
+                row = replace(row, roofline_percent=100 * ideal_ms / row.median_ms)
+            rows.append(row)
     return rows
 
 

@@ -32,12 +32,11 @@ def run(settings: Settings) -> list[Row]:
     shape, side = ((1, 21, 16, 16), 64) if settings.quick else ((4, 21, 64, 64), 512)
     size = (side, side)
     x, label = logits_and_labels(shape, settings.device, size=size)
-    options = dict(ignore_index=IGNORE)
     losses = {
         BASELINE: lambda: resized_cross_entropy(x, label),
         "F.interpolate, F.cross_entropy, torch.compile": lambda: _compiled()(x, label),
-        "F.interpolate, exp-GB": lambda: fused_boosted_loss(enlarge(x, size, False), label, EXP, TARGETS, **options),
-        "exp-GB, boosted_resize_loss": lambda: boosted_resize_loss(x, label, EXP, TARGETS, **options),
+        "F.interpolate, exp-GB": lambda: fused_boosted_loss(enlarge(x, size, False), label, EXP, TARGETS, ignore_index=IGNORE),
+        "exp-GB, boosted_resize_loss": lambda: boosted_resize_loss(x, label, EXP, TARGETS, ignore_index=IGNORE),
     }
     ways = {name: derived(loss, x) for name, loss in losses.items()}
     agree(ways, ("F.interpolate, exp-GB", "exp-GB, boosted_resize_loss"))

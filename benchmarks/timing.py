@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,16 +56,16 @@ def _seconds(run: Callable[[], object], device: str) -> float:
         start = time.perf_counter()
         run()
         return time.perf_counter() - start
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
-    start.record()
+    before.record()
     run()
-    end.record()
+    after.record()
     torch.cuda.synchronize(device)
-    return start.elapsed_time(end) / 1e3
+    return before.elapsed_time(after) / 1e3
 
 
-def measure(contenders: dict[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, Measured]:
+def measure(contenders: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, Measured]:
     """Time every contender once a round, each round beginning with another; then the memory of each on its own.
 
     The first call of each warms up and is not counted. A contender that raises in it (a package that is not installed, no
@@ -89,7 +89,7 @@ def measure(contenders: dict[str, Callable[[], object]], rounds: int, device: st
     return {name: found[name] for name in contenders}
 
 
-def agree(contenders: dict[str, Callable[[], Sequence[Tensor]]], names: Sequence[str]) -> None:
+def agree(contenders: Mapping[str, Callable[[], Sequence[Tensor]]], names: Sequence[str]) -> None:
     """Refuse to time what does not compute the same: the tensors that those of ``names`` return against the first's.
 
     Raises:
