@@ -8,15 +8,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import growth, linear, loss, resized
-from benchmarks.table import Row, Settings, write_table
-from gbseg.report.provenance import provenance
+from benchmarks.table import Row, Settings, facts, write_table
 
 # name -> what it says of itself, and its `run`; a module of its own each
 BENCHMARKS: dict[str, tuple[str, Callable[[Settings], list[Row]]]] = {
@@ -28,27 +25,12 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Settings], list[Row]]]] = {
 }
 # with arguments of their own
 OTHERS = {
+    "adaptive": "adaptive prediction on real images: evaluations saved, mIoU lost",
     "arrays": "CIFAR-10 from memory against torchvision",
     "confusion": "the confusion matrix against mmseg and torchmetrics",
     "gradient_stats": "what recording gradients costs in training",
     "sbd": "reading SBD",
 }
-PEERS = ("liger-kernel", "onedl-mmcv", "triton")
-
-
-def facts(command: str, settings: Settings, note: str) -> dict[str, Any]:
-    """What a table has to be stored with."""
-    found = provenance(command)
-    found["versions"] |= {one.name: one.version for one in distributions() if one.name in PEERS}
-    device = torch.cuda.get_device_name() if settings.device == "cuda" else found["hardware"]["cpu"]
-    return found | {
-        "seed": 0,
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "rounds": settings.rounds,
-        "quick": settings.quick,
-        "note": note,
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,14 +6,19 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import Measured
+import torch
 
-__all__ = ["Row", "Settings", "by_contender", "read_table", "write_table"]
+from benchmarks.timing import Measured
+from gbseg.report.provenance import provenance
+
+__all__ = ["Row", "Settings", "by_contender", "facts", "read_table", "write_table"]
 
 MIB = 2**20
+PEERS = ("liger-kernel", "onedl-mmcv", "triton")
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,21 @@ class Row:
         if self.roofline_percent is not None:
             parts.append(f"{self.roofline_percent:5.1f} % of the roofline")
         return f"{self.what}, {self.shape}: {'  '.join(parts)}  {self.contender}"
+
+
+def facts(command: str, settings: Settings, note: str) -> dict[str, Any]:
+    """What a table has to be stored with."""
+    found = provenance(command)
+    found["versions"] |= {one.name: one.version for one in distributions() if one.name in PEERS}
+    device = torch.cuda.get_device_name() if settings.device == "cuda" else found["hardware"]["cpu"]
+    return found | {
+        "seed": 0,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "rounds": settings.rounds,
+        "quick": settings.quick,
+        "note": note,
+    }
 
 
 def by_contender(what: str, shape: str, found: dict[str, Measured], ratio_to: str, size: int | None = None) -> list[Row]:

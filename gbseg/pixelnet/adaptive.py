@@ -43,7 +43,7 @@ def adaptive_logits(
     size: tuple[int, int],
     probabilities: Callable[[Tensor], Tensor],
     coarse: int = 8,
-    margin: float = 0.1,
+    margin: float = 0.2,
     device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits of an image from a coarse grid and what its labels leave open.

@@ -208,7 +208,7 @@ class PixelNetHead(BaseModule):
         return torch.cat([self._hidden(first(part.unsqueeze(0)))[0] for part in points.split(self.chunk)])
 
     def adaptive(
-        self, inputs: Sequence[Tensor], size: tuple[int, int], coarse: int = 8, margin: float = 0.1
+        self, inputs: Sequence[Tensor], size: tuple[int, int], coarse: int = 8, margin: float = 0.2
     ) -> tuple[Tensor, Tensor]:
         """Logits (N, C, H, W), evaluated only where they are needed, see `gbseg.pixelnet.adaptive.adaptive_logits`.
 

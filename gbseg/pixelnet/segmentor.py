@@ -24,7 +24,7 @@ class PixelNet(EncoderDecoder):
     continued by its border pixels up to it, and the prediction there is dropped.
 
     ``test_cfg['mode'] = 'adaptive'`` evaluates the MLP only where labels change or are close (`PixelNetHead.adaptive`), from a
-    grid of every ``test_cfg['coarse']``-th pixel (8), with the margin ``test_cfg['margin']`` (0.1).
+    grid of every ``test_cfg['coarse']``-th pixel (8), with the margin ``test_cfg['margin']`` (0.2).
 
     A sample's metadata may hold ``input_scale``, a factor of ``test_cfg['input']`` (test-time augmentation).
 
@@ -56,7 +56,7 @@ class PixelNet(EncoderDecoder):
             return
         if not isinstance(self.decode_head, PixelNetHead):
             raise ValueError(f"test_cfg['mode'] = 'adaptive' needs a PixelNetHead, not {type(self.decode_head).__name__}.")
-        coarse, margin = config.get("coarse", 8), config.get("margin", 0.1)
+        coarse, margin = config.get("coarse", 8), config.get("margin", 0.2)
         if not (isinstance(coarse, int) and coarse >= 1 and coarse & (coarse - 1) == 0):
             raise ValueError(f"test_cfg['coarse'] is the spacing of the first grid, a power of 2, got {coarse!r}.")
         if not (isinstance(margin, int | float) and margin >= 0):
