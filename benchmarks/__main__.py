@@ -1,4 +1,4 @@
-"""Speed and memory of the losses against their peers: ``python -m benchmarks [names...]``, all without a name.
+"""Speed and memory of losses and of PixelNet against their peers: ``python -m benchmarks [names...]``, all without a name.
 
 Each benchmark writes one table, ``<name>.csv`` (``<name>_cuda.csv`` on a GPU), whose first line says what it was measured on.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import growth, linear, loss, resized
+from benchmarks import growth, head, linear, loss, resized
 from benchmarks.table import Row, Settings, facts, write_table
 
 # name -> what it says of itself, and its `run`; a module of its own each
@@ -21,6 +21,10 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Settings], list[Row]]]] = {
     "loss_memory": ("the same losses: memory of the forward and of both, and what is held between them", loss.run_memory),
     "resized": ("loss of enlarged logits", resized.run),
     "linear": ("a last layer of 100,000 classes and its loss", linear.run),
+    "gather": ("PixelNet's hypercolumns and first layer, forward and backward; also against the points", head.run_gather),
+    "head": ("the training step of PixelNet's head", head.run_head),
+    "dense": ("PixelNet at every pixel", head.run_dense),
+    "train_step": ("PixelNet's whole step in bfloat16, for a GPU", head.run_train_step),
     "growth": ("time and memory against batch, classes and image side", growth.run),
 }
 # with arguments of their own

@@ -110,7 +110,8 @@ class Answered(PixelNetHead):
 def at_full_width(logits: Tensor, options: dict[str, float], rounds: int) -> tuple[dict[str, Measured], float]:
     """PixelNet at its own widths on one image: trunk, dense head, and adaptive head.
 
-    The last evaluates the points that logits (C, H, W) of a trained network ask for. Returns the times, and the share of the pixels that were evaluated.
+    The last evaluates the points that logits (C, H, W) of a trained network ask for. Returns the times, and the share of the
+    pixels that were evaluated.
     """
     torch.manual_seed(0)
     size = tuple(logits.shape[1:])

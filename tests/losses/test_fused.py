@@ -3,7 +3,6 @@ in the same precision, plus 1e-6 of the value.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, MirroredExponentialBoost
-from gbseg.losses import fused_cpu
+from gbseg.losses import fused, fused_cpu
 from gbseg.losses.fused import fused_boosted_loss
 from gbseg.losses.reference import boosted_loss
 
@@ -84,29 +83,24 @@ def _held(x: Tensor, label: Tensor, boost: Boost, targets: tuple[float, float], 
         assert not finite.any() or bool((error <= allowed[finite].amax() + 1e-6 * size + cut)[finite].all())
 
 
-def _only_what_it_takes(impl: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Triton's interpreter takes a minute for what a kernel does in a microsecond: one large shape is enough."""
-    if impl == "triton":
-        pytest.importorskip("triton")
-        if dtype == torch.float64:
-            pytest.skip("the kernel is for float32 and below")
-        if math.prod(shape) > 1e4 and dtype != torch.float32:
-            pytest.skip("interpreted, the large shape is tried in float32 alone")
-
-
-every_kernel = pytest.mark.parametrize("impl", ["cpu", "triton"])
+# Triton's interpreter takes a second for what a kernel does in a microsecond: of each kind of input one is enough there
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+VALUES = [
+    *(("cpu", dtype, shape) for dtype in DTYPES for shape in SHAPES),
+    *(("triton", torch.float32, shape) for shape in SHAPES),
+    *(("triton", dtype, shape) for dtype in DTYPES[2:] for shape in ((2, 3, 4), (5, 2))),
+]
 every_boost = pytest.mark.parametrize(("boost", "targets"), BOOSTS.values(), ids=BOOSTS)
 
 
 @every_boost
-@every_kernel
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("impl", "dtype", "shape"), VALUES, ids=str)
 def test_values_and_gradients(
     shape: tuple[int, ...], dtype: torch.dtype, impl: str, boost: Boost, targets: tuple[float, float]
 ) -> None:
     """Hard and soft labels, every reduction, ignored pixels or none."""
-    _only_what_it_takes(impl, dtype, shape)
+    if impl == "triton":
+        pytest.importorskip("triton")
     x = _logits(shape, dtype)
     soft = torch.rand(shape, generator=torch.Generator().manual_seed(2))
     large = impl == "triton" and math.prod(shape) > 1e4
@@ -128,15 +122,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+CASES = [
+    *(("cpu", layout, name) for layout in LAYOUTS for name in OPTIONS),
+    *(("triton", "contiguous", name) for name in OPTIONS),
+    *(("triton", layout, "all") for layout in LAYOUTS if layout != "contiguous"),
+]
+
+
 @every_boost
-@every_kernel
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-@pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("impl", "layout", "name"), CASES)
 def test_every_option_in_every_layout(
     name: str, layout: str, soft: bool, impl: str, boost: Boost, targets: tuple[float, float]
 ) -> None:
     """Weights of classes and pixels, divisors and bounds, over logits of any strides."""
+    if impl == "triton":
+        pytest.importorskip("triton")
     shape = (2, 3, 5, 7)
     options = dict(OPTIONS[name])
     if "weight" in options:
@@ -240,15 +241,29 @@ def test_loss_weight_is_a_factor_of_all() -> None:
             torch.testing.assert_close(found, -0.4 * reference)
 
 
-def _peak(function: Callable[[], object]) -> tuple[int, object]:
-    """The most bytes that PyTorch's CPU allocator held at a time, beyond those at the start, and what was returned."""
-    from torch.profiler import ProfilerActivity, profile
+def test_a_fallback_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a device that nothing was made for; 'auto' on a CPU says nothing, for it falls back on nothing."""
+    fused._say.cache_clear()
+    with caplog.at_level("DEBUG", logger="gbseg"):
+        fused_boosted_loss(_logits((2, 3, 5), torch.float32), _labels((2, 3, 5)), *BOOSTS["exp"], ignore_index=255)
+        assert not caplog.records
+        for _ in range(2):
+            x = torch.empty(2, 3, 5, device="meta", requires_grad=True)
+            fused_boosted_loss(x, torch.empty(2, 5, dtype=torch.long, device="meta"), *BOOSTS["exp"]).backward()
+    assert [(one.levelname, one.message) for one in caplog.records] == [
+        ("DEBUG", "the boosted loss of torch.float32 logits on meta is the reference's: no kernel is made for them.")
+    ]
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        result = function()
-    held = most = 0
-    for event in found.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most, result
+
+@pytest.mark.parametrize(
+    ("impl", "x", "message"),
+    [
+        ("cpu", torch.empty(2, 3, device="meta"), "takes logits on a CPU, got them on meta"),
+        ("triton", torch.empty(2, 3, dtype=torch.float64), "takes float32, bfloat16 and float16, got torch.float64"),
+        ("fastest", torch.empty(2, 3), "impl must be one of"),
+    ],
+)
+def test_an_implementation_that_cannot_be(impl: str, x: Tensor, message: str) -> None:
+    pytest.importorskip("triton")
+    with pytest.raises(ValueError, match=message):
+        fused_boosted_loss(x, torch.zeros(2, dtype=torch.long, device=x.device), *BOOSTS["exp"], impl=impl)

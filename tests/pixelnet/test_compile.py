@@ -72,9 +72,7 @@ def test_a_training_step_of_the_head_is_one_graph(loss: str, half: bool, channel
     for name, value in plain.items():
         torch.testing.assert_close(mine[name], value)
     tolerance: dict[str, Any] = dict(rtol=1e-2, atol=2e-2) if half else dict(rtol=1e-5, atol=1e-5)
-    for a, b in zip(
-        torch.autograd.grad(mine[key], inputs), torch.autograd.grad(plain[key], inputs), strict=True
-    ):
+    for a, b in zip(torch.autograd.grad(mine[key], inputs), torch.autograd.grad(plain[key], inputs), strict=True):
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, **tolerance)
 

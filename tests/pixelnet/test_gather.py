@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import product
 
 import pytest
 import torch
@@ -169,6 +170,34 @@ def _compare_with_reference(sizes: list[tuple[int, int, int]], points: int, batc
 def test_gather_linear_in_both_orders(points: int, bias: bool) -> None:
     """Fewer points than positions, more, and both in one call."""
     _compare_with_reference([(3, 9, 8), (2, 4, 5), (4, 1, 1), (1, 2, 10)][: 4 if points == 20 else 2], points, 2, bias, 0)
+
+
+@pytest.mark.parametrize("wanted", list(product((False, True), repeat=4)), ids=str)
+def test_what_needs_no_gradient(wanted: tuple[bool, ...]) -> None:
+    """Any of a gathered map, a projected one, the weight and the bias: those that want a gradient get the reference's."""
+    torch.manual_seed(0)
+    shapes = ((2, 3, 12, 12), (2, 4, 2, 2), (5, 7), (5,))
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=one) for shape, one in zip(shapes, wanted, strict=True)]
+    large, small, weight, bias = tensors
+    levels, points = [Level(large, (1, 1)), Level(small, (6, 6))], torch.randint(12, (2, 40, 2))
+    out = [f(levels, points, weight, bias) for f in (gather_linear, hypercolumn_linear_reference)]
+    assert out[0].requires_grad == any(wanted)
+    inputs = [tensor for tensor in tensors if tensor.requires_grad]
+    if inputs:
+        for ours, theirs in zip(*(torch.autograd.grad(one.square().sum(), inputs) for one in out), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("batch", "count"), [(0, 5), (2, 0)])
+def test_nothing_to_gather(batch: int, count: int) -> None:
+    """No images, or no points: empty, and gradients of zero."""
+    leaves = [torch.randn(batch, c, side, side, requires_grad=True) for c, side in ((3, 12), (4, 2))]
+    weight = torch.randn(5, 7, requires_grad=True)
+    levels = [Level(leaf, (12 / leaf.shape[2],) * 2) for leaf in leaves]
+    found = gather_linear(levels, torch.zeros(batch, count, 2, dtype=torch.long), weight)
+    assert found.shape == (batch, count, 5)
+    for gradient in torch.autograd.grad(found.sum(), [*leaves, weight]):
+        assert not gradient.any()
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
