@@ -133,20 +133,21 @@ def at_full_width(logits: Tensor, options: dict[str, float], rounds: int) -> tup
 
 
 def draw(rows: Sequence[dict], path: Path) -> None:
-    """mIoU lost against how many evaluations fewer, a line for each first grid."""
+    """The change of the mIoU against how many evaluations fewer, a line for each first grid."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.6), dpi=DPI, layout="constrained")
         axes = figure.subplots()
         for number, coarse in enumerate(sorted({row["coarse"] for row in rows} - {1})):
             line = [row for row in rows if row["coarse"] == coarse]
-            x, y = ([row[name] for row in line] for name in ("fewer_evaluations", "mIoU_lost"))
+            x, y = [row["fewer_evaluations"] for row in line], [-row["mIoU_lost"] for row in line]
             axes.plot(
-                x, y, color=COLOURS[number], marker="o", markersize=4, linewidth=1.2, label=f"from every {coarse}th pixel"
+                x, y, color=COLOURS[number], marker="o", markersize=4, linewidth=1.2, label=f"first grid: {coarse} pixels apart"
             )
             for row, *place in zip(line, x, y, strict=True):
                 axes.annotate(f"{row['margin']:g}", place, xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.axhline(0, color="#808080", linewidth=0.8, linestyle=(0, (2, 2)))
-        axes.set(xlabel="times fewer MLP evaluations than dense prediction (numbers: margin)", ylabel="mIoU lost, points")
+        axes.set_xlabel("times fewer MLP evaluations than dense prediction (numbers: margin)")
+        axes.set_ylabel("mIoU - that of dense, points")
         axes.legend(frameon=False)
         figure.savefig(path)
 
