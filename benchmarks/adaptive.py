@@ -196,9 +196,7 @@ def main() -> None:
     times, share = at_full_width(logits, dict(zip(("coarse", "margin"), settings[standard - 1], strict=True)), given.rounds)
     wide = by_contender("full widths", "x".join(map(str, logits.shape)), times, "head, dense")
     given.out.mkdir(parents=True, exist_ok=True)
-    about |= dict(
-        images=len(shares[0]), checkpoint="iteration 1,500 of results/subset", evaluated_percent_at_full_width=100 * share
-    )
+    about |= dict(images=len(shares[0]), checkpoint=given.checkpoint.name, evaluated_percent_at_full_width=100 * share)
     write_table(given.out / "adaptive_head.csv", wide, about)
     with (given.out / "adaptive.csv").open("w", newline="") as file:
         file.write(f"# {json.dumps(about)}\n")

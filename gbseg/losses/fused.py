@@ -13,11 +13,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gbseg.boosting import Boost
 from gbseg.losses import fused_cpu
-from gbseg.losses.problem import Problem
+from gbseg.losses.problem import Problem, traced
 from gbseg.losses.reference import boosted_loss
 
 try:
@@ -38,19 +38,21 @@ def _say(reason: str) -> None:
     _logger.debug(reason)
 
 
-def _chosen(impl: str, logits: Tensor) -> str:
+def _chosen(impl: str, logits: Tensor, problem: Problem) -> str:
     """The implementation for these logits: 'auto' takes the fastest and says once, at level debug, what it falls back to."""
+    if problem.learned and impl in ("cpu", "triton"):
+        raise ValueError(f"impl={impl!r} gives a gradient to logits alone, not to weights or labels; use impl='auto'.")
     if impl != "auto":
         return impl
-    traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(logits)
-    if traced or type(logits) not in (Tensor, nn.Parameter):
-        # what traces or overrides operations is to see them
+    if problem.learned or traced(logits, *problem.tensors):
         return "reference"
     if logits.device.type == "cpu":
         return "cpu"
-    if logits.device.type == "cuda" and logits.dtype != torch.float64 and fused_triton is not None:
+    kernel = fused_triton is not None and logits.dtype in fused_triton.DTYPES and type(problem.boost) in fused_triton.KINDS
+    if logits.device.type == "cuda" and kernel:
         return "triton"
-    _say(f"the boosted loss of {logits.dtype} logits on {logits.device.type} is the reference's: no kernel is made for them.")
+    what = f"{type(problem.boost).__name__} of {logits.dtype} logits on {logits.device.type}"
+    _say(f"the loss with {what} is the reference's: there is no kernel for it here.")
     return "reference"
 
 
@@ -58,7 +60,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, problem: Problem, backend: ModuleType, keep: bool) -> Tensor:
         ctx.problem, ctx.backend = problem, backend
-        ctx.save_for_backward(logits)
+        ctx.save_for_backward(logits, *problem.tensors)
         # without a reduction the backward multiplies pixel by pixel, and float16 would lose what a gradient scaler saves
         keep = keep and ctx.needs_input_grad[0] and problem.reduction != "none" and logits.dtype != torch.float16
         loss, ctx.gradient = backend.one_pass(problem, logits, keep)
@@ -66,11 +68,16 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        (logits,) = ctx.saved_tensors
+        logits = ctx.saved_tensors[0]
         if torch.is_grad_enabled():
             # to be differentiated again
             (gradient,) = torch.autograd.grad(ctx.problem.by(boosted_loss, logits), logits, upstream, create_graph=True)
             return gradient, None, None, None
+        if traced(upstream):
+            # many upstream gradients at once: nothing can be asked about their values
+            _, gradient = ctx.backend.one_pass(ctx.problem, logits, True)
+            each = upstream.unsqueeze(1) if ctx.problem.reduction == "none" else upstream
+            return (gradient * each).to(logits.dtype), None, None, None
         # given away, so that nothing has to be copied; a second backward computes it again
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
@@ -136,22 +143,24 @@ def fused_boosted_loss(
         keep_gradient: write the gradient in the forward and keep it until the backward. False: keep nothing but the logits
             that the caller has, and read them again.
         impl: 'cpu', 'triton', 'compile' (the reference under `torch.compile`), 'reference', or 'auto', which takes the first
-            of 'cpu' and 'triton' that can be, else the reference.
+            of 'cpu' and 'triton' that can be, else the reference: for weights and soft labels that want a gradient, under
+            `torch.compile` or `torch.func`, and for boosts and dtypes that no kernel is made for.
 
     Returns:
         The loss in float32 or float64.
 
     Raises:
-        ValueError: there is no such implementation, or the one that is named does not take these logits.
+        ValueError: there is no such implementation, or the one that is named does not take these logits, or something else
+            wants a gradient.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {IMPLEMENTATIONS}, got {impl!r}.")
     bound = None if max_delta == math.inf else max_delta
     problem = Problem(label, boost, targets, ignore_index, class_weight, weight, avg_factor, reduction, bound, loss_weight)
-    chosen = _chosen(impl, logits)
+    chosen = _chosen(impl, logits, problem)
     if chosen == "reference":
         return problem.by(boosted_loss, logits)
     if chosen == "compile":
         return problem.by(_compiled(), logits)
     backend = _backend(chosen, logits)
-    return _Fused.apply(logits, problem, backend, keep_gradient)
+    return _Fused.apply(logits, problem, backend, keep_gradient and torch.is_grad_enabled())

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -31,21 +30,19 @@ def _flat(x: Tensor) -> Tensor:
     return x.as_strided((span,), (1,))
 
 
-@lru_cache(maxsize=8)
-def _starts(images: int, pixels: int, image: int, pixel: int) -> Tensor:
-    """Where in `_flat` the logits of class 0 stand, (n, p)."""
-    return (torch.arange(images) * image).unsqueeze(1) + torch.arange(pixels) * pixel
-
-
 def _places(x: Tensor, label: Tensor) -> Tensor:
     """Where the logits of the labels (n, p) stand in `_flat`, as one row; a fifth of the time of gather along classes."""
     image, other, pixel = x.stride()
-    return torch.add(_starts(x.shape[0], x.shape[2], image, pixel), label, alpha=other).view(-1)
+    pixels = torch.arange(x.shape[2], device=x.device)
+    place = torch.add(pixels if pixel == 1 else pixels * pixel, label, alpha=other)
+    if x.shape[0] > 1:
+        place += (torch.arange(x.shape[0], device=x.device) * image).unsqueeze(1)
+    return place.view(-1)
 
 
 def terms_and_slopes(boost: Boost, x: Tensor, t: Tensor | float, max_delta: float | None) -> tuple[Tensor, Tensor]:
     """The terms of the loss and their derivatives at target values; both may be one tensor."""
-    if isinstance(boost, ExponentialBoost) and isinstance(t, float) and max_delta is None:
+    if type(boost) is ExponentialBoost and isinstance(t, float) and max_delta is None:
         if t == 0:
             value = torch.exp(x).mul_(boost.alpha)
             return value, value
@@ -57,7 +54,7 @@ def terms_and_slopes(boost: Boost, x: Tensor, t: Tensor | float, max_delta: floa
             # `ExponentialBoost.divergence` where only one of its branches is taken
             slope = torch.expm1(u)
             return torch.sub(slope, u, out=u).mul_(t), slope.mul_(t)
-    t = torch.as_tensor(t, dtype=x.dtype)
+    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     delta = boost.delta(x, t)
     return bounded_divergence(boost, x, t, max_delta), delta if max_delta is None else delta.clamp_(-max_delta, max_delta)
 
@@ -65,7 +62,7 @@ def terms_and_slopes(boost: Boost, x: Tensor, t: Tensor | float, max_delta: floa
 def _other_classes(problem: Problem, x: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor, float]:
     """Terms and slopes of logits (n, C, p) that are nobody's label, both times the third; may overwrite ``place``."""
     boost, t_neg = problem.boost, problem.targets[0]
-    if isinstance(boost, ExponentialBoost) and t_neg == 0 and problem.max_delta is None:
+    if type(boost) is ExponentialBoost and t_neg == 0 and problem.max_delta is None:
         # one number for both, and no pass over the block for alpha
         value = torch.exp(x, out=place)
         return value, value, boost.alpha
@@ -90,7 +87,7 @@ def _block(problem: Problem, x: Tensor, label: Tensor, factor: Tensor | float, g
             places = _places(terms, label)
         _flat(terms).index_fill_(0, places, 0.0)
         if outputs is not None:
-            each = outputs[label].view(-1)
+            each = outputs[label.reshape(-1)]
             right_terms, right_slopes = right_terms * each, right_slopes * each
     losses = terms.sum(1) if outputs is None else (terms * outputs.unsqueeze(1)).sum(1)
     if right_terms is not None:
@@ -122,7 +119,7 @@ def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | 
     scale = float(problem.scale(counted_all))
     # with strides as the logits have them, if those leave no gaps
     gradient = torch.empty_like(x_all) if derive else None
-    losses = torch.empty(count, size, dtype=dtype) if problem.reduction == "none" else None
+    losses = torch.empty(count, size, dtype=dtype, device=x_all.device) if problem.reduction == "none" else None
     total = 0.0
     slope = scale if upstream is None or upstream.ndim else scale * float(upstream)
     images = max(1, _BLOCK // max(classes * size, 1))
@@ -143,6 +140,8 @@ def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | 
         each = slope if factor is None else slope * factor
         if upstream is not None and upstream.ndim:
             each = each * upstream.reshape(count, size)[block]
+            # what is upstream of an ignored pixel may be anything, as its logits may
+            each = each if counted is None else torch.where(counted, each, 0.0)
         place = out = None if gradient is None else gradient[whole]
         if out is not None and out.dtype != dtype:
             place = torch.empty_like(x)
@@ -159,7 +158,11 @@ def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | 
             torch.mul(value, scale, out=losses[block])
         if place is not out:
             out.copy_(place)
-    loss = torch.tensor(scale * total, dtype=dtype) if losses is None else losses.view(count, *logits.shape[2:])
+    loss = (
+        torch.tensor(scale * total, dtype=dtype, device=x_all.device)
+        if losses is None
+        else losses.view(count, *logits.shape[2:])
+    )
     return loss, None if gradient is None else gradient.view(logits.shape)
 
 

@@ -7,6 +7,7 @@ so that all others have one target and no branch. Shapes: N images or rows, C cl
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,14 +18,24 @@ from torch import Tensor
 from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, MirroredExponentialBoost
 from gbseg.losses.problem import Problem
 
-__all__ = ["DTYPES", "INTERPRETED", "one_pass", "rescale_"]
+__all__ = ["DTYPES", "INTERPRETED", "KINDS", "one_pass", "rescale_"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # on a CPU, without a compiler: for tests
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 _EXP, _CUBIC, _LINEAR, _MIRRORED = (tl.constexpr(kind) for kind in range(4))
-_KINDS: dict[type[Boost], int] = {ExponentialBoost: 0, CubicBoost: 1, LinearBoost: 2, MirroredExponentialBoost: 3}
+KINDS: dict[type[Boost], int] = {ExponentialBoost: 0, CubicBoost: 1, LinearBoost: 2, MirroredExponentialBoost: 3}
+
+
+@triton.jit
+def _exp(x):  # noqa: ANN001, ANN202
+    """``exp(x)``; the hardware's is that of 2, and x times log2(e) rounded would be off by |x| times 6e-8."""
+    power = x * 1.4426950408889634
+    rest = tl.fma(x, 1.4426950408889634, -power) + x * 1.925963033500967e-08
+    # not a number where x is infinite
+    rest = tl.where(tl.abs(rest) < 1, rest, 0.0)
+    return tl.exp2(power) * (1 + rest * 0.6931471805599453)
 
 
 @triton.jit
@@ -33,7 +44,7 @@ def _expm1(u):  # noqa: ANN001, ANN202
     series = 1 / 6 + u * (1 / 24 + u * (1 / 120 + u * (1 / 720 + u * (1 / 5040 + u * (1 / 40320 + u / 362880)))))
     excess = u * u * (0.5 + u * series)
     small = tl.abs(u) < 0.5
-    whole = tl.exp(u) - 1
+    whole = _exp(u) - 1
     return tl.where(small, u + excess, whole), tl.where(small, excess, whole - u)
 
 
@@ -61,7 +72,7 @@ def _optimum(t, alpha, beta, KIND: tl.constexpr):  # noqa: ANN001, ANN202
 def _free(x, t, x0, x0_rest, alpha, beta, KIND: tl.constexpr, ZERO: tl.constexpr):  # noqa: ANN001, ANN202
     """Loss and derivative at a logit, see `gbseg.boosting`; ``x0 + x0_rest`` is the logit at which the boost gives t."""
     if KIND == _EXP:
-        value = alpha * tl.exp(x)
+        value = alpha * _exp(x)
         if ZERO:
             return value, value
         t = t + tl.zeros_like(x)
@@ -86,10 +97,10 @@ def _free(x, t, x0, x0_rest, alpha, beta, KIND: tl.constexpr, ZERO: tl.constexpr
     log_size = tl.log(size / alpha)
     same = x * s > 0
     slope, excess = _expm1(tl.where(same, reach - 1 - log_size, 0.0))
-    far = alpha * tl.exp(reach - 1) - s * x + size * log_size
+    far = alpha * _exp(reach - 1) - s * x + size * log_size
     loss = tl.where(in_jump, step * within + step * reach - s * x, tl.where(same, size * excess, far))
     sign = tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
-    delta = alpha * sign * tl.exp(reach - 1) - s
+    delta = alpha * sign * _exp(reach - 1) - s
     return loss, tl.where(in_jump, delta, tl.where(same, sign * size * slope, delta))
 
 
@@ -104,7 +115,8 @@ def _terms(x, t, x0, x0_rest, alpha, beta, bound, KIND: tl.constexpr, ZERO: tl.c
     loss, delta = _free(inside, t, x0, x0_rest, alpha, beta, KIND, ZERO)
     beyond = tl.where(x > high, x - high, tl.where(x < low, low - x, 0.0))
     delta = tl.where(x > high, bound, tl.where(x < low, -bound, delta))
-    return loss + bound * beyond, tl.minimum(tl.maximum(delta, -bound), bound)
+    # not by minimum and maximum, in which a NaN is lost
+    return loss + bound * beyond, tl.where(delta > bound, bound, tl.where(delta < -bound, -bound, delta))
 
 
 @triton.jit
@@ -156,7 +168,7 @@ def _kernel(
     counted = inside
     right = tl.zeros([PIXELS], tl.int64)
     if not SOFT:
-        right = tl.load(label + image * l_n + pixel * l_p, mask=inside, other=0)
+        right = tl.load(label + image * l_n + pixel * l_p, mask=inside, other=0).to(tl.int64)
         if IGNORE:
             counted = inside & (right != ignored)
             right = tl.where(counted, right, 0)
@@ -215,11 +227,17 @@ def _rescale(x, factor, count, SIZE: tl.constexpr):  # noqa: ANN001, ANN202
         tl.store(x + place, (value * times).to(x.dtype.element_ty), mask=place < count)
 
 
+def _on(x: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
+
+
 def rescale_(gradient: Tensor, upstream: Tensor) -> None:
     """Multiply a dense tensor by a number that lies on its device; where that is 1, nothing of it is read."""
     if gradient.numel():
         size = 4096
-        _rescale[(triton.cdiv(gradient.numel(), size),)](gradient, upstream, gradient.numel(), SIZE=size)
+        with _on(gradient):
+            _rescale[(triton.cdiv(gradient.numel(), size),)](gradient, upstream, gradient.numel(), SIZE=size)
 
 
 def _split(value: Tensor) -> tuple[float, float]:
@@ -243,7 +261,7 @@ def _settings(problem: Problem) -> dict[str, Any]:
         pos_rest=pos[1],
         bound=float(problem.max_delta or 0.0),
         ignored=-1 if problem.ignore_index is None else problem.ignore_index,
-        KIND=_KINDS[type(boost)],
+        KIND=KINDS[type(boost)],
         # no target at the wrong classes, so nothing but the exponential is to be computed there
         ZERO=t_neg == 0,
         BOUND=problem.max_delta is not None,
@@ -259,7 +277,7 @@ def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | 
     x = logits.detach().reshape(count, classes, size)
     gradient = torch.empty_like(x) if derive else None
     label = problem.label.reshape((count, classes, size) if problem.soft else (count, 1, size))
-    weight = None if problem.weight is None else problem.weight.reshape(count, size).to(torch.float32)
+    weight = None if problem.weight is None else problem.weight.reshape(count, size).to(logits.device, torch.float32)
     scale = torch.ones((), dtype=torch.float32, device=logits.device) * problem.scale(problem.counted)
     if upstream is not None and upstream.ndim:
         each = upstream.reshape(count, size).to(torch.float32)
@@ -281,29 +299,30 @@ def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | 
     programs = images * triton.cdiv(pixels, tile[0])
     each = problem.reduction == "none"
     losses = torch.empty(count * size if each else programs, dtype=torch.float32, device=logits.device)
-    outputs = None if problem.class_weight is None else problem.class_weight.to(torch.float32)
+    outputs = None if problem.class_weight is None else problem.class_weight.to(logits.device, torch.float32).contiguous()
     if programs and classes:
-        _kernel[(programs,)](
-            x,
-            label,
-            x if outputs is None else outputs,
-            x if weight is None else weight.contiguous(),
-            scale,
-            x if gradient is None else gradient,
-            losses,
-            classes,
-            pixels,
-            *strides[0],
-            *strides[1],
-            *strides[2],
-            **_settings(problem),
-            OUTPUTS=outputs is not None,
-            WEIGHT=weight is not None,
-            DERIVE=derive,
-            EACH=each,
-            PIXELS=tile[0],
-            CLASSES=tile[1],
-        )
+        with _on(x):
+            _kernel[(programs,)](
+                x,
+                label,
+                x if outputs is None else outputs,
+                x if weight is None else weight.contiguous(),
+                scale,
+                x if gradient is None else gradient,
+                losses,
+                classes,
+                pixels,
+                *strides[0],
+                *strides[1],
+                *strides[2],
+                **_settings(problem),
+                OUTPUTS=outputs is not None,
+                WEIGHT=weight is not None,
+                DERIVE=derive,
+                EACH=each,
+                PIXELS=tile[0],
+                CLASSES=tile[1],
+            )
     else:
         losses.zero_()
     loss = losses.view(count, *shape[2:]) if each else (losses.sum(dtype=torch.float64) * scale).float()

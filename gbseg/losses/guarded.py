@@ -140,6 +140,7 @@ class GuardedLoss(nn.Module):
         num_classes = pred.shape[1]
         poison = None
         on_host = target.device.type == "cpu" and not torch.compiler.is_compiling()
+        self._follow(pred.device)
         if target.is_floating_point():
             if on_host:
                 require_soft_labels(target)
@@ -153,7 +154,6 @@ class GuardedLoss(nn.Module):
             require_labels(target, num_classes, ignore_index)
         else:
             bad = find_bad_labels(target, num_classes, ignore_index)
-            self._follow(target.device)
             LabelRecord.update(self.record, target, bad, num_classes, ignore_index)
             poison = torch.where(bad.any(), torch.nan, 1.0)
             target = torch.where(bad, 0, target)

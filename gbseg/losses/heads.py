@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gbseg.losses.modules import BoostedLoss
@@ -14,19 +13,26 @@ from gbseg.losses.resized import resized_accuracy
 __all__ = ["fuse_resize"]
 
 
-def _loss_by_feat(self: nn.Module, seg_logits: Tensor, batch_data_samples: list[Any]) -> dict[str, Tensor]:
+def loss_by_feat(self: nn.Module, seg_logits: Tensor, batch_data_samples: list[Any]) -> dict[str, Tensor]:
     """`BaseDecodeHead.loss_by_feat` without the enlarged logits."""
-    label = torch.stack([sample.gt_sem_seg.data for sample in batch_data_samples]).squeeze(1)
+    label = self._stack_batch_gt(batch_data_samples).squeeze(1)
     losses: dict[str, Tensor] = {}
     for loss in _losses(self):
         value = loss.resized(seg_logits, label, ignore_index=self.ignore_index, align_corners=self.align_corners)
         losses[loss.loss_name] = losses[loss.loss_name] + value if loss.loss_name in losses else value
-    losses["acc_seg"] = resized_accuracy(seg_logits, label, self.ignore_index, self.align_corners)
+    # of one number, as MMSegmentation's is
+    losses["acc_seg"] = resized_accuracy(seg_logits, label, self.ignore_index, self.align_corners).view(1)
     return losses
 
 
 def _losses(head: nn.Module) -> list[nn.Module]:
     return list(head.loss_decode) if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
+
+
+def _is_boosted(loss: nn.Module) -> bool:
+    """Whether what the loss computes is known, and not another's by a method of its own."""
+    kind = type(loss)
+    return isinstance(loss, BoostedLoss) and kind.compute is BoostedLoss.compute and kind.forward is BoostedLoss.forward
 
 
 def fuse_resize(head: nn.Module) -> nn.Module:
@@ -56,7 +62,7 @@ def fuse_resize(head: nn.Module) -> nn.Module:
         raise ValueError(
             f"{name} has the pixel sampler {type(head.sampler).__name__}, which needs all enlarged logits at once."
         )
-    if others := [type(loss).__name__ for loss in _losses(head) if not isinstance(loss, BoostedLoss)]:
+    if others := [type(loss).__name__ for loss in _losses(head) if not _is_boosted(loss)]:
         raise ValueError(f"{name} has the loss {', '.join(others)}; only boosted losses can be computed class by class.")
-    head.loss_by_feat = MethodType(_loss_by_feat, head)
+    head.loss_by_feat = MethodType(loss_by_feat, head)
     return head

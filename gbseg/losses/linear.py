@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gbseg.boosting import Boost
 from gbseg.losses.fused_cpu import terms_and_slopes
-from gbseg.losses.problem import Problem
+from gbseg.losses.problem import Problem, traced
 from gbseg.losses.reference import boosted_loss
 
 __all__ = ["boosted_linear_loss"]
@@ -57,11 +57,14 @@ def _block_by_block(
     counted = problem.counted
     factor = torch.ones((rows, 1), dtype=wide, device=features.device) * problem.scale(counted)
     if problem.weight is not None:
-        factor = factor * problem.weight.to(wide).unsqueeze(1)
+        factor = factor * problem.weight.to(factor).unsqueeze(1)
     if counted is not None:
         factor = torch.where(counted.unsqueeze(1), factor, 0.0)
     losses = torch.zeros(rows, dtype=wide, device=features.device)
     slope = factor if upstream is None else factor * (upstream.unsqueeze(1) if upstream.ndim else upstream)
+    if counted is not None:
+        # what is upstream of an ignored row may be anything
+        slope = torch.where(counted.unsqueeze(1), slope, 0.0)
     step = max(1, _BLOCK // max(rows, 1))
     for start in range(0, classes, step):
         block = slice(start, min(start + step, classes))
@@ -78,7 +81,7 @@ def _block_by_block(
         right_terms = torch.where(here, right_terms, terms.gather(1, place))
         right_slopes = torch.where(here, right_slopes, slopes.gather(1, place))
         terms.scatter_(1, place, right_terms)
-        outputs = None if problem.class_weight is None else problem.class_weight[first + start : first + block.stop].to(wide)
+        outputs = None if problem.class_weight is None else problem.class_weight[first + start : first + block.stop].to(x)
         losses += (terms if outputs is None else terms * outputs).sum(1)
         # after the terms are summed, for they may be the slopes
         slopes.scatter_(1, place, right_slopes)
@@ -90,15 +93,22 @@ def _block_by_block(
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem, first: int, group: Any
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        problem: Problem,
+        first: int,
+        group: Any,
+        derive: bool,
     ) -> Tensor:
         ctx.problem, ctx.first, ctx.group = problem, first, group
-        ctx.save_for_backward(features, weight, bias)
-        ctx.blocks = _Blocks(features, weight, bias, ctx.needs_input_grad[:3])
-        losses = _block_by_block(problem, features, weight, bias, first, ctx.blocks, None)
-        if problem.reduction == "none":
-            # the rows have a factor each in the backward
-            ctx.blocks = None
+        ctx.save_for_backward(features, weight, bias, *problem.tensors)
+        # without a reduction the rows have a factor each in the backward, and float16 would lose what a gradient scaler saves
+        derive = derive and problem.reduction != "none" and features.dtype != torch.float16
+        blocks = _Blocks(features, weight, bias, ctx.needs_input_grad[:3] if derive else (False,) * 3)
+        ctx.blocks = blocks if derive else None
+        losses = _block_by_block(problem, features, weight, bias, first, blocks, None)
         loss = losses if problem.reduction == "none" else losses.sum(dtype=torch.float64).to(losses.dtype)
         if group is not None:
             dist.all_reduce(loss, group=group)
@@ -106,14 +116,21 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, bias = ctx.saved_tensors
+        with torch.autocast(upstream.device.type, enabled=False):
+            return _Linear._derivatives(ctx, upstream)
+
+    @staticmethod
+    def _derivatives(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, bias = ctx.saved_tensors[:3]
         if torch.is_grad_enabled():
             if ctx.group is not None:
                 raise NotImplementedError("boosted_linear_loss has no second derivative where processes share the classes.")
-            inputs = [one for one, wanted in zip((features, weight, bias), ctx.needs_input_grad, strict=False) if wanted]
-            loss = ctx.problem.by(boosted_loss, F.linear(features, weight, bias))
+            # of views: where the features come from the weight, that way is the caller's graph and not this one
+            views = [None if one is None else one.view_as(one) for one in (features, weight, bias)]
+            inputs = [one for one, wanted in zip(views, ctx.needs_input_grad, strict=False) if wanted]
+            loss = ctx.problem.by(boosted_loss, F.linear(*views))
             found = iter(torch.autograd.grad(loss, inputs, upstream, create_graph=True))
-            return (*(next(found) if wanted else None for wanted in ctx.needs_input_grad[:3]), None, None, None)
+            return (*(next(found) if wanted else None for wanted in ctx.needs_input_grad[:3]), *(None,) * 4)
         blocks, ctx.blocks = ctx.blocks, None
         times: Tensor | None = upstream
         if blocks is None:
@@ -126,7 +143,7 @@ class _Linear(torch.autograd.Function):
             if ctx.group is not None:
                 dist.all_reduce(gradients[0], group=ctx.group)
             gradients[0] = gradients[0].to(features.dtype)
-        return (*gradients, None, None, None)
+        return (*gradients, *(None,) * 4)
 
 
 def boosted_linear_loss(
@@ -171,7 +188,22 @@ def boosted_linear_loss(
 
     Returns:
         The loss in float32 or float64.
+
+    Raises:
+        ValueError: soft labels; weights want a gradient, or something is traced, where processes share the classes.
+        NotImplementedError: a second derivative is asked for there.
     """
-    limit = None if max_delta == math.inf else max_delta
+    if label.is_floating_point():
+        raise ValueError(f"boosted_linear_loss takes integer labels (N,), got {label.dtype}.")
+    limit, label = None if max_delta == math.inf else max_delta, label.long()
     problem = Problem(label, boost, targets, ignore_index, class_weight, row_weight, avg_factor, reduction, limit, loss_weight)
-    return _Linear.apply(features, weight, bias, problem, first_class, group)
+    if problem.learned or traced(features, weight, bias, *problem.tensors):
+        if group is not None:
+            raise ValueError("where processes share the classes, row and class weights get no gradient, and nothing is traced.")
+        return problem.by(boosted_loss, F.linear(features, weight, bias))
+    kind = features.device.type
+    if torch.is_autocast_enabled(kind) and features.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        features, weight, bias = (None if one is None else one.to(dtype) for one in (features, weight, bias))
+    with torch.autocast(kind, enabled=False):
+        return _Linear.apply(features, weight, bias, problem, first_class, group, torch.is_grad_enabled())

@@ -13,7 +13,7 @@ from torch import Tensor
 from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, build_boost, check_targets, link, prior_logits
 from gbseg.losses.fused import IMPLEMENTATIONS, fused_boosted_loss
 from gbseg.losses.guarded import GuardedLoss
-from gbseg.losses.resized import boosted_resize_loss
+from gbseg.losses.resized import boosted_resize_loss, enlarge
 
 __all__ = ["BoostedLoss", "ExpGBLoss", "LinearLoss", "Pow3GBLoss"]
 
@@ -122,6 +122,8 @@ class BoostedLoss(GuardedLoss):
     ) -> Tensor:
         """The loss of ``pred`` after bilinear enlargement to the labels' size, which is never held: `boosted_resize_loss`.
 
+        With ``impl`` 'reference' or 'compile' it is enlarged and handed to that.
+
         Args:
             pred: (N, C, h, w) logits.
             target: (N, H, W) integer labels.
@@ -146,6 +148,10 @@ class BoostedLoss(GuardedLoss):
         target, ignore_index, reduction, poison = self._checked(
             pred, target, weight, avg_factor, reduction_override, ignore_index, {}, tuple(target.shape[1:])
         )
+        if self.impl in ("reference", "compile"):
+            large = enlarge(pred, tuple(target.shape[1:]), align_corners)
+            loss = self.compute(large, target, ignore_index, weight, avg_factor, reduction)
+            return loss if poison is None else loss * poison
         loss = boosted_resize_loss(
             pred,
             target,

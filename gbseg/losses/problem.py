@@ -9,11 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gbseg.boosting import Boost
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "traced"]
+
+
+def traced(*tensors: Tensor | None) -> bool:
+    """Whether a compiler, a transform of functions or a subclass of Tensor is to see every operation."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return any(type(one) not in (Tensor, nn.Parameter) for one in tensors if one is not None)
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,17 @@ class Problem:
         return self.loss_weight * value
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All there are, for autograd to watch: what is changed between forward and backward is an error."""
+        found = (self.label, self.class_weight, self.weight, self.avg_factor)
+        return tuple(one for one in found if isinstance(one, Tensor))
+
+    @property
+    def learned(self) -> bool:
+        """Whether something but the logits wants a gradient; only the reference gives it one."""
+        return torch.is_grad_enabled() and any(one.requires_grad for one in self.tensors)
+
+    @property
     def soft(self) -> bool:
         """Whether the labels are shares of the classes."""
         return self.label.is_floating_point()
@@ -73,6 +91,7 @@ class Problem:
             divisor = self.avg_factor.reshape(()) if isinstance(self.avg_factor, Tensor) else self.avg_factor
         elif counted is not None:
             divisor = torch.count_nonzero(counted).clamp(min=1)
-        if isinstance(divisor, Tensor) and divisor.device.type == "cpu":
-            divisor = divisor.item()
-        return self.loss_weight / divisor
+        if not isinstance(divisor, Tensor):
+            return self.loss_weight / divisor
+        scale = self.loss_weight / divisor.detach().double()
+        return scale.item() if scale.device.type == "cpu" else scale

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from gbseg.boosting import Boost
 from gbseg.losses.fused_cpu import terms_and_slopes
-from gbseg.losses.problem import Problem
+from gbseg.losses.problem import Problem, traced
 from gbseg.losses.reference import boosted_loss
 
 __all__ = ["boosted_resize_loss", "enlarge", "resized_accuracy"]
@@ -33,6 +34,15 @@ def enlarge(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tenso
 def _transposed(few: int, many: int, align_corners: bool, **facts: Any) -> Tensor:
     """The matrix (few, many) whose transpose enlarges a line: two products bring a plane back, faster than scattering it."""
     return F.interpolate(torch.eye(few, **facts)[None], many, mode="linear", align_corners=align_corners)[0]
+
+
+def _by_products(rows: Tensor, columns: Tensor, plane: Tensor) -> Tensor:
+    with torch.autocast(plane.device.type, enabled=False):
+        return rows @ plane @ columns.T
+
+
+def _by_scattering(size: tuple[int, int], shape: tuple[int, ...], align_corners: bool, plane: Tensor) -> Tensor:
+    return torch.ops.aten.upsample_bilinear2d_backward(plane[None, None], size, shape, align_corners)[0, 0]
 
 
 def _places(problem: Problem, label: Tensor, classes: int) -> tuple[Tensor | None, list[Tensor] | None]:
@@ -50,7 +60,7 @@ def _places(problem: Problem, label: Tensor, classes: int) -> tuple[Tensor | Non
 
 
 def _without(x: Tensor, ignored: Tensor | None) -> Tensor:
-    """A plane with zeros where pixels are ignored; written there on a CPU."""
+    """A plane with zeros where pixels are ignored, whatever logits, weights and upstream gradients are there."""
     if ignored is None:
         return x
     if ignored.dtype == torch.bool:
@@ -72,7 +82,13 @@ def _class_by_class(
     gradient = torch.zeros_like(logits, dtype=facts["dtype"]) if derive else None
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     by_pixel = upstream is not None and upstream.ndim > 0
-    back = [_transposed(*lengths, align_corners, **facts) for lengths in zip(logits.shape[2:], size, strict=True)]
+    if logits.device.type == "cpu":
+        matrices = [_transposed(*lengths, align_corners, **facts) for lengths in zip(logits.shape[2:], size, strict=True)]
+        back = partial(_by_products, *matrices)
+    else:
+        # a product may be rounded to TF32 there
+        whole = (size, (1, 1, *logits.shape[2:]), align_corners)
+        back = partial(_by_scattering, *whole)
     for first, one in itertools.product(range(count), range(classes)):
         if one == 0:
             # of an image, once for all its classes
@@ -85,24 +101,23 @@ def _class_by_class(
         here = None if places is None else places[one]
         t: Tensor | float = t_neg
         if here is None:
-            t = torch.where(label == one, t_pos, t_neg).to(x.dtype)
+            t = torch.full_like(x, t_neg).masked_fill_(label == one, t_pos)
         else:
             right, right_slopes = terms_and_slopes(boost, x.view(-1).index_select(0, here), t_pos, bound)
         terms, slopes = terms_and_slopes(boost, x, t, bound)
         if here is not None:
             terms.view(-1).index_copy_(0, here, right)
-        terms = _without(terms, ignored)
+        weighted = _without(terms if weight is None else terms * weight, ignored)
         if each is None:
-            total += (terms if weight is None else terms * weight).sum() * times
+            total += weighted.sum() * times
         else:
-            each[first] += (terms if weight is None else terms * weight) * times
+            each[first] += weighted * times
         if gradient is not None:
             # after the terms are summed, for they may be the slopes
             if here is not None:
                 slopes.view(-1).index_copy_(0, here, right_slopes)
-            slopes = _without(slopes, ignored)
-            with torch.autocast(logits.device.type, enabled=False):
-                gradient[first, one] = back[0] @ (slopes if slope is None else slopes * slope) @ back[1].T * times
+            slopes = _without(slopes if slope is None else slopes * slope, ignored)
+            gradient[first, one] = back(slopes) * times
     if gradient is not None:
         gradient = (gradient * (scale if upstream is None or by_pixel else scale * upstream)).to(logits.dtype)
     return (scale * total).to(**facts) if each is None else each.mul_(scale), gradient
@@ -110,25 +125,25 @@ def _class_by_class(
 
 class _Resized(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, problem: Problem, align_corners: bool) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, problem: Problem, align_corners: bool, derive: bool) -> Tensor:
         ctx.problem, ctx.align_corners = problem, align_corners
-        ctx.save_for_backward(logits)
-        keep = ctx.needs_input_grad[0] and problem.reduction != "none" and logits.dtype != torch.float16
+        ctx.save_for_backward(logits, *problem.tensors)
+        keep = derive and ctx.needs_input_grad[0] and problem.reduction != "none" and logits.dtype != torch.float16
         loss, ctx.gradient = _class_by_class(problem, logits, align_corners, keep)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (logits,) = ctx.saved_tensors
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        logits = ctx.saved_tensors[0]
         problem = ctx.problem
         if torch.is_grad_enabled():
             large = enlarge(logits, tuple(problem.label.shape[1:]), ctx.align_corners)
             (gradient,) = torch.autograd.grad(problem.by(boosted_loss, large), logits, upstream, create_graph=True)
-            return gradient, None, None
+            return gradient, None, None, None
         if ctx.gradient is not None:
             # as small as the logits: a product costs nothing
-            return (ctx.gradient * upstream).to(logits.dtype), None, None
-        return _class_by_class(problem, logits, ctx.align_corners, True, upstream)[1], None, None
+            return (ctx.gradient * upstream).to(logits.dtype), None, None, None
+        return _class_by_class(problem, logits, ctx.align_corners, True, upstream)[1], None, None, None
 
 
 def boosted_resize_loss(
@@ -149,7 +164,7 @@ def boosted_resize_loss(
     """`boosted_loss` of logits after ``F.interpolate(logits, (H, W), mode='bilinear')``, never holding those.
 
     Beside the gradient, which is of the small logits' size, it takes a few planes of one class. Half precision is enlarged in
-    float32.
+    float32. Where weights want a gradient, and under `torch.compile` and `torch.func`, the large logits are held after all.
 
     Args:
         logits: (N, C, h, w).
@@ -167,10 +182,18 @@ def boosted_resize_loss(
 
     Returns:
         The loss in float32 or float64.
+
+    Raises:
+        ValueError: soft labels.
     """
     bound = None if max_delta == math.inf else max_delta
+    if label.is_floating_point():
+        raise ValueError(f"boosted_resize_loss takes integer labels (N, H, W), got {label.dtype}.")
+    label = label.long()
     problem = Problem(label, boost, targets, ignore_index, class_weight, weight, avg_factor, reduction, bound, loss_weight)
-    return _Resized.apply(logits, problem, align_corners)
+    if problem.learned or traced(logits, *problem.tensors):
+        return problem.by(boosted_loss, enlarge(logits, tuple(label.shape[1:]), align_corners))
+    return _Resized.apply(logits, problem, align_corners, torch.is_grad_enabled())
 
 
 @torch.no_grad()

@@ -14,7 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["adaptive_logits"]
+__all__ = ["adaptive_logits", "check_grid"]
+
+
+def check_grid(coarse: object, margin: object) -> None:
+    """Refuse settings of `adaptive_logits` that make no sense.
+
+    Raises:
+        ValueError: ``coarse`` is no power of 2, or ``margin`` is negative.
+    """
+    if not (isinstance(coarse, int) and coarse >= 1 and coarse & (coarse - 1) == 0):
+        raise ValueError(f"coarse is the spacing of the first grid in pixels, a power of 2, got {coarse!r}.")
+    if not (isinstance(margin, int | float) and margin >= 0):
+        raise ValueError(f"margin is a difference of probabilities and must be >= 0, got {margin!r}.")
 
 
 def _uncertain(logits: Tensor, probabilities: Callable[[Tensor], Tensor], margin: float) -> Tensor:
@@ -62,7 +74,11 @@ def adaptive_logits(
 
     Returns:
         (C, H, W) logits and (H, W) whether a pixel was evaluated.
+
+    Raises:
+        ValueError: see `check_grid`.
     """
+    check_grid(coarse, margin)
     step = coarse
     place = torch.ones(_grid(size, step), dtype=torch.bool, device=device).nonzero()
     logits = evaluate(_pixels(place, step, size)).T.reshape(-1, *_grid(size, step))

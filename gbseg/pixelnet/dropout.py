@@ -16,7 +16,7 @@ class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         # four draws of 16 bits out of one of 64: a bernoulli_ for every unit takes an eighth of PixelNet's training step
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         draws = bits.view(torch.int16)[: x.numel()].view(x.shape)
         # not x > 0: what is NaN stays NaN
         off = (draws < round(p * 2**16) - 2**15) | (x <= 0)
@@ -41,6 +41,7 @@ def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
         p: the probability of a zero.
         training: False: nothing is dropped.
     """
-    if training and 0 < p < 1 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if training and 0 < round(p * 2**16) < 2**16 and x.device.type == "cpu" and not torch.compiler.is_compiling():
         return _ReluDropout.apply(x, p)
-    return F.dropout(torch.relu_(x), p, training)
+    # in place where nobody can have kept what is overwritten
+    return F.dropout(torch.relu(x) if x.requires_grad else torch.relu_(x), p, training)

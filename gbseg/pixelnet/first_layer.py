@@ -165,8 +165,10 @@ class _GatherLinear(torch.autograd.Function):
                 for part in gathered:
                     if wanted[part.number]:
                         piece = low @ weight[:, part.columns].to(ctx.dtype)
-                        tables[part.number] = spread(piece, *corners(part.level, points), len(part.table))
-            if projected:
+                        feature = part.level.feature
+                        rows = feature.numel() // feature.shape[1]
+                        tables[part.number] = spread(piece, *corners(part.level, points), rows)
+            if projected and (of_weight is not None or any(wanted[part.number] for part in projected)):
                 table = spread(upstream, *_bags(projected, points), projected[-1].rows.stop)
                 for part in projected:
                     piece = table[part.rows].to(ctx.dtype)

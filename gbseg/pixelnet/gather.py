@@ -12,16 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from gbseg.pixelnet.row_sums import row_sums, spread
-
-__all__ = ["Level", "corners", "gather", "hypercolumn_linear_reference", "hypercolumns_reference", "map_of", "table_of"]
+__all__ = ["Level", "corners", "hypercolumn_linear_reference", "hypercolumns_reference", "map_of", "table_of"]
 
 
 @dataclass(frozen=True)
@@ -91,36 +87,6 @@ def map_of(table: Tensor, shape: Sequence[int]) -> Tensor:
     """The inverse of `table_of`: (N*h*w, C) as (N, C, h, w), a view."""
     count, channels, height, width = shape
     return table.view(count, height, width, channels).permute(0, 3, 1, 2)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, feature: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(index, weights)
-        ctx.shape, ctx.dtype = feature.shape, feature.dtype
-        return row_sums(table_of(feature), index, weights)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        found = spread(upstream, *ctx.saved_tensors, ctx.shape.numel() // ctx.shape[1])
-        return map_of(found, ctx.shape).to(ctx.dtype), None, None
-
-
-def gather(level: Level, points: Tensor) -> Tensor:
-    """Bilinear values of one feature map at points.
-
-    A weighted sum of four rows of the (positions x channels) table, for many channels several times faster than
-    `F.grid_sample`.
-
-    Args:
-        level: the map.
-        points: (N, P, 2) integer pixels (row, column).
-
-    Returns:
-        (N, P, C_l), float32 or float64.
-    """
-    return _Gather.apply(level.feature, *corners(level, points)).view(*points.shape[:2], -1)
 
 
 def hypercolumns_reference(levels: Sequence[Level], points: Tensor) -> Tensor:

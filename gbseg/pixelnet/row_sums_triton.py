@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -55,14 +57,16 @@ def sums(table: Tensor, index: Tensor, weight: Tensor, starts: Tensor | None, ea
     out = torch.empty(bags, width, dtype=torch.float32, device=table.device)
     if out.numel():
         wide = min(1024, triton.next_power_of_2(width))
-        _sums[(bags, triton.cdiv(width, wide))](
-            table,
-            index,
-            weight.to(torch.float32).contiguous(),
-            index if starts is None else starts,
-            out,
-            width,
-            EACH=each,
-            WIDTH=wide,
-        )
+        # Triton launches on the current device, which need not be the tensor's
+        with torch.cuda.device_of(table) if table.is_cuda else nullcontext():
+            _sums[(bags, triton.cdiv(width, wide))](
+                table,
+                index,
+                weight.to(torch.float32).contiguous(),
+                index if starts is None else starts,
+                out,
+                width,
+                EACH=each,
+                WIDTH=wide,
+            )
     return out

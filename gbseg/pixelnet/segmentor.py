@@ -9,6 +9,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
+from gbseg.pixelnet.adaptive import check_grid
 from gbseg.pixelnet.head import PixelNetHead
 
 __all__ = ["PixelNet"]
@@ -56,11 +57,7 @@ class PixelNet(EncoderDecoder):
             return
         if not isinstance(self.decode_head, PixelNetHead):
             raise ValueError(f"test_cfg['mode'] = 'adaptive' needs a PixelNetHead, not {type(self.decode_head).__name__}.")
-        coarse, margin = config.get("coarse", 8), config.get("margin", 0.2)
-        if not (isinstance(coarse, int) and coarse >= 1 and coarse & (coarse - 1) == 0):
-            raise ValueError(f"test_cfg['coarse'] is the spacing of the first grid, a power of 2, got {coarse!r}.")
-        if not (isinstance(margin, int | float) and margin >= 0):
-            raise ValueError(f"test_cfg['margin'] is a difference of probabilities and must be >= 0, got {margin!r}.")
+        check_grid(config.get("coarse", 8), config.get("margin", 0.2))
 
     def inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """MMSegmentation's, with the mode 'adaptive' beside 'whole' and 'slide'."""

@@ -1,6 +1,7 @@
 """MMSegmentation's heads with and without their enlarged logits."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
 
 from gbseg.engine import FuseResizeHook
-from gbseg.losses import fuse_resize
+from gbseg.losses import ExpGBLoss, fuse_resize
 
 register_all_modules(init_default_scope=False)
 EXPGB = dict(type="ExpGBLoss", loss_name="loss_expgb")
@@ -32,6 +33,11 @@ def _samples(count: int, size: tuple[int, int]) -> list[SegDataSample]:
     return [SegDataSample(gt_sem_seg=PixelData(data=one)) for one in label]
 
 
+class _Halved(ExpGBLoss):
+    def compute(self, *args: Any, **options: Any) -> torch.Tensor:
+        return super().compute(*args, **options) / 2
+
+
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_losses_accuracy_and_gradients_stay(align_corners: bool) -> None:
     plain, fused = (_head(align_corners=align_corners) for _ in range(2))
@@ -41,7 +47,7 @@ def test_losses_accuracy_and_gradients_stay(align_corners: bool) -> None:
     expected, found = (head.loss([features], samples, {}) for head in (plain, fused))
     assert found.keys() == expected.keys() == {"loss_expgb", "loss_pow3gb", "acc_seg"}
     for name in expected:
-        torch.testing.assert_close(found[name].view(-1), expected[name].view(-1))
+        torch.testing.assert_close(found[name], expected[name])
     for losses in (expected, found):
         (losses["loss_expgb"] + losses["loss_pow3gb"]).backward()
     for one, other in zip(fused.parameters(), plain.parameters(), strict=True):
@@ -53,6 +59,10 @@ def test_what_cannot_be_fused_is_named() -> None:
         fuse_resize(_head(loss_decode=[EXPGB, dict(type="CrossEntropyLoss")]))
     with pytest.raises(ValueError, match="FCNHead has the pixel sampler OHEMPixelSampler"):
         fuse_resize(_head(sampler=dict(type="OHEMPixelSampler"), loss_decode=EXPGB))
+    head = _head(loss_decode=EXPGB)
+    head.loss_decode = _Halved()
+    with pytest.raises(ValueError, match="FCNHead has the loss _Halved"):
+        fuse_resize(head)
     encoding = EncHead(in_channels=[4], in_index=[0], channels=6, num_classes=3, loss_decode=EXPGB)
     with pytest.raises(ValueError, match="EncHead does not compute its loss with"):
         fuse_resize(encoding)

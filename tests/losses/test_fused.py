@@ -52,7 +52,7 @@ def _run(
     upstream = (
         torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype).view(loss.shape)
         if loss.ndim
-        else torch.tensor(1.0, dtype=loss.dtype)
+        else torch.tensor(0.7, dtype=loss.dtype)
     )
     (gradient,) = torch.autograd.grad(loss, x, upstream)
     assert gradient.dtype == x.dtype and gradient.shape == x.shape
@@ -173,17 +173,18 @@ def test_near_the_optimum() -> None:
     torch.testing.assert_close(mine[1].double(), truth[1], rtol=1e-6, atol=1e-15)
 
 
+@pytest.mark.parametrize("impl", ["cpu", "triton"])
 @pytest.mark.parametrize("value", [1e4, math.inf, -math.inf, math.nan], ids=str)
-def test_logits_that_are_not_finite(value: float) -> None:
+def test_logits_that_are_not_finite(value: float, impl: str) -> None:
     """At pixels that count they show in the loss; at ignored pixels they do not, nor in any gradient."""
     x = _logits((2, 3, 4), torch.float32)
     x[0, 1, 0] = value
     label = _labels((2, 3, 4), ignored=False)
-    _held(x, label, ExponentialBoost(0.1), (0.0, 6.0), ignore_index=255, reduction="none")
+    _held(x, label, ExponentialBoost(0.1), (0.0, 6.0), impl, ignore_index=255, reduction="none")
     label[0, 0] = 255
     for reduction in ("mean", "none"):
-        _held(x, label, ExponentialBoost(0.1), (0.0, 6.0), ignore_index=255, reduction=reduction)
-    loss, gradient = _run(fused_boosted_loss, x, label, ExponentialBoost(0.1), (0.0, 6.0), ignore_index=255)
+        _held(x, label, ExponentialBoost(0.1), (0.0, 6.0), impl, ignore_index=255, reduction=reduction)
+    loss, gradient = _run(fused_boosted_loss, x, label, ExponentialBoost(0.1), (0.0, 6.0), impl=impl, ignore_index=255)
     assert math.isfinite(float(loss)) and bool((gradient[0, :, 0] == 0).all())
 
 
@@ -212,17 +213,21 @@ def test_derivatives(reduction: str, boost: Boost, targets: tuple[float, float])
     assert first.data_ptr() != second.data_ptr()
 
 
+@pytest.mark.parametrize("impl", ["cpu", "triton"])
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "again"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_an_upstream_gradient(dtype: torch.dtype, keep: bool) -> None:
+def test_an_upstream_gradient(dtype: torch.dtype, keep: bool, impl: str) -> None:
     """It is multiplied before the gradient is rounded: what a scaler of 2^16 saves in float16 is not lost."""
     x, label = _logits((2, 3, 50), dtype).requires_grad_(), _labels((2, 3, 50))
     boost, targets = BOOSTS["exp"]
     for upstream in (1.0, 2.0**16, 0.3):
         options: dict[str, Any] = dict(ignore_index=255, avg_factor=1e8)
-        (mine,) = torch.autograd.grad(upstream * fused_boosted_loss(x, label, boost, targets, keep_gradient=keep, **options), x)
+        loss = fused_boosted_loss(x, label, boost, targets, keep_gradient=keep, impl=impl, **options)
+        (mine,) = torch.autograd.grad(upstream * loss, x)
         (reference,) = torch.autograd.grad(upstream * boosted_loss(x, label, boost, targets, **options), x)
-        torch.testing.assert_close(mine, reference, rtol=1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps, atol=0)
+        # Triton's interpreter cuts bfloat16 off where a GPU rounds it
+        rtol = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps * (2 if impl == "triton" else 1)
+        torch.testing.assert_close(mine, reference, rtol=rtol, atol=1e-7 if dtype == torch.float16 else 0)
 
 
 def test_logits_that_need_no_gradient() -> None:
@@ -250,9 +255,11 @@ def test_a_fallback_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(2):
             x = torch.empty(2, 3, 5, device="meta", requires_grad=True)
             fused_boosted_loss(x, torch.empty(2, 5, dtype=torch.long, device="meta"), *BOOSTS["exp"]).backward()
-    assert [(one.levelname, one.message) for one in caplog.records] == [
-        ("DEBUG", "the boosted loss of torch.float32 logits on meta is the reference's: no kernel is made for them.")
-    ]
+    (said,) = caplog.records
+    assert said.levelname == "DEBUG"
+    assert said.message == (
+        "the loss with ExponentialBoost of torch.float32 logits on meta is the reference's: there is no kernel for it here."
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,3 +274,128 @@ def test_an_implementation_that_cannot_be(impl: str, x: Tensor, message: str) ->
     pytest.importorskip("triton")
     with pytest.raises(ValueError, match=message):
         fused_boosted_loss(x, torch.zeros(2, dtype=torch.long, device=x.device), *BOOSTS["exp"], impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["cpu", "triton"])
+def test_a_bound_does_not_hide_a_nan(impl: str) -> None:
+    """A gradient scaler steps on whatever is finite."""
+    x = _logits((2, 3, 4), torch.float32)
+    x[0, 1, 0] = math.nan
+    label = _labels((2, 3, 4), ignored=False)
+    for boost, targets in BOOSTS.values():
+        loss, gradient = _run(fused_boosted_loss, x, label, boost, targets, impl=impl, max_delta=1.5)
+        assert loss.isnan() and gradient[0, 1, 0].isnan() and int(gradient.isnan().sum()) == 1
+
+
+@pytest.mark.parametrize("impl", ["cpu", "triton"])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32], ids=str)
+@pytest.mark.parametrize("ignored", [255, -1, 1])
+def test_labels_of_any_integers(ignored: int, kind: torch.dtype, impl: str) -> None:
+    """And any number may be the ignored one, a class among them."""
+    x, label = _logits((2, 300, 5), torch.float32), torch.randint(300, (2, 5), generator=torch.Generator().manual_seed(1))
+    if kind == torch.uint8:
+        x, label = x[:, :200], label % 200
+    if ignored != -1 or kind != torch.uint8:
+        label[0, 1:3] = ignored
+    _held(x, label.to(kind), ExponentialBoost(0.1), (0.0, 6.0), impl, ignore_index=ignored)
+
+
+@pytest.mark.parametrize("impl", ["cpu", "triton"])
+def test_expanded_logits_and_weights(impl: str) -> None:
+    """Tensors with strides of 0: one value for all classes, pixels or images."""
+    label = _labels((2, 3, 4))
+    for x in (torch.tensor([[[0.3]]]), torch.tensor([[[0.3, -1, 2, 0]]]), _logits((1, 3, 4), torch.float32)):
+        weights = dict(class_weight=torch.tensor([0.5]).expand(3), weight=torch.tensor([[2.0]]).expand(2, 4))
+        _held(x.expand(2, 3, 4), label, ExponentialBoost(0.1), (0.0, 6.0), impl, ignore_index=255, **weights)
+
+
+def test_labels_with_other_strides() -> None:
+    """(time, batch) turned around, with a class weight."""
+    x, label = _logits((4, 3, 5), torch.float32), _labels((5, 3, 4)).T
+    _held(x, label, ExponentialBoost(0.1), (0.0, 6.0), ignore_index=255, class_weight=torch.tensor([0.5, 2.0, 1.0]))
+
+
+def test_weights_and_soft_labels_that_learn() -> None:
+    """They get the reference's gradient; where an implementation is asked for that has none, that is said."""
+    x = _logits((2, 3, 5), torch.float32).requires_grad_()
+    boost, targets = BOOSTS["exp"]
+    weight, outputs, factor = torch.rand(2, 5), torch.rand(3), torch.tensor(3.0)
+    learned = [one.requires_grad_() for one in (weight, outputs, factor)]
+    options: dict[str, Any] = dict(weight=weight, class_weight=outputs, avg_factor=factor, ignore_index=255)
+    found = [
+        torch.autograd.grad(f(x, _labels((2, 3, 5)), boost, targets, **options), [x, *learned])
+        for f in (fused_boosted_loss, boosted_loss)
+    ]
+    for mine, reference in zip(*found, strict=True):
+        assert torch.equal(mine, reference) and bool(mine.any())
+    soft = torch.rand(2, 3, 5, requires_grad=True)
+    assert bool(torch.autograd.grad(fused_boosted_loss(x, soft, boost, targets), soft)[0].any())
+    with pytest.raises(ValueError, match="gives a gradient to logits alone"):
+        fused_boosted_loss(x, soft, boost, targets, impl="cpu")
+    with torch.no_grad():
+        fused_boosted_loss(x, soft, boost, targets, impl="cpu")
+
+
+def test_what_is_changed_before_the_backward() -> None:
+    """A gradient that is computed in the backward would be that of other labels."""
+    x, label = _logits((2, 3, 5), torch.float32).requires_grad_(), _labels((2, 3, 5))
+    loss = fused_boosted_loss(x, label, *BOOSTS["exp"], ignore_index=255, reduction="none").sum()
+    label.fill_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_transforms_of_functions(reduction: str) -> None:
+    """`torch.func` over labels or logits, and many upstream gradients at once."""
+    x, labels = _logits((2, 3, 5), torch.float64), torch.stack([_labels((2, 3, 5)), _labels((2, 3, 5)).flip(1)])
+
+    def loss(x: Tensor, label: Tensor) -> Tensor:
+        return fused_boosted_loss(x, label, *BOOSTS["exp"], ignore_index=255, reduction=reduction)
+
+    found = torch.func.vmap(loss, (None, 0))(x, labels)
+    torch.testing.assert_close(found, torch.stack([loss(x, label) for label in labels]))
+    x.requires_grad_()
+    value = loss(x, labels[0])
+    many = torch.stack([torch.ones_like(value), 2 * torch.ones_like(value)])
+    (batched,) = torch.autograd.grad(value, x, many, retain_graph=True, is_grads_batched=True)
+    for one, upstream in zip(batched, many, strict=True):
+        (expected,) = torch.autograd.grad(loss(x, labels[0]), x, upstream)
+        torch.testing.assert_close(one, expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_anything_upstream_of_ignored_pixels(reduction: str) -> None:
+    """An infinite weight or upstream gradient there is as if it were not."""
+    x, label = _logits((2, 3, 5), torch.float32).requires_grad_(), _labels((2, 3, 5))
+    weight = torch.where(label == 255, torch.inf, 1.0)
+    found = [
+        f(x, label, *BOOSTS["exp"], ignore_index=255, weight=weight, reduction=reduction)
+        for f in (fused_boosted_loss, boosted_loss)
+    ]
+    # the derivative of a root at 0 is infinite
+    gradients = [torch.autograd.grad(one.sqrt().sum(), x)[0] for one in found]
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*gradients)
+    assert bool(gradients[0].isfinite().all())
+
+
+class _Own(ExponentialBoost):
+    """A boost of a user's, whose loss is twice as large."""
+
+    def divergence(self, x: Tensor, t: Tensor) -> Tensor:
+        return 2 * super().divergence(x, t)
+
+    def delta(self, x: Tensor, t: Tensor) -> Tensor:
+        return 2 * super().delta(x, t)
+
+
+def test_a_boost_of_a_users_own() -> None:
+    """Is asked for its own loss and slope, not taken for the one that it comes from."""
+    x, label = _logits((2, 3, 5), torch.float32), _labels((2, 3, 5))
+    for own, plain in zip(
+        _run(fused_boosted_loss, x, label, _Own(0.1), (0.0, 6.0), ignore_index=255),
+        _run(boosted_loss, x, label, ExponentialBoost(0.1), (0.0, 6.0), ignore_index=255),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, 2 * plain)

@@ -121,3 +121,62 @@ def test_two_processes_share_the_classes() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(_shard, (port,), nprocs=2)
+
+
+def test_float16_keeps_what_a_gradient_scaler_saves() -> None:
+    """Slopes of 1e-8 are nothing in float16 until the scale is multiplied in."""
+    x, weight, _, label = _layer(16, 4, 40, torch.float16)
+    (mine,) = torch.autograd.grad(
+        2.0**16 * boosted_linear_loss(x, weight, None, label, *BOOSTS["exp"], ignore_index=-1, avg_factor=1e6), weight
+    )
+    exact = weight.detach().double().requires_grad_()
+    plain = boosted_loss(F.linear(x.double(), exact), label, *BOOSTS["exp"], ignore_index=-1, avg_factor=1e6)
+    (expected,) = torch.autograd.grad(2.0**16 * plain, exact)
+    torch.testing.assert_close(mine.double(), expected, rtol=0, atol=1e-2 * float(expected.abs().max()))
+    assert float((mine == 0).double().mean()) < 0.2
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_under_autocast(reduction: str) -> None:
+    """Features of half precision meet a weight in float32, and the backward computes what the forward did."""
+    x, weight, bias, label = _layer(9, 4, 11, torch.float32)
+    half = x.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = boosted_linear_loss(half, weight, bias, label, *BOOSTS["exp"], ignore_index=-1, reduction=reduction)
+        plain = boosted_loss(F.linear(half, weight, bias), label, *BOOSTS["exp"], ignore_index=-1, reduction=reduction)
+    torch.testing.assert_close(loss, plain)
+    found = [torch.autograd.grad(one.sum(), (half, weight, bias)) for one in (loss, plain)]
+    for mine, expected in zip(*found, strict=True):
+        assert mine.dtype == expected.dtype
+        torch.testing.assert_close(mine, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_features_that_come_from_the_weight() -> None:
+    """Tied embeddings: the first derivative is the same whether a second one is wanted or not."""
+    _, weight, _, label = _layer(9, 4, 11)
+    features = weight[torch.arange(9) % 11] * 1.5
+    found = [
+        torch.autograd.grad(
+            boosted_linear_loss(features, weight, None, label, *BOOSTS["exp"], ignore_index=-1),
+            weight,
+            create_graph=again,
+            retain_graph=True,
+        )[0]
+        for again in (False, True)
+    ]
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-13)
+
+
+def test_small_labels_and_weights_that_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes do not wrap from one block to the next; a weight that wants a gradient gets the reference's."""
+    monkeypatch.setattr(linear, "_BLOCK", 9 * 3)
+    x, weight, bias, label = _layer(9, 4, 11)
+    label = label.clamp(min=0)
+    mine = boosted_linear_loss(x, weight, bias, label.to(torch.uint8), *BOOSTS["exp"])
+    torch.testing.assert_close(mine, boosted_loss(F.linear(x, weight, bias), label, *BOOSTS["exp"]))
+    rows = torch.rand(9, dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(boosted_linear_loss(x, weight, bias, label, *BOOSTS["exp"], row_weight=rows), rows)
+    each = boosted_loss(F.linear(x, weight, bias), label, *BOOSTS["exp"], reduction="none")
+    torch.testing.assert_close(found, each / 9)
+    with pytest.raises(ValueError, match=r"integer labels \(N,\), got torch.float64"):
+        boosted_linear_loss(x, weight, bias, rows.detach(), *BOOSTS["exp"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gbseg import BadLabelError, ExpGBLoss
 from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, MirroredExponentialBoost
+from gbseg.losses import resized
 from gbseg.losses.reference import boosted_loss
 from gbseg.losses.resized import boosted_resize_loss, resized_accuracy
 
@@ -151,3 +152,50 @@ def test_the_loss_of_a_config() -> None:
         loss.resized(x, torch.rand(2, 3, 40, 56))
     with pytest.raises(ValueError, match="weight must have the shape"):
         loss.resized(x, label, weight=torch.rand(2, 5, 7))
+
+
+@every_corner
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_anything_at_ignored_pixels(reduction: str, align_corners: bool) -> None:
+    """Infinite weights and upstream gradients there do not spread over the planes."""
+    x, label = _batch((2, 3, 4, 5), (16, 20))
+    weight = torch.where(label == 255, torch.inf, 1.0)
+    options: dict[str, Any] = dict(ignore_index=255, weight=weight, reduction=reduction)
+    mine = boosted_resize_loss(x, label, *BOOSTS["exp"], align_corners=align_corners, **options)
+    plain = _plain(x, label, *BOOSTS["exp"], align_corners, **options)
+    torch.testing.assert_close(mine, plain)
+    gradients = [torch.autograd.grad(one.sqrt().sum(), x)[0] for one in (mine, plain)]
+    torch.testing.assert_close(*gradients)
+    assert bool(gradients[0].isfinite().all())
+
+
+def test_weights_that_learn_and_small_labels() -> None:
+    """A weight that wants a gradient gets the reference's; 255 as a byte is a class where there are 256."""
+    x, label = _batch((2, 3, 4, 5), (16, 20))
+    weight = torch.rand(2, 16, 20, dtype=torch.float64, requires_grad=True)
+    found = [
+        torch.autograd.grad(loss, [x, weight])
+        for loss in (
+            boosted_resize_loss(x, label, *BOOSTS["exp"], ignore_index=255, weight=weight),
+            _plain(x, label, *BOOSTS["exp"], False, ignore_index=255, weight=weight),
+        )
+    ]
+    for mine, plain in zip(*found, strict=True):
+        torch.testing.assert_close(mine, plain)
+    many = torch.randn(1, 256, 2, 2, dtype=torch.float64)
+    label = torch.tensor([[[255, 0], [3, 255]]], dtype=torch.uint8)
+    torch.testing.assert_close(
+        boosted_resize_loss(many, label, *BOOSTS["exp"]), boosted_loss(many, label.long(), *BOOSTS["exp"])
+    )
+    with pytest.raises(ValueError, match=r"integer labels \(N, H, W\), got torch.float64"):
+        boosted_resize_loss(x, weight.detach(), *BOOSTS["exp"])
+
+
+@every_corner
+def test_the_way_back_on_a_device(align_corners: bool) -> None:
+    """There a plane is brought back by interpolation's own derivative, here by two products: both are one."""
+    plane = torch.randn(17, 23, dtype=torch.float64)
+    products = [resized._transposed(few, many, align_corners, dtype=torch.float64) for few, many in ((4, 17), (5, 23))]
+    torch.testing.assert_close(
+        resized._by_scattering((17, 23), (1, 1, 4, 5), align_corners, plane), resized._by_products(*products, plane)
+    )

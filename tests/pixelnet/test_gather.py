@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("mmseg")
 from gbseg.pixelnet.first_layer import gather_linear
-from gbseg.pixelnet.gather import Level, gather, hypercolumn_linear_reference
+from gbseg.pixelnet.gather import Level, hypercolumn_linear_reference
 
 LEVEL_CASES = {
     # map size, stride, offset, image size
@@ -30,6 +30,12 @@ LEVEL_CASES = {
     # bfloat16 holds no more than 256 positions
     "long map": ((1, 700), (1.5, 1.5), 0, (1, 1050)),
 }
+
+
+def gather(level: Level, points: Tensor) -> Tensor:
+    """The values of one map at points: the first layer with the identity as its weight."""
+    dtype = torch.float64 if level.feature.dtype == torch.float64 else torch.float32
+    return gather_linear([level], points, torch.eye(level.feature.shape[1], dtype=dtype))
 
 
 def _pixels(rows: range, columns: range, batch: int = 1) -> Tensor:
