@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import peak
+
+PAUSE = 0.01  # seconds, after which the threads of the one before sleep
 
 __all__ = ["Measured", "agree", "measure", "reason"]
 
@@ -66,7 +69,7 @@ def _seconds(run: Callable[[], object], device: str) -> float:
 
 
 def measure(contenders: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, Measured]:
-    """Time every contender once a round, each round beginning with another; then the memory of each on its own.
+    """Time every contender once a round, each round in another order; then the memory of each on its own.
 
     The first call of each warms up and is not counted. A contender that raises in it (a package that is not installed, no
     compiler) is left out and says why.
@@ -80,9 +83,11 @@ def measure(contenders: Mapping[str, Callable[[], object]], rounds: int, device:
         else:
             ways.append((name, run))
     seconds: dict[str, list[float]] = {name: [] for name, _ in ways}
-    for turn in range(rounds):
-        first = turn % max(len(ways), 1)
-        for name, run in ways[first:] + ways[:first]:
+    # not in turn: each would always have the same one before it, and its threads may still be spinning
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name, run in order.sample(ways, len(ways)):
+            time.sleep(PAUSE)
             seconds[name].append(_seconds(run, device))
     for name, run in ways:
         found[name] = Measured(tuple(seconds[name]), peak(run, device))
