@@ -14,8 +14,6 @@ from torch import Tensor
 
 from benchmarks.memory import peak
 
-PAUSE = 0.01  # seconds, after which the threads of the one before sleep
-
 __all__ = ["Measured", "agree", "measure", "reason"]
 
 
@@ -83,11 +81,10 @@ def measure(contenders: Mapping[str, Callable[[], object]], rounds: int, device:
         else:
             ways.append((name, run))
     seconds: dict[str, list[float]] = {name: [] for name, _ in ways}
-    # not in turn: each would always have the same one before it, and its threads may still be spinning
+    # not in turn: each would always have the same one before it, whose threads may still be spinning
     order = random.Random(0)
     for _ in range(rounds):
         for name, run in order.sample(ways, len(ways)):
-            time.sleep(PAUSE)
             seconds[name].append(_seconds(run, device))
     for name, run in ways:
         found[name] = Measured(tuple(seconds[name]), peak(run, device))

@@ -21,7 +21,7 @@ from gbseg.losses.reference import bounded_divergence
 __all__ = ["one_pass", "rescale_", "terms_and_slopes"]
 
 # numbers of a block: it lies in the cores' caches
-_BLOCK = 1 << 20
+_BLOCK = 5 << 18
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -30,11 +30,14 @@ def _flat(x: Tensor) -> Tensor:
     return x.as_strided((span,), (1,))
 
 
-def _places(x: Tensor, label: Tensor) -> Tensor:
-    """Where the logits of the labels (n, p) stand in `_flat`, as one row; a fifth of the time of gather along classes."""
+def _places(x: Tensor, label: Tensor, number: Tensor) -> Tensor:
+    """Where the logits of the labels (n, p) stand in `_flat`, as one row; ``number`` counts from 0.
+
+    That and a gather from a row take a fifth of the time of a gather along classes.
+    """
     image, other, pixel = x.stride()
-    pixels = torch.arange(x.shape[2], device=x.device)
-    place = torch.add(pixels if pixel == 1 else pixels * pixel, label, alpha=other)
+    number = number[: x.shape[2]]
+    place = torch.add(number if pixel == 1 else number * pixel, label, alpha=other)
     if x.shape[0] > 1:
         place += (torch.arange(x.shape[0], device=x.device) * image).unsqueeze(1)
     return place.reshape(-1)
@@ -69,7 +72,9 @@ def _other_classes(problem: Problem, x: Tensor, place: Tensor | None) -> tuple[T
     return *terms_and_slopes(boost, x, t_neg, problem.max_delta), 1.0
 
 
-def _block(problem: Problem, x: Tensor, label: Tensor, factor: Tensor | float, gradient: Tensor | None) -> Tensor:
+def _block(
+    problem: Problem, x: Tensor, label: Tensor, factor: Tensor | float, gradient: Tensor | None, number: Tensor
+) -> Tensor:
     """Losses (n, p) of logits (n, C, p); their derivatives times ``factor`` (n, p) are written into ``gradient``."""
     outputs = None if problem.class_weight is None else problem.class_weight.to(x)
     if problem.soft:
@@ -80,11 +85,11 @@ def _block(problem: Problem, x: Tensor, label: Tensor, factor: Tensor | float, g
     else:
         terms, slopes, unit = _other_classes(problem, x, gradient)
         # after the walk over all of x, which brings it into the cache
-        places = _places(x, label)
+        places = _places(x, label, number)
         right = _flat(x).gather(0, places)
         right_terms, right_slopes = terms_and_slopes(problem.boost, right, problem.targets[1], problem.max_delta)
         if terms.stride() != x.stride():
-            places = _places(terms, label)
+            places = _places(terms, label, number)
         _flat(terms).index_fill_(0, places, 0.0)
         if outputs is not None:
             each = outputs[label.reshape(-1)]
@@ -100,7 +105,7 @@ def _block(problem: Problem, x: Tensor, label: Tensor, factor: Tensor | float, g
     if right_terms is not None:
         right_slopes *= factor if isinstance(factor, float) else factor.reshape(-1)
         if gradient.stride() != terms.stride():
-            places = _places(gradient, label)
+            places = _places(gradient, label, number)
         _flat(gradient).index_copy_(0, places, right_slopes)
     return losses
 
@@ -126,6 +131,7 @@ def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | 
     # parts of an image are alike, so that none is a small rest with the same overhead
     parts = math.ceil(size * classes / _BLOCK) if images == 1 else 1
     pixels = max(1, math.ceil(size / max(parts, 1)))
+    number = torch.arange(pixels, device=x_all.device)
     for first, start in itertools.product(range(0, count, images), range(0, size, pixels)):
         block = (slice(first, first + images), slice(start, start + pixels))
         whole = (block[0], slice(None), block[1])
@@ -145,13 +151,13 @@ def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | 
         place = out = None if gradient is None else gradient[whole]
         if out is not None and out.dtype != dtype:
             place = torch.empty_like(x)
-        value = _block(problem, x, label, each, place)
+        value = _block(problem, x, label, each, place, number)
         value = value if factor is None else value.mul_(factor)
         found = float(value.sum())
         if counted is not None and not math.isfinite(found):
             # 0 times an infinity is NaN, and as in the reference an ignored pixel's logits may be anything
             x = torch.where(counted.unsqueeze(1), x_all[whole].to(dtype), 0.0)
-            value = _block(problem, x, label, each, place).mul_(factor)
+            value = _block(problem, x, label, each, place, number).mul_(factor)
             found = float(value.sum())
         total += found
         if losses is not None:
