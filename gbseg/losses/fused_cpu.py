@@ -20,8 +20,8 @@ from gbseg.losses.reference import bounded_divergence
 
 __all__ = ["one_pass", "rescale_", "terms_and_slopes"]
 
-# numbers of a block: it lies in the cores' caches
-_BLOCK = 5 << 18
+# numbers of a block: it lies in the cores' caches, where terms and slopes are not one with its temporaries
+_BLOCK, _BLOCK_OF_TWO = 5 << 18, 1 << 17
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -62,14 +62,19 @@ def terms_and_slopes(boost: Boost, x: Tensor, t: Tensor | float, max_delta: floa
     return bounded_divergence(boost, x, t, max_delta), delta if max_delta is None else delta.clamp_(-max_delta, max_delta)
 
 
+def _is_one(problem: Problem) -> bool:
+    """Whether term and slope of the other classes are one number, ``alpha * exp(x)``."""
+    plain = type(problem.boost) is ExponentialBoost and problem.targets[0] == 0
+    return plain and problem.max_delta is None and not problem.soft
+
+
 def _other_classes(problem: Problem, x: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor, float]:
     """Terms and slopes of logits (n, C, p) that are nobody's label, both times the third; may overwrite ``place``."""
-    boost, t_neg = problem.boost, problem.targets[0]
-    if type(boost) is ExponentialBoost and t_neg == 0 and problem.max_delta is None:
-        # one number for both, and no pass over the block for alpha
+    if _is_one(problem):
+        # and no pass over the block for alpha
         value = torch.exp(x, out=place)
-        return value, value, boost.alpha
-    return *terms_and_slopes(boost, x, t_neg, problem.max_delta), 1.0
+        return value, value, problem.boost.alpha
+    return *terms_and_slopes(problem.boost, x, problem.targets[0], problem.max_delta), 1.0
 
 
 def _block(
@@ -127,9 +132,10 @@ def one_pass(problem: Problem, logits: Tensor, derive: bool, upstream: Tensor | 
     losses = torch.empty(count, size, dtype=dtype, device=x_all.device) if problem.reduction == "none" else None
     total = 0.0
     slope = scale if upstream is None or upstream.ndim else scale * float(upstream)
-    images = max(1, _BLOCK // max(classes * size, 1))
+    numbers = _BLOCK if _is_one(problem) else min(_BLOCK, _BLOCK_OF_TWO)
+    images = max(1, numbers // max(classes * size, 1))
     # parts of an image are alike, so that none is a small rest with the same overhead
-    parts = math.ceil(size * classes / _BLOCK) if images == 1 else 1
+    parts = math.ceil(size * classes / numbers) if images == 1 else 1
     pixels = max(1, math.ceil(size / max(parts, 1)))
     number = torch.arange(pixels, device=x_all.device)
     for first, start in itertools.product(range(0, count, images), range(0, size, pixels)):
