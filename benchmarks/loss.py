@@ -99,7 +99,7 @@ def run(settings: Settings) -> list[Row]:
     """Time and peak memory of forward and backward.
 
     The roofline is an ideal loss, which reads logits and labels once and writes the gradient once at the bandwidth that a copy
-    into a buffer reaches in the same rounds. The forms that take many times as long have rounds of their own, with the baseline.
+    into a buffer reaches in the same rounds. The forms that take many times as long have rounds of their own.
     """
     rows = []
     for shape, dtype in shapes(settings):
