@@ -1,4 +1,4 @@
-"""The figures of the tables: ``python -m benchmarks.plots results/speed`` draws ``loss.png`` and ``growth.png`` beside them."""
+"""The figures of the tables: ``python -m benchmarks.plots results/speed`` draws ``loss``, ``growth`` and ``gather.png``."""
 
 from __future__ import annotations
 
@@ -100,7 +100,9 @@ def draw_growth(rows: Sequence[Row], path: Path) -> None:
             lower.set_xlabel(what)
             for axes in (upper, lower):
                 axes.set(xscale="log", yscale="log")
-                axes.yaxis.set_major_locator(LogLocator(numticks=6))
+                low, high = axes.get_ylim()
+                # of less than two decades the powers of ten are too few to read anything from
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,), numticks=8))
                 axes.yaxis.set_minor_locator(NullLocator())
                 axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
                 axes.set_xticks(sizes, [_short(size) for size in sizes], fontsize=7.5)
@@ -116,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where the tables are and the figures go")
     folder = parser.parse_args().folder
-    for name, draw in {"loss": draw_loss, "growth": draw_growth}.items():
+    for name, draw in {"loss": draw_loss, "growth": draw_growth, "gather": draw_growth}.items():
         for table in (folder / f"{name}.csv", folder / f"{name}_cuda.csv"):
             if table.exists():
                 draw(read_table(table)[1], table.with_suffix(".png"))
