@@ -58,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name:16}{what}: python -m benchmarks.{name} --help")
         return
     if unknown := sorted(set(given.names) - set(BENCHMARKS)):
-        parser.error(f"there is no benchmark {', '.join(unknown)} here; --list says which there are")
+        mine, others = ", ".join(BENCHMARKS), ", ".join(OTHERS)
+        parser.error(
+            f"there is no benchmark {', '.join(unknown)} here. There are {mine}; and, with arguments of their own as "
+            f"python -m benchmarks.NAME, {others}"
+        )
     torch.set_num_threads(given.threads)
     settings = Settings(given.device, given.rounds or (3 if given.quick else 15), given.quick)
     out = given.out or (Path(tempfile.mkdtemp(prefix="benchmarks-")) if given.quick else Path("results/speed"))

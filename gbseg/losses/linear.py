@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gbseg.boosting import Boost
 from gbseg.losses.fused_cpu import terms_and_slopes
+from gbseg.losses.labels import require_labels
 from gbseg.losses.problem import Problem, traced
 from gbseg.losses.reference import boosted_loss
 
@@ -173,7 +174,8 @@ def boosted_linear_loss(
         features: (N, D).
         weight: (C, D) of the layer, of this process's classes.
         bias: (C,), or None.
-        label: (N,) integers among the classes of all processes, checked by the caller.
+        label: (N,) integers among the classes of all processes. Checked on a CPU where no processes share them; elsewhere the
+            caller's business.
         boost: see `gbseg.losses.reference.boosted_loss`, as the others.
         targets: see there.
         ignore_index: see there.
@@ -190,11 +192,18 @@ def boosted_linear_loss(
         The loss in float32 or float64.
 
     Raises:
-        ValueError: soft labels; weights want a gradient, or something is traced, where processes share the classes.
+        BadLabelError: a label is no class.
+        ValueError: soft labels, or of another shape; settings that make no sense; weights want a gradient, or something is
+            traced, where processes share the classes.
         NotImplementedError: a second derivative is asked for there.
     """
-    if label.is_floating_point():
-        raise ValueError(f"boosted_linear_loss takes integer labels (N,), got {label.dtype}.")
+    if label.is_floating_point() or label.shape != features.shape[:1]:
+        raise ValueError(
+            f"boosted_linear_loss takes integer labels (N,) for features {tuple(features.shape)}, got {label.dtype} "
+            f"{tuple(label.shape)}."
+        )
+    if label.device.type == "cpu" and group is None and not first_class and not traced(label):
+        require_labels(label, len(weight), ignore_index)
     limit, label = None if max_delta == math.inf else max_delta, label.long()
     problem = Problem(label, boost, targets, ignore_index, class_weight, row_weight, avg_factor, reduction, limit, loss_weight)
     if problem.learned or traced(features, weight, bias, *problem.tensors):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gbseg.boosting import Boost
+from gbseg.boosting import Boost, check_targets
 
 __all__ = ["Problem", "traced"]
 
@@ -25,7 +25,12 @@ def traced(*tensors: Tensor | None) -> bool:
 
 @dataclass(frozen=True)
 class Problem:
-    """All but the logits, as `boosted_loss` takes it, and a factor of the whole."""
+    """All but the logits, as `boosted_loss` takes it, and a factor of the whole.
+
+    Raises:
+        TypeError: ``boost`` is none.
+        ValueError: targets, reduction or bound make no sense.
+    """
 
     label: Tensor
     boost: Boost
@@ -37,6 +42,17 @@ class Problem:
     reduction: str
     max_delta: float | None
     loss_weight: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.boost, Boost):
+            raise TypeError(
+                f"boost must be a gbseg.boosting.Boost (a loss has it as loss.boost), got {type(self.boost).__name__}."
+            )
+        check_targets(self.boost, self.targets)
+        if self.reduction not in ("none", "sum", "mean"):
+            raise ValueError(f"reduction must be 'none', 'sum' or 'mean', got {self.reduction!r}.")
+        if self.max_delta is not None and not self.max_delta > 0:
+            raise ValueError(f"max_delta bounds |g(x) - t| and must be > 0 (or None for no bound), got {self.max_delta!r}.")
 
     def by(self, loss: Callable[..., Tensor], logits: Tensor) -> Tensor:
         """What a function with the arguments of `gbseg.losses.reference.boosted_loss` gives, times the factor."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gbseg.boosting import Boost
 from gbseg.losses.fused_cpu import terms_and_slopes
+from gbseg.losses.labels import require_labels
 from gbseg.losses.problem import Problem, traced
 from gbseg.losses.reference import boosted_loss
 
@@ -168,7 +169,7 @@ def boosted_resize_loss(
 
     Args:
         logits: (N, C, h, w).
-        label: (N, H, W) integers, checked by the caller.
+        label: (N, H, W) integers, checked on a CPU; elsewhere the caller's business (`BoostedLoss.resized` marks bad ones).
         boost: see `gbseg.losses.reference.boosted_loss`, as the others.
         targets: see there.
         align_corners: see `torch.nn.functional.interpolate`.
@@ -184,11 +185,17 @@ def boosted_resize_loss(
         The loss in float32 or float64.
 
     Raises:
-        ValueError: soft labels.
+        BadLabelError: a label is no class and not ignored.
+        ValueError: soft labels, or of another shape; settings that make no sense.
     """
     bound = None if max_delta == math.inf else max_delta
-    if label.is_floating_point():
-        raise ValueError(f"boosted_resize_loss takes integer labels (N, H, W), got {label.dtype}.")
+    if label.is_floating_point() or label.ndim != 3 or len(label) != len(logits):
+        raise ValueError(
+            f"boosted_resize_loss takes integer labels (N, H, W) for logits {tuple(logits.shape)}, got {label.dtype} "
+            f"{tuple(label.shape)}."
+        )
+    if label.device.type == "cpu" and not traced(label):
+        require_labels(label, logits.shape[1], ignore_index)
     label = label.long()
     problem = Problem(label, boost, targets, ignore_index, class_weight, weight, avg_factor, reduction, bound, loss_weight)
     if problem.learned or traced(logits, *problem.tensors):

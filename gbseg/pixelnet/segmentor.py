@@ -30,8 +30,8 @@ class PixelNet(EncoderDecoder):
     A sample's metadata may hold ``input_scale``, a factor of ``test_cfg['input']`` (test-time augmentation).
 
     Raises:
-        ValueError: ``test_cfg['input']`` is neither; 'coarse' or 'margin' makes no sense, or the head is none that adapts; the
-            trunk's padding is not the head's offset; images of one batch were padded differently or have different
+        ValueError: ``test_cfg['input']`` is neither; 'mode', 'coarse' or 'margin' makes no sense, or the head is none that
+            adapts; the trunk's padding is not the head's offset; images of one batch were padded differently or have different
             ``input_scale``.
     """
 
@@ -53,7 +53,10 @@ class PixelNet(EncoderDecoder):
 
     def _check_mode(self) -> None:
         config = self.test_cfg or {}
-        if config.get("mode") != "adaptive":
+        mode = config.get("mode", "whole")
+        if mode not in ("whole", "slide", "adaptive"):
+            raise ValueError(f"test_cfg['mode'] is 'whole', 'slide' or 'adaptive', got {mode!r}.")
+        if mode != "adaptive":
             return
         if not isinstance(self.decode_head, PixelNetHead):
             raise ValueError(f"test_cfg['mode'] = 'adaptive' needs a PixelNetHead, not {type(self.decode_head).__name__}.")

@@ -70,7 +70,9 @@ def test_what_cannot_be_fused_is_named() -> None:
 
 def test_the_hook_changes_every_head() -> None:
     model = torch.nn.ModuleDict(dict(decode_head=_head(), auxiliary_head=torch.nn.ModuleList([_head(), _head()])))
+    model["other"] = _head(loss_decode=dict(type="CrossEntropyLoss"))
     FuseResizeHook().before_run(SimpleNamespace(model=model))
+    assert "loss_by_feat" not in vars(model["other"])
     assert all("loss_by_feat" in vars(head) for head in (model["decode_head"], *model["auxiliary_head"]))
-    with pytest.raises(ValueError, match="Linear has no decode head"):
+    with pytest.raises(ValueError, match="Linear has no decode head of MMSegmentation's with a boosted loss"):
         FuseResizeHook().before_run(SimpleNamespace(model=torch.nn.Linear(1, 1)))

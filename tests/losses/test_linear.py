@@ -178,5 +178,28 @@ def test_small_labels_and_weights_that_learn(monkeypatch: pytest.MonkeyPatch) ->
     (found,) = torch.autograd.grad(boosted_linear_loss(x, weight, bias, label, *BOOSTS["exp"], row_weight=rows), rows)
     each = boosted_loss(F.linear(x, weight, bias), label, *BOOSTS["exp"], reduction="none")
     torch.testing.assert_close(found, each / 9)
-    with pytest.raises(ValueError, match=r"integer labels \(N,\), got torch.float64"):
+    with pytest.raises(ValueError, match=r"integer labels \(N,\) for features .*, got torch.float64"):
         boosted_linear_loss(x, weight, bias, rows.detach(), *BOOSTS["exp"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(label=torch.tensor([0, 11, 3])), r"1 label is outside 0..10 \(nothing is ignored\): value 11, first at \(1,\)"),
+        (dict(label=torch.tensor([0])), r"labels \(N,\) for features \(3, 4\), got torch.int64 \(1,\)"),
+        (dict(reduction="avg"), "reduction must be 'none', 'sum' or 'mean', got 'avg'"),
+        (dict(targets=(-1.0, 16.0)), "t_neg = -1 is negative"),
+        (dict(max_delta=-1.0), "must be > 0"),
+    ],
+)
+def test_what_makes_no_sense(changes: dict[str, Any], message: str) -> None:
+    x, weight, bias, _ = _layer(3, 4, 11)
+    facts: dict[str, Any] = dict(label=torch.tensor([0, 1, 3]), boost=BOOSTS["exp"][0], targets=(0.0, 6.0)) | changes
+    with pytest.raises(ValueError, match=message):
+        boosted_linear_loss(x, weight, bias, **facts)
+
+
+def test_a_loss_is_no_boost() -> None:
+    x, weight, bias, label = _layer(3, 4, 11)
+    with pytest.raises(TypeError, match=r"must be a gbseg.boosting.Boost .*, got dict"):
+        boosted_linear_loss(x, weight, bias, label, dict(type="ExponentialBoost"), (0.0, 6.0), ignore_index=-1)

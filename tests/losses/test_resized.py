@@ -187,7 +187,7 @@ def test_weights_that_learn_and_small_labels() -> None:
     torch.testing.assert_close(
         boosted_resize_loss(many, label, *BOOSTS["exp"]), boosted_loss(many, label.long(), *BOOSTS["exp"])
     )
-    with pytest.raises(ValueError, match=r"integer labels \(N, H, W\), got torch.float64"):
+    with pytest.raises(ValueError, match=r"integer labels \(N, H, W\) for logits .*, got torch.float64"):
         boosted_resize_loss(x, weight.detach(), *BOOSTS["exp"])
 
 
@@ -199,3 +199,12 @@ def test_the_way_back_on_a_device(align_corners: bool) -> None:
     torch.testing.assert_close(
         resized._by_scattering((17, 23), (1, 1, 4, 5), align_corners, plane), resized._by_products(*products, plane)
     )
+
+
+def test_labels_that_are_none() -> None:
+    """A border of 255 that nobody ignores, and the channel that mmseg's labels have."""
+    x, label = _batch((2, 3, 4, 5), (16, 20))
+    with pytest.raises(BadLabelError, match=r"outside 0\.\.2"):
+        boosted_resize_loss(x, label, *BOOSTS["exp"])
+    with pytest.raises(ValueError, match=r"for logits \(2, 3, 4, 5\), got torch.int64 \(2, 1, 16, 20\)"):
+        boosted_resize_loss(x, label.unsqueeze(1), *BOOSTS["exp"])

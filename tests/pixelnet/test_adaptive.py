@@ -107,11 +107,16 @@ def test_a_network_in_this_mode() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(dict(coarse=6), "power of 2, got 6"), (dict(coarse=0), "power of 2"), (dict(margin=-1), "must be >= 0, got -1")],
+    [
+        (dict(coarse=6), "power of 2, got 6"),
+        (dict(coarse=0), "power of 2"),
+        (dict(margin=-1), "must be >= 0, got -1"),
+        (dict(mode="adaptve"), "'whole', 'slide' or 'adaptive', got 'adaptve'"),
+    ],
 )
 def test_settings_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _network(mode="adaptive", **options)
+        _network(**(dict(mode="adaptive") | options))
 
 
 def test_a_head_that_cannot_adapt() -> None:
