@@ -42,21 +42,28 @@ def _logits(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 2.0) -> T
     return (scale * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).to(dtype)
 
 
+def _device(impl: str) -> str:
+    """Kernels run where they are made for, and where there is no GPU in the interpreter."""
+    return "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
+
+
 def _run(
     function: Any, x: Tensor, label: Tensor, boost: Boost, targets: tuple[float, float], **options: Any
 ) -> tuple[Tensor, Tensor]:
     """The loss and the gradient of its sum under an upstream gradient; half precision is rounded again where that is not 1."""
-    x = x.detach()
+    device = _device(options.get("impl", "cpu"))
+    x = x.detach().to(device)
     x.requires_grad_()
-    loss = function(x, label, boost, targets, **options)
+    options = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()}
+    loss = function(x, label.to(device), boost, targets, **options)
     upstream = (
         torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype).view(loss.shape)
         if loss.ndim
         else torch.tensor(0.7 if x.dtype in (torch.float32, torch.float64) else 1.0, dtype=loss.dtype)
     )
-    (gradient,) = torch.autograd.grad(loss, x, upstream)
+    (gradient,) = torch.autograd.grad(loss, x, upstream.to(device))
     assert gradient.dtype == x.dtype and gradient.shape == x.shape
-    return loss.detach(), gradient
+    return loss.detach().cpu(), gradient.cpu()
 
 
 def _held(x: Tensor, label: Tensor, boost: Boost, targets: tuple[float, float], impl: str = "cpu", **options: Any) -> None:
@@ -218,7 +225,8 @@ def test_derivatives(reduction: str, boost: Boost, targets: tuple[float, float])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_an_upstream_gradient(dtype: torch.dtype, keep: bool, impl: str) -> None:
     """It is multiplied before the gradient is rounded: what a scaler of 2^16 saves in float16 is not lost."""
-    x, label = _logits((2, 3, 50), dtype).requires_grad_(), _labels((2, 3, 50))
+    x, label = (one.to(_device(impl)) for one in (_logits((2, 3, 50), dtype), _labels((2, 3, 50))))
+    x.requires_grad_()
     boost, targets = BOOSTS["exp"]
     for upstream in (1.0, 2.0**16, 0.3):
         options: dict[str, Any] = dict(ignore_index=255, avg_factor=1e8)
