@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -20,12 +19,6 @@ from gbseg.losses import fused_cpu
 from gbseg.losses.problem import Problem, traced
 from gbseg.losses.reference import boosted_loss
 
-try:
-    from gbseg.losses import fused_triton
-except ImportError:
-    # PyTorch for a CPU, or for a system that Triton is not made for
-    fused_triton = None
-
 __all__ = ["IMPLEMENTATIONS", "fused_boosted_loss"]
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "compile")
@@ -33,9 +26,20 @@ IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "compile")
 _logger = logging.getLogger(__name__)
 
 
-@lru_cache
+@cache
 def _say(reason: str) -> None:
     _logger.debug(reason)
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """The Triton kernels; imported when they may be wanted, which takes longer than all of this package's losses."""
+    try:
+        from gbseg.losses import fused_triton
+    except ImportError:
+        # PyTorch for a CPU, or for a system that Triton is not made for
+        return None
+    return fused_triton
 
 
 def _chosen(impl: str, logits: Tensor, problem: Problem) -> str:
@@ -48,8 +52,8 @@ def _chosen(impl: str, logits: Tensor, problem: Problem) -> str:
         return "reference"
     if logits.device.type == "cpu":
         return "cpu"
-    kernel = fused_triton is not None and logits.dtype in fused_triton.DTYPES and type(problem.boost) in fused_triton.KINDS
-    if logits.device.type == "cuda" and kernel:
+    kernels = _kernels() if logits.device.type == "cuda" else None
+    if kernels is not None and logits.dtype in kernels.DTYPES and type(problem.boost) in kernels.KINDS:
         return "triton"
     what = f"{type(problem.boost).__name__} of {logits.dtype} logits on {logits.device.type}"
     _say(f"the loss with {what} is the reference's: there is no kernel for it here.")
@@ -87,7 +91,7 @@ class _Fused(torch.autograd.Function):
         return gradient, None, None, None
 
 
-@lru_cache
+@cache
 def _compiled() -> Callable[..., Tensor]:
     return torch.compile(boosted_loss, dynamic=False)
 
@@ -98,13 +102,14 @@ def _backend(name: str, logits: Tensor) -> ModuleType:
         if logits.device.type != "cpu":
             raise ValueError(f"impl='cpu' takes logits on a CPU, got them on {logits.device}; impl='auto' finds one for them.")
         return fused_cpu
-    if fused_triton is None:
+    kernels = _kernels()
+    if kernels is None:
         raise ValueError("impl='triton' needs the package triton, which cannot be imported here.")
-    if logits.dtype not in fused_triton.DTYPES:
+    if logits.dtype not in kernels.DTYPES:
         raise ValueError(f"impl='triton' takes float32, bfloat16 and float16, got {logits.dtype}; use impl='reference'.")
-    if logits.device.type == "cpu" and not fused_triton.INTERPRETED:
+    if logits.device.type == "cpu" and not kernels.INTERPRETED:
         raise ValueError("impl='triton' takes logits on a GPU, got them on a CPU (where only TRITON_INTERPRET=1 runs it).")
-    return fused_triton
+    return kernels
 
 
 def fused_boosted_loss(
@@ -156,8 +161,7 @@ def fused_boosted_loss(
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {IMPLEMENTATIONS}, got {impl!r}.")
-    bound = None if max_delta == math.inf else max_delta
-    problem = Problem(label, boost, targets, ignore_index, class_weight, weight, avg_factor, reduction, bound, loss_weight)
+    problem = Problem(label, boost, targets, ignore_index, class_weight, weight, avg_factor, reduction, max_delta, loss_weight)
     chosen = _chosen(impl, logits, problem)
     if chosen == "reference":
         return problem.by(boosted_loss, logits)

@@ -26,8 +26,6 @@ __all__ = ["one_pass", "rescale_", "terms_and_slopes"]
 
 # numbers of a block: it lies in the cores' caches, where terms and slopes are not one with its temporaries
 _BLOCK, _BLOCK_OF_TWO = 1 << 20, 1 << 17
-
-
 # from where on memory for a gradient may be fresh from the system at every step, and the pages that it then comes in
 _LARGE, _PAGE, _MADV_HUGEPAGE = 1 << 23, 1 << 21, 14
 
@@ -46,7 +44,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 def _empty_like(x: Tensor) -> Tensor:
     """`torch.empty_like` in large pages, if the system likes to give them.
 
-    Of 34 MiB that come in 8,453 pages of 4 KiB, the first touch of each takes as long as all arithmetic of the loss.
+    Of 33 MiB that come in 8,453 pages of 4 KiB, the first touch of each takes as long as all arithmetic of the loss.
     """
     found = torch.empty_like(x)
     if found.nbytes >= _LARGE and (madvise := _madvise()) is not None:

@@ -9,7 +9,6 @@ Shapes: N rows, D features, C classes (of this process), B classes of a block.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -204,8 +203,10 @@ def boosted_linear_loss(
         )
     if label.device.type == "cpu" and group is None and not first_class and not traced(label):
         require_labels(label, len(weight), ignore_index)
-    limit, label = None if max_delta == math.inf else max_delta, label.long()
-    problem = Problem(label, boost, targets, ignore_index, class_weight, row_weight, avg_factor, reduction, limit, loss_weight)
+    label = label.long()
+    problem = Problem(
+        label, boost, targets, ignore_index, class_weight, row_weight, avg_factor, reduction, max_delta, loss_weight
+    )
     if problem.learned or traced(features, weight, bias, *problem.tensors):
         if group is not None:
             raise ValueError("where processes share the classes, row and class weights get no gradient, and nothing is traced.")

@@ -13,7 +13,8 @@ from torch import Tensor
 from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, build_boost, check_targets, link, prior_logits
 from gbseg.losses.fused import IMPLEMENTATIONS, fused_boosted_loss
 from gbseg.losses.guarded import GuardedLoss
-from gbseg.losses.resized import boosted_resize_loss, enlarge
+from gbseg.losses.problem import Problem
+from gbseg.losses.resized import enlarge, resize_loss
 
 __all__ = ["BoostedLoss", "ExpGBLoss", "LinearLoss", "Pow3GBLoss"]
 
@@ -120,7 +121,8 @@ class BoostedLoss(GuardedLoss):
         ignore_index: int | None = None,
         align_corners: bool = False,
     ) -> Tensor:
-        """The loss of ``pred`` after bilinear enlargement to the labels' size, which is never held: `boosted_resize_loss`.
+        """The loss of ``pred`` after bilinear enlargement to the labels' size, which is never held:
+        `gbseg.losses.boosted_resize_loss`.
 
         With ``impl`` 'reference' or 'compile' it is enlarged and handed to that.
 
@@ -151,21 +153,20 @@ class BoostedLoss(GuardedLoss):
         if self.impl in ("reference", "compile"):
             large = enlarge(pred, tuple(target.shape[1:]), align_corners)
             loss = self.compute(large, target, ignore_index, weight, avg_factor, reduction)
-            return loss if poison is None else loss * poison
-        loss = boosted_resize_loss(
-            pred,
-            target,
-            self.boost,
-            self.targets,
-            align_corners=align_corners,
-            ignore_index=ignore_index,
-            class_weight=self.class_weight,
-            weight=weight,
-            avg_factor=avg_factor,
-            reduction=reduction,
-            max_delta=self.max_delta,
-            loss_weight=self.loss_weight,
-        )
+        else:
+            problem = Problem(
+                target,
+                self.boost,
+                self.targets,
+                ignore_index,
+                self.class_weight,
+                weight,
+                avg_factor,
+                reduction,
+                self.max_delta,
+                self.loss_weight,
+            )
+            loss = resize_loss(problem, pred, align_corners)
         return loss if poison is None else loss * poison
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: N images or rows, C classes, * any trailing dimensions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,6 +54,9 @@ class Problem:
             raise ValueError(f"reduction must be 'none', 'sum' or 'mean', got {self.reduction!r}.")
         if self.max_delta is not None and not self.max_delta > 0:
             raise ValueError(f"max_delta bounds |g(x) - t| and must be > 0 (or None for no bound), got {self.max_delta!r}.")
+        if self.max_delta == math.inf:
+            # no bound; written so, the fast paths need not ask twice
+            object.__setattr__(self, "max_delta", None)
 
     def by(self, loss: Callable[..., Tensor], logits: Tensor) -> Tensor:
         """What a function with the arguments of `gbseg.losses.reference.boosted_loss` gives, times the factor."""

@@ -9,7 +9,6 @@ Shapes: N images, C classes, h x w the logits, H x W the labels.
 from __future__ import annotations
 
 import itertools
-import math
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ from gbseg.losses.labels import require_labels
 from gbseg.losses.problem import Problem, traced
 from gbseg.losses.reference import boosted_loss
 
-__all__ = ["boosted_resize_loss", "enlarge", "resized_accuracy"]
+__all__ = ["boosted_resize_loss", "enlarge", "resize_loss", "resized_accuracy"]
 
 
 def enlarge(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -147,6 +146,13 @@ class _Resized(torch.autograd.Function):
         return _class_by_class(problem, logits, ctx.align_corners, True, upstream)[1], None, None, None
 
 
+def resize_loss(problem: Problem, logits: Tensor, align_corners: bool) -> Tensor:
+    """`boosted_resize_loss` of labels (N, H, W), int64, that are known to be classes or ignored."""
+    if problem.learned or traced(logits, *problem.tensors):
+        return problem.by(boosted_loss, enlarge(logits, tuple(problem.label.shape[1:]), align_corners))
+    return _Resized.apply(logits, problem, align_corners, torch.is_grad_enabled())
+
+
 def boosted_resize_loss(
     logits: Tensor,
     label: Tensor,
@@ -188,7 +194,6 @@ def boosted_resize_loss(
         BadLabelError: a label is no class and not ignored.
         ValueError: soft labels, or of another shape; settings that make no sense.
     """
-    bound = None if max_delta == math.inf else max_delta
     if label.is_floating_point() or label.ndim != 3 or len(label) != len(logits):
         raise ValueError(
             f"boosted_resize_loss takes integer labels (N, H, W) for logits {tuple(logits.shape)}, got {label.dtype} "
@@ -197,10 +202,8 @@ def boosted_resize_loss(
     if label.device.type == "cpu" and not traced(label):
         require_labels(label, logits.shape[1], ignore_index)
     label = label.long()
-    problem = Problem(label, boost, targets, ignore_index, class_weight, weight, avg_factor, reduction, bound, loss_weight)
-    if problem.learned or traced(logits, *problem.tensors):
-        return problem.by(boosted_loss, enlarge(logits, tuple(label.shape[1:]), align_corners))
-    return _Resized.apply(logits, problem, align_corners, torch.is_grad_enabled())
+    problem = Problem(label, boost, targets, ignore_index, class_weight, weight, avg_factor, reduction, max_delta, loss_weight)
+    return resize_loss(problem, logits, align_corners)
 
 
 @torch.no_grad()

@@ -93,7 +93,8 @@ class FirstLayer:
         self.bias, self.dtype = bias, dtype
         self.wide = torch.float64 if dtype == torch.float64 else torch.float32
         self.tables = [part.table for part in self.gathered]
-        self.columns = [weight[:, part.columns].to(dtype) for part in self.gathered]
+        columns = [weight[:, part.columns].to(dtype) for part in self.gathered]
+        self.columns = torch.cat(columns, 1).T if columns else None
         rows = self.projected[-1].rows.stop if self.projected else 0
         self.table = weight.new_empty((rows, len(weight)), dtype=dtype if keeps_half(weight.device) else self.wide)
         for part in self.projected:
@@ -117,12 +118,11 @@ class FirstLayer:
         bias = None if self.bias is None else self.bias.to(self.wide)
         total = row_sums(self.table, *_bags(self.projected, points)) if self.projected else None
         if hypercolumns is not None:
-            columns = torch.cat(self.columns, 1).T
             if bias is not None and self.dtype == self.wide:
-                product, bias = torch.addmm(bias, hypercolumns, columns), None
+                product, bias = torch.addmm(bias, hypercolumns, self.columns), None
             else:
                 # in half precision, brought back before the sum
-                product = (hypercolumns @ columns).to(self.wide)
+                product = (hypercolumns @ self.columns).to(self.wide)
             total = product if total is None else total.add_(product)
         return total if bias is None else total.add_(bias)
 
@@ -185,9 +185,11 @@ class _GatherLinear(torch.autograd.Function):
 
 
 def gather_linear(levels: Sequence[Level], points: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The first linear layer over the hypercolumns at points.
+    """The first linear layer over the hypercolumns at points, ``sum_l W_l I_l(f_l) + b``.
 
-    Gradients are deterministic, and summed in float32 (float64 for float64). There is no second derivative.
+    ``I_l`` is the bilinear interpolation of level l at the points and ``W_l`` its columns of the weight; the two commute,
+    ``W_l I_l(f_l) = I_l(W_l f_l)``. Gradients are deterministic, and summed in float32 (float64 for float64). There is no second
+    derivative.
 
     Args:
         levels: the feature maps.

@@ -10,31 +10,37 @@ Shapes: R rows of a table, D columns, Q bags of K rows.
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
+from functools import cache
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-try:
-    from gbseg.pixelnet import row_sums_triton
-except ImportError:
-    row_sums_triton = None
 
 __all__ = ["keeps_half", "row_sums", "spread"]
 
 _logger = logging.getLogger(__name__)
 
 
-@lru_cache
+@cache
 def _say(reason: str) -> None:
     _logger.debug(reason)
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """The Triton kernel, imported when it may be wanted."""
+    try:
+        from gbseg.pixelnet import row_sums_triton
+    except ImportError:
+        return None
+    return row_sums_triton
 
 
 def _kernel_takes(table: Tensor) -> bool:
     if table.device.type != "cuda" or table.dtype == torch.float64 or torch.compiler.is_compiling():
         return False
-    if row_sums_triton is None:
+    if _kernels() is None:
         _say("hypercolumns are gathered by F.embedding_bag: the package triton cannot be imported.")
         return False
     return True
@@ -42,13 +48,13 @@ def _kernel_takes(table: Tensor) -> bool:
 
 def keeps_half(device: torch.device) -> bool:
     """Whether a table in half precision is read as it is; else it has to be float32 already."""
-    return device.type == "cuda" and row_sums_triton is not None and not torch.compiler.is_compiling()
+    return device.type == "cuda" and not torch.compiler.is_compiling() and _kernels() is not None
 
 
 def row_sums(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Sums of rows: (R, D), (Q, K), (Q, K) to (Q, D), float32 or float64."""
     if _kernel_takes(table):
-        return row_sums_triton.sums(table, index.reshape(-1), weights.reshape(-1), None, index.shape[1])
+        return _kernels().sums(table, index.reshape(-1), weights.reshape(-1), None, index.shape[1])
     if table.dtype not in (torch.float32, torch.float64):
         if index.numel() < len(table):
             # embedding_bag wants one dtype, and weights of bfloat16 would be off by up to 0.4 %; of a large table only the
@@ -66,7 +72,7 @@ def spread(values: Tensor, index: Tensor, weights: Tensor, rows: int) -> Tensor:
     starts = torch.searchsorted(flat[order], torch.arange(rows + 1, device=flat.device))
     bag, weight = order // index.shape[1], weights.reshape(-1)[order]
     if _kernel_takes(values):
-        return row_sums_triton.sums(values.contiguous(), bag, weight, starts, 0)
+        return _kernels().sums(values.contiguous(), bag, weight, starts, 0)
     full = values if values.dtype == torch.float64 else values.float()
     return F.embedding_bag(
         bag, full, offsets=starts, per_sample_weights=weight.to(full.dtype), mode="sum", include_last_offset=True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +20,6 @@ def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways, on whatever device there is."""
     if request.param == "triton":
         pytest.importorskip("triton")
-        module.row_sums_triton = importlib.import_module("gbseg.pixelnet.row_sums_triton")
     monkeypatch.setattr(module, "_kernel_takes", lambda table: request.param == "triton" and table.dtype != torch.float64)
     return request.param
 
