@@ -188,8 +188,8 @@ def gather_linear(levels: Sequence[Level], points: Tensor, weight: Tensor, bias:
     """The first linear layer over the hypercolumns at points, ``sum_l W_l I_l(f_l) + b``.
 
     ``I_l`` is the bilinear interpolation of level l at the points and ``W_l`` its columns of the weight; the two commute,
-    ``W_l I_l(f_l) = I_l(W_l f_l)``. Gradients are deterministic, and summed in float32 (float64 for float64). There is no second
-    derivative.
+    ``W_l I_l(f_l) = I_l(W_l f_l)``. Gradients are deterministic, and summed in float32 (float64 for float64). There is no
+    second derivative.
 
     Args:
         levels: the feature maps.
