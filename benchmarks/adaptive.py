@@ -27,10 +27,10 @@ from torch import Tensor
 
 from benchmarks.table import Settings, by_contender, facts, write_table
 from benchmarks.timing import Measured, measure
-from gbseg.engine import load_config
-from gbseg.engine.weights import load_weights
-from gbseg.evaluation.metric import VOCMetric
-from gbseg.pixelnet import PixelNet, PixelNetHead
+from gbseg.mm import load_config
+from gbseg.mm.load_weights import load_weights
+from gbseg.mm.models import PixelNet, PixelNetHead
+from gbseg.mm.voc_metric import VOCMetric
 from gbseg.report.curve import COLOURS, DPI, STYLE, WIDTH
 
 # of (coarse, margin), and what `PixelNetHead.adaptive` takes where nothing is said

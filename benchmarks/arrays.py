@@ -26,9 +26,9 @@ from torch.utils.data import BatchSampler, DataLoader
 from torchvision.datasets import CIFAR10, VisionDataset
 from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip, ToTensor
 
-from gbseg.data.array_dataset import ArrayImages, as_is
-from gbseg.engine.config import load_config
-from gbseg.engine.position import ResumableSampler, SeededDataset
+from gbseg.mm.config import load_config
+from gbseg.mm.datasets.array_dataset import ArrayImages, as_is
+from gbseg.mm.resumable_sampler import ResumableSampler, SeededDataset
 from gbseg.report.provenance import provenance
 
 BATCH = 128

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from gbseg.evaluation.confusion import confusion_matrix, count_bins
-from gbseg.evaluation.metric import VOCMetric
+from gbseg.mm.voc_metric import VOCMetric
 from gbseg.report.provenance import provenance
 
 CLASSES, SHAPE, IGNORE = 21, (375, 500), 255

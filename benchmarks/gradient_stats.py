@@ -21,9 +21,9 @@ import torch
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from gbseg.engine import GradientStatsHook, load_config
-from gbseg.engine.train import build_runner
-from gbseg.report.gradients import read_gradients
+from gbseg.mm import GradientStatsHook, load_config
+from gbseg.mm.training import build_runner
+from gbseg.report.gradient_log import read_gradients
 from gbseg.report.provenance import provenance
 
 LAYERS = tuple(f"backbone.layers.{number}" for number in (0, 4, 8, 12))

@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.inputs import EXP, IGNORE, TARGETS, cross_entropy, derived, logits_and_labels, text
 from benchmarks.table import Row, Settings, by_contender
 from benchmarks.timing import measure
-from gbseg.losses.fused import fused_boosted_loss
+from gbseg.losses.functional import fused_boosted_loss
 
 BASELINE = "F.cross_entropy"
 CLASSES = (2, 21, 150, 1000, 10_000, 100_000)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.inputs import IGNORE
 from benchmarks.table import Row, Settings, by_contender
 from benchmarks.timing import measure
-from gbseg.pixelnet import PixelNetHead, VGG16Trunk
+from gbseg.mm.models import PixelNetHead, VGG16Trunk
 from gbseg.pixelnet.first_layer import gather_linear
 from gbseg.pixelnet.gather import Level, hypercolumn_linear_reference
 

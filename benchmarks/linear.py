@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from benchmarks.inputs import EXP, TARGETS, derived
 from benchmarks.table import Row, Settings, by_contender
 from benchmarks.timing import agree, measure
-from gbseg.losses.fused import fused_boosted_loss
+from gbseg.losses.functional import fused_boosted_loss
 from gbseg.losses.linear import boosted_linear_loss
 
 BASELINE = "F.linear, F.cross_entropy"

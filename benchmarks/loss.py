@@ -16,7 +16,7 @@ from benchmarks.memory import held, peak
 from benchmarks.table import MIB, Row, Settings, by_contender
 from benchmarks.timing import agree, measure, reason
 from gbseg.boosting import CubicBoost
-from gbseg.losses.fused import fused_boosted_loss
+from gbseg.losses.functional import fused_boosted_loss
 from gbseg.losses.modules import ExpGBLoss
 
 BASELINE = "F.cross_entropy"

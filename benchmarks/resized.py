@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.inputs import EXP, IGNORE, TARGETS, cross_entropy, derived, logits_and_labels, text
 from benchmarks.table import Row, Settings, by_contender
 from benchmarks.timing import agree, measure
-from gbseg.losses.fused import fused_boosted_loss
-from gbseg.losses.resized import boosted_resize_loss, enlarge
+from gbseg.losses.functional import fused_boosted_loss
+from gbseg.losses.resize import boosted_resize_loss, enlarge
 
 BASELINE = "F.interpolate, F.cross_entropy"
 

@@ -33,8 +33,8 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.sparse import csc_matrix
 
 from gbseg.data.masks import read_mask, write_mask
-from gbseg.data.parallel import available_cores, run_all
-from gbseg.data.sbd import convert_sbd
+from gbseg.data.prepare.sbd import convert_sbd
+from gbseg.parallel import available_cores, run_all
 
 SHAPES = ((375, 500), (500, 375), (333, 500), (500, 334), (375, 500))
 

@@ -14,9 +14,11 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from gbseg._moved import MovedModuleFinder
+
 if TYPE_CHECKING:
-    from gbseg.engine.segmenter import Segmenter
     from gbseg.losses import BadLabelError, BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss
+    from gbseg.prediction.segmenter import Segmenter
 
 __version__ = "0.1.0"
 
@@ -29,7 +31,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'gbseg' has no attribute {name!r}")
     if name == "Segmenter" and find_spec("mmseg") is None:
         raise ImportError("gbseg.Segmenter needs the MM packages: pip install 'gbseg[mm]'")
-    return getattr(import_module("gbseg.engine.segmenter" if name == "Segmenter" else "gbseg.losses"), name)
+    return getattr(import_module("gbseg.prediction.segmenter" if name == "Segmenter" else "gbseg.losses"), name)
 
 
 def _register() -> None:
@@ -63,6 +65,8 @@ class _RegisterLater:
         return spec
 
 
+# in front: a folder that still holds the bytecode of an old module would be found as a namespace package
+sys.meta_path.insert(0, MovedModuleFinder)
 if "mmengine.registry" in sys.modules:
     _register()
 else:

@@ -107,7 +107,7 @@ def test_the_order_of_imports(first: str) -> None:
 def test_preparing_data_needs_no_torch() -> None:
     """A process that converts masks is not given torch's half gigabyte."""
     script = (
-        "import sys, gbseg, gbseg.cli, gbseg.cli.prepare_voc, gbseg.data.prepare, gbseg.data.verify\n"
+        "import sys, gbseg, gbseg.cli, gbseg.cli.prepare_voc, gbseg.data.prepare.voc, gbseg.data.prepare.verify\n"
         "loaded = {'torch', 'mmengine', 'cv2'} & set(sys.modules)\nassert not loaded, loaded\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from benchmarks.memory import held, peak
 from gbseg.boosting import CubicBoost, ExponentialBoost
-from gbseg.losses.fused import fused_boosted_loss
+from gbseg.losses.functional import fused_boosted_loss
 from gbseg.losses.linear import boosted_linear_loss
-from gbseg.losses.resized import boosted_resize_loss
+from gbseg.losses.resize import boosted_resize_loss
 
 EXP, TARGETS, SHAPE = ExponentialBoost(0.1), (0.0, 16.0), (4, 21, 321, 321)
 

@@ -1,8 +1,6 @@
 # What every gbseg config shares: hooks, logs, checkpoints that survive a kill.
 default_scope = "mmseg"
-custom_imports = dict(
-    imports=["gbseg", "gbseg.pixelnet", "gbseg.data.dataset", "gbseg.data.transforms", "gbseg.evaluation", "gbseg.engine"]
-)
+custom_imports = dict(imports=["gbseg.mm"])
 
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from gbseg.cli.options import add_config
+from gbseg.cli.common_options import add_config
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -24,8 +24,8 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
 
 
 def _run(a: argparse.Namespace) -> None:
-    from gbseg.engine import load_config
-    from gbseg.engine.browse import browse
+    from gbseg.mm import load_config
+    from gbseg.mm.sample_browser import browse
 
     config = load_config(a.config, a.cfg_options)
     for path in browse(config, a.out, a.split, a.number, a.image, a.seed, a.scale, a.per_page):

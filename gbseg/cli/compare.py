@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from gbseg.cli.options import add_config, add_work_dir
+from gbseg.cli.common_options import add_config, add_work_dir
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -16,8 +16,8 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
 
 
 def _run(a: argparse.Namespace) -> None:
-    from gbseg.engine import compare_runs, load_config
-    from gbseg.engine.config import default_work_dir
+    from gbseg.mm import compare_runs, load_config
+    from gbseg.mm.config import default_work_dir
 
     config = load_config(a.config, a.cfg_options)
     compare_runs(config, a.work_dir or default_work_dir(config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from gbseg.cli.options import add_config
+from gbseg.cli.common_options import add_config
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -16,7 +16,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
 
 
 def _run(a: argparse.Namespace) -> int:
-    from gbseg.engine import load_config
-    from gbseg.engine.doctor import report
+    from gbseg.doctor import report
+    from gbseg.mm import load_config
 
     return report(load_config(a.config, a.cfg_options), a.all)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from gbseg.cli.options import add_config
+from gbseg.cli.common_options import add_config
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -28,8 +28,8 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
 
 
 def _run(a: argparse.Namespace) -> int:
-    from gbseg.engine.prediction import find_images, plan_outputs, predict_images
-    from gbseg.engine.segmenter import Segmenter
+    from gbseg.prediction.image_files import find_images, plan_outputs, predict_images
+    from gbseg.prediction.segmenter import Segmenter
 
     images = find_images(a.inputs)
     jobs = plan_outputs(images, a.out, a.overlay, a.probabilities, a.overwrite)

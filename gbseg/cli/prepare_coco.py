@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from gbseg.cli.checks import add_checks, check
+from gbseg.cli.data_checks import add_checks, check
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Options, and the function that runs them."""
-    from gbseg.data.coco import HOW, SPLITS
+    from gbseg.data.prepare.coco import HOW, SPLITS
 
     parser.add_argument(
         "coco", nargs="?", type=Path, default=Path("data/coco"), help="COCO 2017: annotations/, train2017/, ..."
@@ -31,7 +31,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
 
 
 def _run(a: argparse.Namespace) -> int:
-    from gbseg.data.coco import find_coco, prepare_coco
+    from gbseg.data.prepare.coco import find_coco, prepare_coco
 
     splits = list(dict.fromkeys(a.splits))
     for split in splits:

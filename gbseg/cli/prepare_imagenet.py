@@ -9,7 +9,7 @@ from pathlib import Path
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Options, and the function that runs them."""
-    from gbseg.data.imagenet import ARCHIVES, SPLITS
+    from gbseg.data.prepare.imagenet import ARCHIVES, SPLITS
 
     parser.add_argument("data", nargs="?", type=Path, default=Path("data/imagenet"), help="ImageNet's folder")
     for key, name in ARCHIVES.items():
@@ -21,7 +21,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
 
 
 def _run(a: argparse.Namespace) -> None:
-    from gbseg.data.imagenet import prepare_imagenet
+    from gbseg.data.prepare.imagenet import prepare_imagenet
 
     archives = {"train": a.train_tar, "val": a.val_tar, "devkit": a.devkit}
     prepare_imagenet(a.data, archives, not a.no_verify, list(dict.fromkeys(a.splits)))

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from gbseg.cli.checks import add_checks, check
+from gbseg.cli.data_checks import add_checks, check
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
 
 def _run(a: argparse.Namespace) -> int:
     from gbseg.data.layout import find_lists
-    from gbseg.data.prepare import find_voc, prepare_voc
+    from gbseg.data.prepare.voc import find_voc, prepare_voc
 
     if a.check_only:
         voc = find_voc(a.data)

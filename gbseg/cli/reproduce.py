@@ -9,7 +9,7 @@ from pathlib import Path
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Options, and the function that runs them."""
-    from gbseg.engine.config import config_folder
+    from gbseg.mm.config import config_folder
 
     folder = config_folder("gbseg") / "reproduction"
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
@@ -25,6 +25,6 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
 
 
 def _run(a: argparse.Namespace) -> None:
-    from gbseg.reproduction.command import reproduce
+    from reproduction.command import reproduce
 
     reproduce(a.claim, a.budget, a.trials, a.jobs, a.out, a.draw_only, a.command_line)

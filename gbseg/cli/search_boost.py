@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from gbseg.cli.options import add_config
+from gbseg.cli.common_options import add_config
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -26,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
 
 
 def _run(a: argparse.Namespace) -> None:
-    from gbseg.reproduction.search import Settings, search_boost
+    from reproduction.search import Settings, search_boost
 
     settings = Settings(a.trials, a.epochs, a.held_out, a.images, a.confirm, a.seed, a.sampler, a.amp)
     search_boost(a.config, a.cfg_options, settings, a.jobs, a.out, command=a.command_line)

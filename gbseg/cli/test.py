@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from gbseg.cli.options import add_config, add_launch, add_work_dir
+from gbseg.cli.common_options import add_config, add_launch, add_work_dir
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -31,7 +31,8 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
 
 
 def _run(a: argparse.Namespace) -> None:
-    from gbseg.engine import load_config, test
+    from gbseg.mm import load_config
+    from gbseg.prediction.testing import test
 
     test(
         load_config(a.config, a.cfg_options),

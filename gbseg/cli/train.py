@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from gbseg.cli.options import add_config, add_launch, add_work_dir
+from gbseg.cli.common_options import add_config, add_launch, add_work_dir
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -18,6 +18,6 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
 
 
 def _run(a: argparse.Namespace) -> None:
-    from gbseg.engine import load_config, train
+    from gbseg.mm import load_config, train
 
     train(load_config(a.config, a.cfg_options), a.work_dir, a.resume, a.amp, a.launcher, command=a.command_line)

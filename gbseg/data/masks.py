@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from gbseg.data.voc import VOC_PALETTE
 from gbseg.files import write_atomically
+from gbseg.palettes import VOC_PALETTE
 
 __all__ = ["MaskError", "encode_mask", "read_mask", "resize_mask", "write_mask"]
 

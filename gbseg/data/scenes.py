@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 
 from gbseg.data.masks import write_mask
-from gbseg.data.voc import VOC_CLASSES
 from gbseg.files import write_atomically
+from gbseg.palettes import VOC_CLASSES
 
 VOID = 255
 FORMAT = 2  # raise it with every change that changes a byte of what write_scenes writes

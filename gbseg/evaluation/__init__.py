@@ -1,17 +1,13 @@
 """How good a segmentation is: the confusion matrix of a whole set, and VOC's scores read off it.
 
-`confusion_matrix`, `scores` and `Calibration` need torch alone. `VOCMetric`, the scores as a metric for MMEngine's
-runners, is there where mmengine is installed; importing this package registers it.
+Torch alone is needed; `gbseg.mm.voc_metric.VOCMetric` is the same as a metric for MMEngine.
 """
 
-from importlib.util import find_spec
-
+from gbseg._moved import moved_names, register_as_before
 from gbseg.evaluation.calibration import Calibration, Reliability
 from gbseg.evaluation.confusion import Scores, confusion_matrix, scores
 
 __all__ = ["Calibration", "Reliability", "Scores", "confusion_matrix", "scores"]
 
-if find_spec("mmengine") is not None:
-    from gbseg.evaluation.metric import VOCMetric
-
-    __all__ += ["VOCMetric"]
+__getattr__ = moved_names(__name__)
+register_as_before()

@@ -2,6 +2,7 @@
 `baselines` is what they are compared with.
 """
 
+from gbseg._moved import moved_names
 from gbseg.losses.baselines import (
     L1Loss,
     SigmoidBCELoss,
@@ -10,12 +11,11 @@ from gbseg.losses.baselines import (
     TanhMSELoss,
     WestonWatkinsLoss,
 )
-from gbseg.losses.fused import fused_boosted_loss
-from gbseg.losses.heads import fuse_resize
+from gbseg.losses.functional import fused_boosted_loss
 from gbseg.losses.labels import BadLabelError
 from gbseg.losses.linear import boosted_linear_loss
 from gbseg.losses.modules import BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss
-from gbseg.losses.resized import boosted_resize_loss
+from gbseg.losses.resize import boosted_resize_loss
 
 __all__ = [
     "BadLabelError",
@@ -31,6 +31,7 @@ __all__ = [
     "WestonWatkinsLoss",
     "boosted_linear_loss",
     "boosted_resize_loss",
-    "fuse_resize",
     "fused_boosted_loss",
 ]
+
+__getattr__ = moved_names(__name__)

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gbseg.boosting import Boost
-from gbseg.losses.fused_cpu import terms_and_slopes
+from gbseg.losses.kernels.cpu import terms_and_slopes
 from gbseg.losses.labels import require_labels
-from gbseg.losses.problem import Problem, traced
 from gbseg.losses.reference import boosted_loss
+from gbseg.losses.spec import Problem, traced
 
 __all__ = ["boosted_linear_loss"]
 

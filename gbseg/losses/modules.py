@@ -11,10 +11,10 @@ from typing import TypedDict, Unpack
 from torch import Tensor
 
 from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, build_boost, check_targets, link, prior_logits
-from gbseg.losses.fused import IMPLEMENTATIONS, fused_boosted_loss
+from gbseg.losses.functional import IMPLEMENTATIONS, fused_boosted_loss
 from gbseg.losses.guarded import GuardedLoss
-from gbseg.losses.problem import Problem
-from gbseg.losses.resized import enlarge, resize_loss
+from gbseg.losses.resize import enlarge, resize_loss
+from gbseg.losses.spec import Problem
 
 __all__ = ["BoostedLoss", "ExpGBLoss", "LinearLoss", "Pow3GBLoss"]
 
@@ -48,7 +48,7 @@ class BoostedLoss(GuardedLoss):
         max_delta: clamps ``g(x) - t`` to ``[-max_delta, max_delta]``; the loss is the matching Huber-like potential. Where
             the bound is reached, the minimum moves from the mean of the targets towards their median, so the link and
             `prior_logits` are then no longer exact.
-        impl: 'auto', 'reference', 'cpu', 'triton' or 'compile'; see `gbseg.losses.fused.fused_boosted_loss`.
+        impl: 'auto', 'reference', 'cpu', 'triton' or 'compile'; see `gbseg.losses.functional.fused_boosted_loss`.
         keep_gradient: the forward writes the gradient, which is kept for the backward. False keeps nothing of the logits' size
             between the two and reads the logits twice.
         loss_name: the key under which MMSegmentation logs the loss; it starts with ``loss_``.

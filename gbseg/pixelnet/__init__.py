@@ -1,8 +1,12 @@
-"""PixelNet: hypercolumns of a trunk at sampled pixels, and an MLP over them, as MMSegmentation components."""
+"""PixelNet's parts in plain PyTorch: which pixels are sampled, hypercolumns at them, and the first layer over them.
 
-from gbseg.pixelnet.head import PixelNetHead
+The network itself, as MMSegmentation components, is `gbseg.mm.models`.
+"""
+
+from gbseg._moved import moved_names, register_as_before
 from gbseg.pixelnet.sampling import BalancedPixelSampler, UniformPixelSampler
-from gbseg.pixelnet.segmentor import PixelNet
-from gbseg.pixelnet.trunk import VGG16Trunk
 
-__all__ = ["BalancedPixelSampler", "PixelNet", "PixelNetHead", "UniformPixelSampler", "VGG16Trunk"]
+__all__ = ["BalancedPixelSampler", "UniformPixelSampler"]
+
+__getattr__ = moved_names(__name__)
+register_as_before()

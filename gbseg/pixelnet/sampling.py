@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor
 
 __all__ = ["BalancedPixelSampler", "PixelSampler", "Samples", "UniformPixelSampler"]
@@ -73,7 +72,6 @@ class PixelSampler(ABC):
         return Samples(points, flat.gather(1, index))
 
 
-@MODELS.register_module()
 class UniformPixelSampler(PixelSampler):
     """Every labelled pixel of an image with the same probability, as the authors of PixelNet do."""
 
@@ -82,7 +80,6 @@ class UniformPixelSampler(PixelSampler):
         return -torch.rand(label.shape, device=label.device)
 
 
-@MODELS.register_module()
 class BalancedPixelSampler(PixelSampler):
     """Every class that an image shows with the same probability at the first draw, its pixels uniformly.
 

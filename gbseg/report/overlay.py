@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from gbseg.data.voc import VOC_CLASSES, VOC_PALETTE
+from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
 
 VOID = 255
 VOID_COLOUR = (255, 255, 255)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gbseg.data.parallel import available_cores
+from gbseg.parallel import available_cores
 
 # what is imported -> the distributions that provide it, in the order in which they are asked
 PACKAGES = {

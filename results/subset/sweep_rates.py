@@ -17,13 +17,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from gbseg.data.voc import VOC_CLASSES
+from gbseg.engine.config import load_config
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from torch import Tensor
 
-from gbseg.data.voc import VOC_CLASSES
-from gbseg.engine.config import load_config
 from gbseg.evaluation import confusion_matrix, scores
 from gbseg.pixelnet import PixelNetHead, UniformPixelSampler
 from gbseg.pixelnet.gather import gather

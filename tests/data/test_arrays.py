@@ -15,9 +15,9 @@ from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader
 
 pytest.importorskip("mmseg")
-from gbseg.data.array_dataset import ArrayImages, as_is
 from gbseg.data.arrays import BadDataFileError, read_cifar10, read_folder, read_idx, read_mnist, uniform_words
-from gbseg.engine.position import Draw, ResumableSampler, SeededDataset
+from gbseg.mm.datasets.array_dataset import ArrayImages, as_is
+from gbseg.mm.resumable_sampler import Draw, ResumableSampler, SeededDataset
 
 GENERATOR = np.random.default_rng(0)
 

@@ -17,9 +17,9 @@ from PIL import Image
 pytest.importorskip("mmseg")
 from mmengine.registry import DATASETS, init_default_scope
 
-import gbseg.data.dataset
+import gbseg.mm.datasets.segmentation
 from gbseg.cli import main
-from gbseg.data.voc import VOC_PALETTE
+from gbseg.palettes import VOC_PALETTE
 
 ROOT = Path(__file__).parents[2]
 CLASSES = dict(classes=("sky", "road"))
@@ -36,7 +36,7 @@ def fill(root: Path, *names: str, masks: str = "masks/{}.png") -> None:
         Image.fromarray(np.full((4, 6), number, np.uint8)).save(mask)
 
 
-def build(root: Path, **options: Any) -> gbseg.data.dataset.FolderSegmentation:
+def build(root: Path, **options: Any) -> gbseg.mm.datasets.segmentation.FolderSegmentation:
     init_default_scope("mmseg")
     return DATASETS.build(
         dict(type="FolderSegmentation", data_root=str(root), **{"metainfo": CLASSES, "pipeline": PIPELINE, **options})

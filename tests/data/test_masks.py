@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gbseg.data.masks import MaskError, encode_mask, read_mask, resize_mask, write_mask
-from gbseg.data.voc import VOC_PALETTE
+from gbseg.palettes import VOC_PALETTE
 
 
 def test_round_trip(tmp_path: Path) -> None:

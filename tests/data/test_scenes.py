@@ -15,7 +15,7 @@ from PIL import Image
 
 from gbseg.data import scenes
 from gbseg.data.scenes import draw_scene, write_scenes
-from gbseg.data.voc import VOC_CLASSES, VOC_PALETTE
+from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
 
 SMALL = {"train": 3, "val": 2, "size": (48, 64)}
 

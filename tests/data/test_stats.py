@@ -13,8 +13,8 @@ from PIL import Image
 from scipy import ndimage
 
 from gbseg.data.masks import write_mask
-from gbseg.data.stats import statistics
-from gbseg.report.stats import write_statistics
+from gbseg.data.statistics import statistics
+from gbseg.report.statistics_figure import write_statistics
 
 CLASSES = ["background", "cat", "dog", "never"]
 

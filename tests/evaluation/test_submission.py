@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from gbseg.data.masks import write_mask
-from gbseg.evaluation.submission import SubmissionError, pack_submission
+from gbseg.evaluation.submission_archive import SubmissionError, pack_submission
 from gbseg.files import FileWriteError
 
 IDS = ["2008_000006", "2007_000032", "2010_000001"]

@@ -19,9 +19,9 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from gbseg.data.scenes import write_scenes
-from gbseg.data.voc import VOC_CLASSES
-from gbseg.engine.config import load_config
-from gbseg.engine.test import test as evaluate
+from gbseg.mm.config import load_config
+from gbseg.palettes import VOC_CLASSES
+from gbseg.prediction.testing import test as evaluate
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared/data"

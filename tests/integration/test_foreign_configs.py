@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from gbseg.data.scenes import write_scenes
-from gbseg.engine.config import load_config
+from gbseg.mm.config import load_config
 
 SEED = 0
 REAL = Path(__file__).parents[3] / "shared/data/VOCdevkit/VOC2012"

@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from gbseg.cli import main
-from gbseg.engine.config import load_config
+from gbseg.mm.config import load_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs/classification"
@@ -158,7 +158,7 @@ def test_killed_and_resumed_gives_the_same_weights_bit_for_bit(config: Path, tra
     # between the checkpoints of iterations 4 and 6, and after the validation at 5
     dying = f"""
 import os
-from gbseg.engine.loop import ResumableIterLoop as Loop
+from gbseg.mm.loops import ResumableIterLoop as Loop
 step = Loop.run_iter
 Loop.run_iter = lambda self, batch: (self._iter == 5 and os.kill(os.getpid(), 9), step(self, batch))
 from gbseg.cli import main

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, MirroredExponentialBoost
-from gbseg.losses import fused, fused_cpu
-from gbseg.losses.fused import fused_boosted_loss
+from gbseg.losses import functional as fused
+from gbseg.losses.functional import fused_boosted_loss
+from gbseg.losses.kernels import cpu as fused_cpu
 from gbseg.losses.reference import boosted_loss
 
 BOOSTS: dict[str, tuple[Boost, tuple[float, float]]] = {

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from gbseg import BadLabelError, ExpGBLoss
 from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, MirroredExponentialBoost
-from gbseg.losses import resized
+from gbseg.losses import resize as resized
 from gbseg.losses.reference import boosted_loss
-from gbseg.losses.resized import boosted_resize_loss, resized_accuracy
+from gbseg.losses.resize import boosted_resize_loss, resized_accuracy
 
 BOOSTS: dict[str, tuple[Boost, tuple[float, float]]] = {
     "exp": (ExponentialBoost(0.1), (0.0, 6.0)),

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 pytest.importorskip("mmseg")
-from gbseg.pixelnet import PixelNet, PixelNetHead
+from gbseg.mm.models import PixelNet, PixelNetHead
 from gbseg.pixelnet.adaptive import adaptive_logits
 
 

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 pytest.importorskip("mmseg")
-from gbseg.pixelnet import PixelNetHead
+from gbseg.mm.models import PixelNetHead
 from gbseg.pixelnet.sampling import Samples
 
 SHAPES = ((3, 20), (4, 10), (8, 3))

@@ -19,8 +19,8 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torchvision.models import vgg
 
-from gbseg.pixelnet.trunk import VGG16Trunk
-from gbseg.pixelnet.weights import load_vgg16_weights
+from gbseg.mm.models.vgg16_trunk import VGG16Trunk
+from gbseg.pixelnet.vgg16_weights import load_vgg16_weights
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 REAL_WEIGHTS = SHARED / "vgg16" / "vgg16_conv_bgr_caffe.safetensors"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbseg.report.compare import compare
+from gbseg.report.comparison_table import compare
 from gbseg.report.curve import COLOURS, Line, draw_curves, spread
 
 

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 
 from gbseg.data.scenes import write_scenes
-from gbseg.data.voc import VOC_CLASSES, VOC_PALETTE
 from gbseg.evaluation import Calibration, scores
 from gbseg.evaluation.bootstrap import bootstrap_intervals
 from gbseg.evaluation.confusion import confusion_matrix
-from gbseg.report.evaluation import write_test_report
+from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
 from gbseg.report.page import TestReport
 from gbseg.report.pictures import Picture
 from gbseg.report.provenance import provenance
+from gbseg.report.test_report import write_test_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gbseg.data.images import ImageError
-from gbseg.data.voc import VOC_PALETTE
+from gbseg.palettes import VOC_PALETTE
 from gbseg.report.pictures import ERROR_COLOURS, Picture, Ranking, error_map, panels
 
 EMPTY = np.zeros((1, 1), np.uint8)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gbseg.report.gradients import read_gradients
+from gbseg.report.gradient_log import read_gradients
 
 
 def _line(iteration: int, rms: float, **more: object) -> dict:

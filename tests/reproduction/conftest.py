@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gbseg.reproduction import grid
+from reproduction import grid
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

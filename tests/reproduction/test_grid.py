@@ -11,11 +11,11 @@ from conftest import CONFIGS, ROOT
 from grids import put, tiny
 from mmengine.registry import DATASETS, DefaultScope
 
-from gbseg.reproduction import grid as grids_module
-from gbseg.reproduction import runs as runs_module
-from gbseg.reproduction import worker
-from gbseg.reproduction.grid import Claim, Grid, RunFailedError, load_claim, run_all
-from gbseg.reproduction.verdicts import VERDICTS
+from reproduction import grid as grids_module
+from reproduction import runs as runs_module
+from reproduction import worker
+from reproduction.grid import Claim, Grid, RunFailedError, load_claim, run_all
+from reproduction.verdicts import VERDICTS
 
 COMMITTED = sorted(path.stem for path in (CONFIGS / "reproduction").glob("*.py"))
 
@@ -197,7 +197,7 @@ def light(claims: Path, mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     tiny(claims, mnist)
     monkeypatch.setattr(worker, "prepare", processes.prepare)
     monkeypatch.setattr(worker, "train_folders", processes.work)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(ROOT)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests" / "helpers"), str(ROOT)]))
     return Grid(load_claim("tiny"), tmp_path / "home")
 
 

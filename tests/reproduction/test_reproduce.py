@@ -16,13 +16,13 @@ from conftest import ROOT
 from grids import tiny
 
 from gbseg.cli import main
-from gbseg.reproduction import grid
+from reproduction import grid
 
 # the command as it is, with claims of another folder
 START = """
 import sys
 from pathlib import Path
-import gbseg.engine.config as config
+import gbseg.mm.config as config
 folder = Path(sys.argv.pop(1))
 config.config_folder = lambda package: folder
 from gbseg.cli import main
@@ -95,7 +95,7 @@ def test_from_the_claim_to_the_table(
     # the same without the broken arm, from the same runs
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(grid, "ProcessPoolExecutor", None)
-    monkeypatch.setattr("gbseg.engine.config.config_folder", lambda package: claims.parent)
+    monkeypatch.setattr("gbseg.mm.config.config_folder", lambda package: claims.parent)
     assert main(["reproduce", "whole", "--out", "second"]) == 0
     assert "8 of 8 runs are there already." in capsys.readouterr().out
     again = list(csv.DictReader((tmp_path / "second/runs.csv").open()))

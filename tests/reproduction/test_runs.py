@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import CONFIGS, on, write_mnist
 
-from gbseg.engine.config import load_config
-from gbseg.reproduction import runs
-from gbseg.reproduction.runs import Run
+from gbseg.mm.config import load_config
+from reproduction import runs
+from reproduction.runs import Run
 
 
 def run(mnist: Path, **changes: object) -> Run:

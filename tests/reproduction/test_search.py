@@ -21,13 +21,13 @@ import optuna
 from mmengine.registry import MODELS
 
 from gbseg.data.arrays import BadDataFileError
-from gbseg.engine.config import config_folder, load_config
 from gbseg.losses import BoostedLoss, ExpGBLoss, SoftmaxLoss
-from gbseg.reproduction import search as search_module
-from gbseg.reproduction.runs import Run, RunResult
-from gbseg.reproduction.search import Confirmed, Settings, Trial, answer, best_of, confirm, rungs, search, search_boost
-from gbseg.reproduction.search_space import RATE, SIDES, SPAN, Base, Candidate, read_base, suggest
-from gbseg.reproduction.worker import train_alone
+from gbseg.mm.config import config_folder, load_config
+from reproduction import search as search_module
+from reproduction.runs import Run, RunResult
+from reproduction.search import Confirmed, Settings, Trial, answer, best_of, confirm, rungs, search, search_boost
+from reproduction.search_space import RATE, SIDES, SPAN, Base, Candidate, read_base, suggest
+from reproduction.worker import train_alone
 
 LR = "optim_wrapper.optimizer.lr"
 CONFIG = config_folder("gbseg") / "classification" / "mnist_softmax.py"

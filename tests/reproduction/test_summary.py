@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from grids import put, tiny
 
-from gbseg.reproduction.grid import Grid, load_claim
-from gbseg.reproduction.report import write_report
-from gbseg.reproduction.summary import Summary, estimate, reaches, summarise
-from gbseg.reproduction.verdicts import VERDICTS, Verdict, convergence
+from reproduction.grid import Grid, load_claim
+from reproduction.report import write_report
+from reproduction.summary import Summary, estimate, reaches, summarise
+from reproduction.verdicts import VERDICTS, Verdict, convergence
 
 
 def test_median_and_interval() -> None:
@@ -338,7 +338,7 @@ def _never(*arguments: object) -> None:
 
 def test_drawing_only(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Runs nothing, in no process."""
-    from gbseg.reproduction import command
+    from reproduction import command
 
     monkeypatch.chdir(tmp_path)
     never: Callable = _never

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from gbseg.engine.position import ResumableSampler
 from gbseg.losses import ExpGBLoss, LinearLoss, SigmoidMSELoss, SoftmaxLoss
 from gbseg.losses.guarded import GuardedLoss
-from gbseg.reproduction import trials
-from gbseg.reproduction.trials import Split, TrialCurves, train_trials
+from gbseg.mm.resumable_sampler import ResumableSampler
+from reproduction import trials
+from reproduction.trials import Split, TrialCurves, train_trials
 
 
 def make() -> nn.Module:

@@ -12,13 +12,13 @@ import pytest
 import torch
 from conftest import CONFIGS, on, write_mnist
 
-from gbseg.classifiers import GBClsHead
-from gbseg.engine.position import ResumableSampler
 from gbseg.files import only_process
-from gbseg.report.gradients import read_gradients
-from gbseg.reproduction import runs, worker
-from gbseg.reproduction.runs import Run, RunResult
-from gbseg.reproduction.worker import train_alone, train_folders, train_together
+from gbseg.mm.models import GBClsHead
+from gbseg.mm.resumable_sampler import ResumableSampler
+from gbseg.report.gradient_log import read_gradients
+from reproduction import runs, worker
+from reproduction.runs import Run, RunResult
+from reproduction.worker import train_alone, train_folders, train_together
 
 EPOCHS = 3
 # every iteration's own loss in the log, so that an epoch's mean can be compared; neither is part of a run's key

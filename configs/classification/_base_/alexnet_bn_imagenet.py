@@ -1,6 +1,6 @@
 # AlexNet with batch normalisation (Table 2, Fig. 4), ten epochs at a fixed rate. The paper gives the rates. The
 # rest is assumed, as in the original AlexNet: batches of 128, SGD with momentum 0.9 and weight decay 5e-4 (on all parameters),
-# output weights Gaussian of deviation 0.01. Widths: gbseg.classifiers.AlexNetBN. Augmentation: imagenet.py, where the original
+# output weights Gaussian of deviation 0.01. Widths: gbseg.mm.models.AlexNetBN. Augmentation: imagenet.py, where the original
 # took random 224 x 224 crops of images of 256 x 256 and shifted colours.
 _base_ = ["imagenet.py"]
 

@@ -4,9 +4,7 @@
 # Data that lie elsewhere, or of another number of classes: docs/classification.md.
 _base_ = ["runtime.py"]
 
-custom_imports = dict(
-    imports=["gbseg", "gbseg.classifiers", "gbseg.data.array_dataset", "gbseg.data.class_folders", "gbseg.engine"]
-)
+custom_imports = dict(imports=["gbseg.mm"])
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="RandomResizedCrop", scale=224),

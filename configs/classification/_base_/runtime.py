@@ -2,7 +2,7 @@
 _base_ = ["../../_base_/runtime.py"]
 
 default_scope = "mmpretrain"
-custom_imports = dict(imports=["gbseg", "gbseg.classifiers", "gbseg.data.array_dataset", "gbseg.engine"])
+custom_imports = dict(imports=["gbseg.mm"])
 visualizer = dict(type="UniversalVisualizer")
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

@@ -1,0 +1,46 @@
+"""``--verify`` and ``--stats``, which the commands that prepare data share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["add_checks", "check"]
+
+
+def add_checks(parser: argparse.ArgumentParser) -> None:
+    """``--processes``, ``--verify`` and ``--stats``."""
+    parser.add_argument("--processes", type=int, metavar="N", help="how many; without it, as many as there are cores")
+    parser.add_argument(
+        "--verify", action="store_true", help="then look at every file of the data set; 1 if something is wrong"
+    )
+    parser.add_argument(
+        "--stats", action="store_true", help="then draw class frequencies and sizes into the data set's folder stats"
+    )
+
+
+def check(a: argparse.Namespace, root: Path, lists: Sequence[str]) -> int:
+    """Do what `add_checks`' options ask for.
+
+    Args:
+        a: the options.
+        root: the data set, in VOC's layout.
+        lists: the names of those to draw statistics of.
+
+    Returns:
+        The exit status: 1 if ``--verify`` found problems.
+    """
+    status = 0
+    if a.verify:
+        from gbseg.data.prepare.verify import verify
+
+        status = verify(root, processes=a.processes).report()
+    if a.stats:
+        from gbseg.data.statistics import statistics
+        from gbseg.report.statistics_figure import write_statistics
+
+        for name in lists:
+            found = statistics(root, name, processes=a.processes)
+            print(f"{write_statistics(found, root / 'stats' / name)}: {found.summary()}")
+    return status

@@ -1,0 +1,69 @@
+"""Checks of a config before it trains: packages, data, labels, model, losses, rate. Nothing is trained, no GPU needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from rich.console import Console
+from rich.text import Text
+
+import gbseg.evaluation
+import gbseg.mm
+import gbseg.mm.datasets.segmentation
+import gbseg.mm.datasets.transforms
+import gbseg.pixelnet  # noqa: F401  (all parts are registered, so that a missing custom_imports is told from a wrong name)
+from gbseg.doctor.dataset_checks import check_data, data_of
+from gbseg.doctor.finding import ERROR, LEVELS, Finding
+from gbseg.doctor.model_checks import check_model
+from gbseg.doctor.package_checks import check_packages
+from gbseg.doctor.schedule_checks import check_schedule
+from gbseg.mm.config import run_configs
+
+__all__ = ["Finding", "examine", "report"]
+
+_STYLES = dict(zip(LEVELS, ("green", "cyan", "yellow", "bold red"), strict=True))
+
+
+def examine(config: Config, every: bool = False) -> Iterator[Finding]:
+    """Check a config; of one that lists ``runs``, each of them.
+
+    Args:
+        config: from `gbseg.mm.config.load_config`.
+        every: read all images and masks, not a sample of them.
+    """
+    yield from check_packages()
+    seen: set[Finding] = set()
+    read: set[str] = set()
+    for name, (one, _) in run_configs(config, Path()).items():
+        init_default_scope(one.get("default_scope") or "mmseg")
+        findings = [*check_model(one), *check_schedule(one)]
+        data = repr(data_of(one))
+        if data not in read:
+            read.add(data)
+            findings += check_data(one, every, config.get("prepare"))
+        for finding in findings:
+            # runs share most of what there is to say
+            if finding not in seen:
+                seen.add(finding)
+                yield finding._replace(where=f"{name}: {finding.where}") if name else finding
+
+
+def report(config: Config, every: bool = False) -> int:
+    """Print the findings on a config as they come, and their numbers.
+
+    Returns:
+        1 if there is an error among them, else 0.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    counts = dict.fromkeys(LEVELS, 0)
+    for finding in examine(config, every):
+        counts[finding.level] += 1
+        line = Text(f"{finding.level:>7}  ", _STYLES[finding.level])
+        console.print(line.append(f"{finding.where}: {finding.text}", "default"))
+        if finding.remedy:
+            console.print(Text(f"         -> {finding.remedy}", "dim"))
+    console.print(", ".join(f"{count} {level}{'s' * (level != 'ok' and count != 1)}" for level, count in counts.items()))
+    return int(counts[ERROR] > 0)

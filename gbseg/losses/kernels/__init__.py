@@ -1,0 +1,1 @@
+"""Fast implementations of the losses, one file a device."""

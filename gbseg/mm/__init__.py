@@ -1,0 +1,49 @@
+"""The training engine, thin over `mmengine.runner.Runner`: configs, hooks, loops, checkpoints, progress, commands.
+
+Importing it registers the components that configs name.
+"""
+
+from gbseg.mm import datasets, models  # noqa: F401  (registers them)
+from gbseg.mm.amp import CpuAmpOptimWrapper, enable_amp
+from gbseg.mm.config import load_config
+from gbseg.mm.hooks.channels_last import ChannelsLastHook
+from gbseg.mm.hooks.checkpoint import DurableCheckpointHook
+from gbseg.mm.hooks.class_count import ClassCountHook
+from gbseg.mm.hooks.convergence_hook import ConvergenceHook
+from gbseg.mm.hooks.fuse_resize import FuseResizeHook
+from gbseg.mm.hooks.gradient_stats import GradientStatsHook
+from gbseg.mm.hooks.nonfinite_guard import NonFiniteGuardHook, NonFiniteLossError
+from gbseg.mm.hooks.overlay_hook import OverlayHook
+from gbseg.mm.hooks.progress_bar import ProgressHook
+from gbseg.mm.hooks.report_hook import ReportHook
+from gbseg.mm.hooks.train_test_overlap import OverlapHook
+from gbseg.mm.loops import ResumableIterLoop
+from gbseg.mm.models.link_tta import LinkTTAModel
+from gbseg.mm.resumable_sampler import ResumableSampler
+from gbseg.mm.run_comparison import compare_runs
+from gbseg.mm.training import train
+from gbseg.mm.voc_metric import VOCMetric
+
+__all__ = [
+    "ChannelsLastHook",
+    "ClassCountHook",
+    "ConvergenceHook",
+    "CpuAmpOptimWrapper",
+    "DurableCheckpointHook",
+    "FuseResizeHook",
+    "GradientStatsHook",
+    "LinkTTAModel",
+    "NonFiniteGuardHook",
+    "NonFiniteLossError",
+    "OverlapHook",
+    "OverlayHook",
+    "ProgressHook",
+    "ReportHook",
+    "ResumableIterLoop",
+    "ResumableSampler",
+    "VOCMetric",
+    "compare_runs",
+    "enable_amp",
+    "load_config",
+    "train",
+]

@@ -1,0 +1,8 @@
+"""Data sets and transforms that configs name."""
+
+from gbseg.mm.datasets.array_dataset import ArrayImages
+from gbseg.mm.datasets.class_folders import ClassFolders
+from gbseg.mm.datasets.segmentation import FolderSegmentation, VOCSegmentation
+from gbseg.mm.datasets.transforms import ChannelGain, SeededAlbu
+
+__all__ = ["ArrayImages", "ChannelGain", "ClassFolders", "FolderSegmentation", "SeededAlbu", "VOCSegmentation"]

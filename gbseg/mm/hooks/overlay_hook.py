@@ -1,0 +1,59 @@
+"""Pictures of a test: every image beside its ground truth and its prediction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from mmseg.structures import SegDataSample
+
+from gbseg.data.images import read_bgr
+from gbseg.evaluation.faults import image_name
+from gbseg.files import write_atomically
+from gbseg.palettes import VOC_PALETTE
+from gbseg.report.overlay import overlay
+
+__all__ = ["OverlayHook"]
+
+
+@HOOKS.register_module()
+class OverlayHook(Hook):
+    """Write every test image beside its ground truth and its prediction, as ``<id>.png``.
+
+    Args:
+        out_dir: the folder.
+    """
+
+    def __init__(self, out_dir: str | Path) -> None:
+        self.out_dir = Path(out_dir)
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence[SegDataSample] | None = None
+    ) -> None:
+        """Draw the images of one batch."""
+        palette = runner.test_dataloader.dataset.metainfo.get("palette") or VOC_PALETTE
+        for sample in outputs or ():
+            if not sample.get("img_path"):
+                print_log(f"No picture of {image_name(sample, batch_idx)}: it has no img_path.", "current", logging.WARNING)
+                continue
+            try:
+                panels = [read_bgr(sample.img_path)]
+                for field in ("gt_sem_seg", "pred_sem_seg"):
+                    if field in sample:
+                        label = getattr(sample, field).data[0].cpu().numpy()
+                        # overlay refuses what a byte does not hold
+                        label = label.astype(np.uint8) if label.max(initial=0) < 256 else label
+                        panels.append(overlay(panels[0], label, palette))
+            except ValueError as error:
+                print_log(f"No picture: {error}", "current", logging.WARNING)
+                continue
+            png = cv2.imencode(".png", np.hstack(panels))[1]
+            write_atomically(png.tobytes(), self.out_dir / f"{Path(sample.img_path).stem}.png")

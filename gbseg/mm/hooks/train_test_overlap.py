@@ -1,0 +1,132 @@
+"""Whether a config trains on images that it also evaluates on: then its score is not a held-out score."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS, HOOKS
+from mmengine.runner import Runner
+
+__all__ = ["Overlap", "OverlapHook", "find_overlap", "image_paths"]
+
+# SBD and VOC keep the same photographs in folders of their own; their ids name them wherever they lie
+_VOC_ID = re.compile(r"20(0[5-9]|1[0-2])_\d{6}")
+LISTED = 5
+
+
+class Overlap(NamedTuple):
+    """Images that training and evaluation share.
+
+    Attributes:
+        split: which list is evaluated: 'val', 'test' or 'val/test'.
+        shared: the evaluated images that are trained on, as paths, sorted.
+        trained: number of images of the training list.
+        evaluated: number of images of the evaluated list.
+    """
+
+    split: str
+    shared: list[Path]
+    trained: int
+    evaluated: int
+
+    def sentence(self) -> str:
+        """How many and which, in one sentence."""
+        ids = ", ".join(path.stem for path in self.shared[:LISTED])
+        more = ", ..." if len(self.shared) > LISTED else ""
+        return (
+            f"{len(self.shared):,} of the {self.evaluated:,} images of the {self.split} list are also among the "
+            f"{self.trained:,} that are trained on ({ids}{more})"
+        )
+
+    def meaning(self) -> str:
+        """What it means and what to do."""
+        return (
+            f"A score on {self.split} is not a held-out score: the network has seen these answers, so it comes out too high "
+            "and must not be reported or compared. Train on another list, or evaluate on images that are not trained on."
+        )
+
+
+def image_paths(dataset: Any) -> list[Path]:
+    """The image files of a data set of the MM packages, wrapped ones included; [] where it does not say (no ``img_path``)."""
+    if hasattr(dataset, "full_init"):
+        dataset.full_init()
+    return [Path(path) for path in dict.fromkeys(_paths(dataset))]
+
+
+def _paths(dataset: Any) -> Iterator[str]:
+    # wrappers first: a repeated data set is as long as all its repetitions
+    for part in getattr(dataset, "datasets", None) or ():
+        yield from _paths(part)
+    if getattr(dataset, "datasets", None):
+        return
+    if "dataset" in vars(dataset):
+        yield from _paths(dataset.dataset)
+    elif hasattr(dataset, "get_data_info"):
+        for index in range(len(dataset)):
+            path = dataset.get_data_info(index).get("img_path")
+            if path is not None:
+                yield str(path)
+
+
+def find_overlap(train: Sequence[Path], evaluated: Sequence[Path], split: str) -> Overlap | None:
+    """The evaluated images that are trained on, or None.
+
+    Two paths are one image if they are one file (links followed), or if their names are one VOC id (``2007_000032``), since SBD
+    keeps VOC's photographs in a folder of its own. Equal names alone, in different folders (``train/0001.png``,
+    ``val/0001.png``), mean nothing.
+    """
+    files = {path.resolve() for path in train}
+    ids = {path.stem for path in train if _VOC_ID.fullmatch(path.stem)}
+    shared = sorted(path for path in evaluated if path.stem in ids or path.resolve() in files)
+    return Overlap(split, shared, len(train), len(evaluated)) if shared else None
+
+
+def evaluated_splits(config: Mapping[str, Any]) -> dict[str, dict]:
+    """The dataloaders that a config evaluates on by the name of their split; 'val/test' where both are the same data."""
+    loaders = {name: config.get(f"{name}_dataloader") for name in ("val", "test")}
+    loaders = {name: loader for name, loader in loaders.items() if loader}
+    if len(loaders) == 2 and loaders["val"]["dataset"] == loaders["test"]["dataset"]:
+        return {"val/test": loaders["val"]}
+    return loaders
+
+
+@HOOKS.register_module()
+class OverlapHook(Hook):
+    """At the start of training, say loudly which images are both trained on and evaluated on; training goes on.
+
+    `gbseg.mm.training` adds it to every run; for mmseg's own tools: ``custom_hooks = [dict(type='OverlapHook')]``.
+    """
+
+    priority = "VERY_LOW"
+
+    def before_train(self, runner: Runner) -> None:
+        """Compare the lists."""
+        if not is_main_process():
+            return
+        train = image_paths(runner.train_dataloader.dataset)
+        for split, loader in evaluated_splits(runner.cfg).items():
+            if split.startswith("val"):
+                if runner.val_loop is None:
+                    continue
+                evaluated = image_paths(runner.val_dataloader.dataset)
+            else:
+                try:
+                    evaluated = image_paths(DATASETS.build(dict(loader["dataset"])))
+                except (OSError, AssertionError, ValueError):
+                    # a test set that is not there hinders no training
+                    continue
+            found = find_overlap(train, evaluated, split)
+            if found is not None:
+                print_log(_banner(found), logger="current", level=logging.WARNING)
+
+
+def _banner(found: Overlap) -> str:
+    line = "!" * 100
+    return f"\n{line}\nTRAINING AND EVALUATION OVERLAP: {found.sentence()}.\n{found.meaning()}\n{line}"

@@ -1,0 +1,26 @@
+"""Networks that configs name: PixelNet, the paper's small classifiers, and the model that averages over augmentations."""
+
+from mmengine.registry import MODELS
+
+from gbseg.mm.models.classification_head import GBClsHead
+from gbseg.mm.models.classifiers import MLP, AlexNetBN, AllConvNet, SmallConvNet
+from gbseg.mm.models.link_tta import LinkTTAModel
+from gbseg.mm.models.pixelnet_head import PixelNetHead
+from gbseg.mm.models.pixelnet_segmentor import PixelNet
+from gbseg.mm.models.vgg16_trunk import VGG16Trunk
+from gbseg.pixelnet.sampling import BalancedPixelSampler, UniformPixelSampler
+
+__all__ = [
+    "MLP",
+    "AlexNetBN",
+    "AllConvNet",
+    "GBClsHead",
+    "LinkTTAModel",
+    "PixelNet",
+    "PixelNetHead",
+    "SmallConvNet",
+    "VGG16Trunk",
+]
+
+for _sampler in (BalancedPixelSampler, UniformPixelSampler):
+    MODELS.register_module(module=_sampler)

@@ -1,0 +1,191 @@
+"""The position of a training run in its data: which sample comes next, and with which random numbers it is augmented.
+
+A *draw* is one sample taken from the endless stream of shuffled epochs, all processes together. Draw d of a data set of
+n images is image ``permutation(seed, d // n)[d % n]``, and its augmentation is seeded from (seed, d). So neither depends
+on the number of workers, on what was drawn before, or on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sized
+from contextlib import nullcontext
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_dist_info, get_world_size, sync_random_seed
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from torch.utils.data import Dataset, Sampler, get_worker_info
+
+from gbseg.mm.rng import preserved_rng, seed_cpu_rng
+
+__all__ = ["Draw", "ResumableSampler", "SeededDataset", "iterations_per_epoch"]
+
+
+class Draw(int):
+    """The index of an image that knows the number of its draw and the seed of the stream: what `SeededDataset` reads."""
+
+    draw: int
+    seed: int
+
+    def __new__(cls, index: int, draw: int, seed: int) -> Draw:
+        """Make the index of an image."""
+        self = super().__new__(cls, index)
+        self.draw = draw
+        self.seed = seed
+        return self
+
+    def __reduce__(self) -> tuple[type[Draw], tuple[int, int, int]]:
+        """Make it travel to the workers; what int gives would call ``__new__`` with the index alone."""
+        return Draw, (int(self), self.draw, self.seed)
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableSampler(Sampler):
+    """An endless sampler: one permutation per epoch, dealt out to the processes in turn, to be started anywhere at once.
+
+    Args:
+        dataset: The data set; only its length is used.
+        shuffle: Whether every epoch is permuted.
+        seed: Seed of the stream, the same in all processes. None: agreed on by the processes (the Runner passes its own).
+    """
+
+    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
+        self.rank, self.world_size = get_dist_info()
+        self.size = len(dataset)
+        if self.size == 0:
+            raise ValueError("ResumableSampler: the data set is empty; check data_root, ann_file and filter_cfg")
+        self.shuffle = shuffle
+        self.seed = sync_random_seed() if seed is None else int(seed)
+        self.start = 0
+
+    def __len__(self) -> int:
+        """The number of draws of this process in one epoch, rounded up."""
+        return -(-self.size // self.world_size)
+
+    def skip(self, num_samples: int) -> None:
+        """Start at draw ``num_samples`` of this process; the cost does not depend on it.
+
+        The name and the meaning are those of `mmengine.dataset.InfiniteSampler.skip`, which mmengine's own loops call.
+
+        Raises:
+            ValueError: ``num_samples`` is negative.
+        """
+        if num_samples < 0:
+            raise ValueError(f"ResumableSampler.skip: num_samples must not be negative, got {num_samples}")
+        self.start = num_samples
+
+    def order(self, epoch: int) -> list[int]:
+        """The images of one epoch of all processes, in the order in which they are drawn."""
+        if not self.shuffle:
+            return list(range(self.size))
+        word = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0])
+        generator = torch.Generator().manual_seed(word)
+        return torch.randperm(self.size, generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[Draw]:
+        """Yield the draws of this process from ``start`` on, without end."""
+        draw = self.start * self.world_size + self.rank
+        epoch = -1
+        while True:
+            if draw // self.size != epoch:
+                epoch = draw // self.size
+                order = self.order(epoch)
+            yield Draw(order[draw % self.size], draw, self.seed)
+            draw += self.world_size
+
+
+@DATASETS.register_module()
+class SeededDataset(Dataset):
+    """Any map-style data set, whose sample at a `Draw` is made with generators seeded from (seed, draw).
+
+    Covers python's `random`, numpy's global generator, torch's CPU generator, and transforms that hold generators of their
+    own and offer albumentations' ``set_random_state(numpy generator, python Random)``, so `mmseg.Albu`. Everything else is
+    the wrapped data set's. A transform that remembers earlier samples (a mosaic cache) stays dependent on history.
+
+    Args:
+        dataset: The data set, or its config.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        if hasattr(self.dataset, "full_init"):
+            self.dataset.full_init()
+        self._seedable = _seedable(self.dataset)
+
+    def __len__(self) -> int:
+        """The length of the wrapped data set."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return the sample; only a `Draw` is seeded."""
+        if not isinstance(index, Draw):
+            return self.dataset[index]
+        # in a worker nothing else draws from the global generators, so that there is nothing to protect
+        with nullcontext() if get_worker_info() else preserved_rng(cuda=False):
+            seed_cpu_rng(index.seed, index.draw)
+            for number, transform in enumerate(self._seedable):
+                word = int(np.random.SeedSequence((index.seed, index.draw, number)).generate_state(1)[0])
+                transform.set_random_state(np.random.default_rng(word), random.Random(word))
+            return self.dataset[int(index)]
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        """Return a batch: of a data set that makes whole batches (it seeds them by their draws itself), or sample by sample."""
+        if hasattr(self.dataset, "__getitems__"):
+            return self.dataset.__getitems__(indices)
+        return [self[index] for index in indices]
+
+    def __getattr__(self, name: str) -> Any:
+        """Look everything else up in the wrapped data set (metainfo, get_data_info, ...)."""
+        # no special methods: DataLoader would call the wrapped __getitems__ past our __getitem__, and unpickling would loop
+        if name.startswith("__") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+def iterations_per_epoch(loader: Any) -> int:
+    """Iterations in which each training image is drawn once, by all processes together, rounded up.
+
+    Raises:
+        ValueError: the data has no length.
+    """
+    try:
+        length = len(loader)
+    except TypeError as error:
+        raise ValueError("the training data has no length, so its epochs cannot be counted.") from error
+    # mmengine's endless sampler gives the length of the whole set, not of a process's share
+    if isinstance(getattr(loader, "sampler", None), InfiniteSampler):
+        length = -(-length // get_world_size())
+    return max(length, 1)
+
+
+def _seedable(root: Any) -> list[Any]:
+    """All objects with a ``set_random_state`` that can be reached from ``root``, the outermost ones only.
+
+    Not ``set_random_seed``, which albumentations has too: it gives all children of a Compose one and the same seed, and
+    with a new seed for every sample all transforms with p=0.5 would be applied together or not at all.
+    """
+    found: list[Any] = []
+    seen: set[int] = set()
+    leaves = (str, bytes, type, ModuleType, FunctionType, np.ndarray, torch.Tensor)
+
+    def visit(node: Any, depth: int) -> None:
+        if depth > 12 or id(node) in seen or isinstance(node, leaves):
+            return
+        seen.add(id(node))
+        if callable(getattr(node, "set_random_state", None)):
+            found.append(node)
+        elif isinstance(node, (list, tuple, dict)):
+            # a long one is the data, not the pipeline; to look through a million annotations would take minutes
+            if len(node) <= 256:
+                for child in node.values() if isinstance(node, dict) else node:
+                    visit(child, depth + 1)
+        elif hasattr(node, "__dict__"):
+            for child in vars(node).values():
+                visit(child, depth + 1)
+
+    visit(root, 0)
+    return found

@@ -1,0 +1,1 @@
+"""Prediction: single images, folders, tiles, submissions, and the test of a checkpoint."""

@@ -1,0 +1,60 @@
+"""Folders of classes against torchvision's ImageFolder, and what is wrong with them said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from gbseg.mm.datasets.class_folders import ClassFolders
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for number, name in enumerate(("n03", "n01", "n02")):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for k in range(number + 1):
+            Image.new("RGB", (4, 4)).save(tmp_path / "train" / name / f"{name}_{k}.JPEG", format="JPEG")
+    return tmp_path
+
+
+def test_as_torchvision_reads_it(root: Path) -> None:
+    """The classes are counted, not assumed; paths and labels are ImageFolder's."""
+    (root / "train/n02/notes.txt").write_text("no image")
+    ours, theirs = ClassFolders(data_root=str(root), data_prefix="train"), ImageFolder(root / "train")
+    infos = [ours.get_data_info(k) for k in range(len(ours))]
+    assert [(info["img_path"], info["gt_label"]) for info in infos] == theirs.samples
+    assert list(ours.metainfo["classes"]) == theirs.classes == ["n01", "n02", "n03"]
+
+
+def test_what_is_missing(root: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no \S+/val with one folder of images a class.*prepare_imagenet"):
+        ClassFolders(data_root=str(root), data_prefix="val")
+    (root / "val").mkdir()
+    (root / "val/flat.JPEG").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match=r"there is no \S+/val with one folder of images a class"):
+        ClassFolders(data_root=str(root), data_prefix="val")
+    (root / "train/n05").mkdir()
+    (root / "train/n04").mkdir()
+    with pytest.raises(ValueError, match=r"train: 2 of the 5 classes have no images \(n04, n05\)\. Remove"):
+        ClassFolders(data_root=str(root), data_prefix="train")
+    (root / "val/n01").mkdir()
+    with pytest.raises(ValueError, match=r"val: Found 0 files"):
+        ClassFolders(data_root=str(root), data_prefix="val")
+    with pytest.raises(ValueError, match=r"number of subfolders \(5\) doesn't match the number of specified classes \(2\)"):
+        ClassFolders(data_root=str(root), data_prefix="train", metainfo=dict(classes=["a", "b"]))
+
+
+def test_held_out(root: Path) -> None:
+    """The two parts are the whole, without overlap, and the same whatever is asked for first."""
+    settings = dict(data_root=str(root), data_prefix="train", held_out=2)
+    tune, held = ClassFolders(part="tune", **settings), ClassFolders(part="held_out", **settings)
+    paths = [[one.get_data_info(k)["img_path"] for k in range(len(one))] for one in (tune, held)]
+    assert len(paths[1]) == 2 and sorted(paths[0] + paths[1]) == [path for path, _ in ImageFolder(root / "train").samples]
+    assert tune.metainfo["classes"] == held.metainfo["classes"] == ("n01", "n02", "n03")
+    with pytest.raises(ValueError, match=r"part='tune' needs held_out in 1\.\.5, got 6"):
+        ClassFolders(part="tune", **{**settings, "held_out": 6})
+    with pytest.raises(ValueError, match="part is 'all', 'tune' or 'held_out', got 'val'"):
+        ClassFolders(part="val", **settings)
