@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from scipy.stats import bootstrap
 
+from gbseg.evaluation.bootstrap import bootstrap_distribution, percentile_interval
+from gbseg.report.convergence import first_below
 from gbseg.report.gradient_log import GradientHistory, read_gradients
 from reproduction.grid import Grid, Swept
 from reproduction.runs import Run, RunResult
@@ -42,10 +44,9 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate | None:
         return Estimate(median, None, None)
     if min(values) == max(values):
         return Estimate(median, median, median)
-    found = bootstrap(
-        (np.asarray(values, dtype=float),), np.median, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
-    )
-    return Estimate(median, float(found.confidence_interval.low), float(found.confidence_interval.high))
+    trials = np.asarray(values, dtype=float)
+    medians = bootstrap_distribution(lambda drawn: np.median(trials[drawn], axis=1), [len(trials)], resamples=10_000)
+    return Estimate(median, *percentile_interval(medians))
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,8 @@ class Summary:
     hours: float
 
 
-def reaches(epochs: Sequence[float], errors: Sequence[float] | np.ndarray, target: float) -> float | None:
-    """Epochs until a curve is at or below an error, between validations interpolated; None: never."""
-    before: tuple[float, float] | None = None
-    for epoch, error in zip(epochs, errors, strict=True):
-        if error <= target:
-            if before is None or before[1] == error:
-                return epoch
-            return before[0] + (before[1] - target) / (before[1] - error) * (epoch - before[0])
-        before = epoch, float(error)
-    return None
+reaches = partial(first_below, interpolate=True)
+"""Epochs until a curve is at or below an error, between validations interpolated; None: never."""
 
 
 def summarise(grid: Grid) -> Summary:

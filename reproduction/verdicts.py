@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import bootstrap
 
+from gbseg.evaluation.bootstrap import bootstrap_distribution, percentile_interval
 from reproduction.summary import ArmSummary, Summary, reaches
 
 __all__ = ["VERDICTS", "Verdict", "convergence"]
@@ -71,13 +71,13 @@ def _text(name: str, arm: ArmSummary, what: str = "last") -> str:
 
 def _ratio(one: ArmSummary, other: ArmSummary) -> tuple[float, float]:
     """The 95% bootstrap interval of the ratio of two arms' median epochs to their lowest error."""
-    found = bootstrap(
-        (one.best_epochs, other.best_epochs),
-        lambda a, b, axis: np.median(a, axis=axis) / np.median(b, axis=axis),
-        method="percentile",
-        rng=np.random.default_rng(0),
+    epochs, other_epochs = np.array(one.best_epochs), np.array(other.best_epochs)
+    ratios = bootstrap_distribution(
+        lambda a, b: np.median(epochs[a], axis=1) / np.median(other_epochs[b], axis=1),
+        [len(epochs), len(other_epochs)],
+        resamples=9_999,
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return percentile_interval(ratios)
 
 
 @_of_all_arms
@@ -147,8 +147,8 @@ def convergence(summary: Summary) -> Verdict:
     for name, arm in summary.arms.items():
         if name == "softmax":
             continue
-        trials = [np.arange(len(one.sound)) for one in (arm, softmax)]
-        if min(map(len, trials)) < LEAST_TRIALS:
+        trials = [len(arm.sound), len(softmax.sound)]
+        if min(trials) < LEAST_TRIALS:
             claims.append(False)
             because.append(f"{name}: fewer than {LEAST_TRIALS} trials of it or of the softmax ended.")
             continue
@@ -158,12 +158,11 @@ def convergence(summary: Summary) -> Verdict:
             after = reaches(arm.epochs, np.median(arm.errors[mine], axis=0), curve.min())
             return -1.0 if after is None else 1 - after / softmax.epochs[int(curve.argmin())]
 
-        found = bootstrap(trials, saved, vectorized=False, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
-        low, high = found.confidence_interval
+        low, high = percentile_interval(bootstrap_distribution(np.vectorize(saved, signature="(n),(m)->()"), trials, 2000))
         claims.append(low > 0)
         medians = np.median(softmax.errors, axis=0)
         after = reaches(arm.epochs, np.median(arm.errors, axis=0), medians.min())
-        before, share = softmax.epochs[int(medians.argmin())], saved(*trials)
+        before, share = softmax.epochs[int(medians.argmin())], saved(*map(np.arange, trials))
         because.append(
             f"{name}: the softmax's lowest median by epoch, {medians.min():.2f} after {before:g} epochs, is "
             + ("never reached" if after is None else f"reached after {after:.1f}, {abs(share):.0%} ")

@@ -1,20 +1,20 @@
-"""How much a set's IoU would vary with other images of the same kind: a percentile bootstrap over images.
+"""Percentile bootstrap intervals: of a set's IoU over its images, and of any statistic over independent trials.
 
-N images, C classes, B resamples. IoU is not a mean over images, so it has no standard error to read off; a resample draws
-N images with replacement, adds up their counts and computes the IoU of that set.
+N observations (images or trials), C classes, B resamples. IoU is not a mean over images, so it has no standard error to read
+off; a resample draws N images with replacement, adds up their counts and computes the IoU of that set.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Intervals", "bootstrap_intervals", "resampled_iou"]
+__all__ = ["Intervals", "bootstrap_distribution", "bootstrap_intervals", "percentile_interval", "resampled_iou"]
 
-CHUNK = 100  # resamples at a time: bounds the memory, whatever N is
+CHUNK = 100  # resamples of images at a time: bounds the memory, whatever N is
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,63 @@ class Intervals:
     headline_miou: tuple[float, float] | None = None
 
 
+def bootstrap_distribution(
+    statistic: Callable[..., np.ndarray],
+    sizes: Sequence[int],
+    resamples: int,
+    seed: int = 0,
+    *,
+    multiplicities: bool = False,
+    chunk: int | None = None,
+) -> np.ndarray:
+    """Evaluate a statistic on resamples of one or more independent samples, each drawn with replacement.
+
+    Args:
+        statistic: called with one array a sample, b <= B rows each, and returns one row of results a row. An array holds the
+            indices of the drawn observations, (b, N); with `multiplicities` how often each observation was drawn, (b, N).
+        sizes: N of every sample.
+        resamples: B.
+        seed: of numpy's generator; the same seed and arguments give the same resamples.
+        multiplicities: for statistics of sums, which are one matrix product then.
+        chunk: how many resamples the statistic gets at a time, which bounds the memory; None for all.
+
+    Returns:
+        (B, ...) what the statistic returned.
+    """
+    rng = np.random.default_rng(seed)
+    parts = []
+    for start in range(0, resamples, chunk or resamples):
+        rows = min(chunk or resamples, resamples - start)
+        if multiplicities:
+            draws = [rng.multinomial(n, np.full(n, 1 / n), size=rows) for n in sizes]
+        else:
+            draws = [rng.integers(0, n, (rows, n)) for n in sizes]
+        parts.append(statistic(*draws))
+    return np.concatenate(parts)
+
+
+def percentile_interval(distribution: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The (1 - level) / 2 and (1 + level) / 2 quantiles of a statistic over the resamples, NaN left out.
+
+    Args:
+        distribution: (B,) from `bootstrap_distribution`.
+        level: in 0..1.
+
+    Returns:
+        The lower and the upper end; NaN where all values are.
+    """
+    values = distribution[~np.isnan(distribution)]
+    if not len(values):
+        return np.nan, np.nan
+    low, high = np.quantile(values, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
 def resampled_iou(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """The IoU of every class in every resample.
 
     Args:
-        counts: (N, 3, C) integers, for every image its correct, labelled and predicted pixels of every class.
+        counts: (N, 3, C) integers: correct, labelled and predicted pixels of every class in every image.
         resamples: B.
         seed: of numpy's generator; the same seed and images give the same resamples, in any number of processes.
 
@@ -50,16 +102,14 @@ def resampled_iou(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
         (B, C) float64 in 0..1, NaN where a class occurs in neither labels nor predictions of a resample.
     """
     images, _, classes = counts.shape
-    rng = np.random.default_rng(seed)
     flat = counts.reshape(images, 3 * classes).astype(np.float64)  # exact up to 2**53 pixels, and BLAS multiplies it
-    parts = []
-    for start in range(0, resamples, CHUNK):
-        # how often every image is drawn: N draws with replacement
-        drawn = rng.multinomial(images, np.full(images, 1 / images), size=min(CHUNK, resamples - start))
+
+    def iou(drawn: np.ndarray) -> np.ndarray:
         hit, labelled, predicted = np.moveaxis((drawn @ flat).reshape(-1, 3, classes), 1, 0)
         with np.errstate(invalid="ignore"):
-            parts.append(hit / (labelled + predicted - hit))
-    return np.concatenate(parts)
+            return hit / (labelled + predicted - hit)
+
+    return bootstrap_distribution(iou, [images], resamples, seed, multiplicities=True, chunk=CHUNK)
 
 
 def bootstrap_intervals(
@@ -71,21 +121,20 @@ def bootstrap_intervals(
 ) -> Intervals:
     """Percentile bootstrap intervals of every IoU and their means over images.
 
-    The ends are the (1 - level) / 2 and (1 + level) / 2 quantiles over the resamples. A class that a resample does not
-    hold is left out of that resample's mean, as one that a set does not hold is left out of the set's, and of its own
-    interval; so the interval of a class of very few images says little. Images are taken as independent draws: frames of one
-    video are not.
+    A class that does not occur in a resample is left out of that resample's mean and of its own interval, as an absent class
+    is left out of the mean of a set; the interval of a class of very few images therefore says little. Images are taken as
+    independent draws, which the frames of one video are not.
 
     Args:
-        counts: (N, 3, C) integers, for every image its correct, labelled and predicted pixels of every class.
+        counts: (N, 3, C) integers: correct, labelled and predicted pixels of every class in every image.
         headline: indices of the headline classes.
         level: in 0..1.
-        resamples: B, at least 1,000 for ends that do not wobble.
+        resamples: B, at least 1,000 for stable ends.
         seed: of the resamples.
 
     Raises:
-        ValueError: fewer than two images, which say nothing of how images vary; counts of another shape; a level or a number
-            of resamples that makes no sense.
+        ValueError: there are fewer than two images, `counts` has another shape, `level` is not between 0 and 1, or
+            `resamples` is not positive.
     """
     if counts.ndim != 3 or counts.shape[1] != 3:
         raise ValueError(f"counts must be (images, 3, classes), not {counts.shape}")
@@ -94,19 +143,17 @@ def bootstrap_intervals(
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"the level must lie between 0 and 1 and resamples be positive, not {level} and {resamples}")
     iou = resampled_iou(counts, resamples, seed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice|Mean of empty slice")
-        ends = np.nanquantile(iou, ((1 - level) / 2, (1 + level) / 2), axis=0).T
 
-        def of_mean(values: np.ndarray) -> tuple[float, float]:
-            low, high = np.nanquantile(np.nanmean(values, axis=1), ((1 - level) / 2, (1 + level) / 2))
-            return float(low), float(high)
+    def of_mean(values: np.ndarray) -> tuple[float, float]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice")
+            return percentile_interval(np.nanmean(values, axis=1), level)
 
-        return Intervals(
-            level=level,
-            resamples=resamples,
-            seed=seed,
-            miou=of_mean(iou),
-            iou=tuple((float(low), float(high)) for low, high in ends),
-            headline_miou=None if headline is None else of_mean(iou[:, list(headline)]),
-        )
+    return Intervals(
+        level=level,
+        resamples=resamples,
+        seed=seed,
+        miou=of_mean(iou),
+        iou=tuple(percentile_interval(values, level) for values in iou.T),
+        headline_miou=None if headline is None else of_mean(iou[:, list(headline)]),
+    )

@@ -18,28 +18,42 @@ def _curve(steps: Sequence[float] | np.ndarray, error: Sequence[float] | np.ndar
     return x, y
 
 
-def first_below(steps: Sequence[float] | np.ndarray, error: Sequence[float] | np.ndarray, target: float) -> int | float | None:
-    """The first measured step with an error of at most ``target``.
+def first_below(
+    steps: Sequence[float] | np.ndarray,
+    error: Sequence[float] | np.ndarray,
+    target: float,
+    *,
+    interpolate: bool = False,
+) -> int | float | None:
+    """The first step with an error of at most ``target``.
 
-    Nothing is interpolated: between two measurements the error is not known. A point that is NaN or infinite (a run that
-    diverged) reaches nothing; what was reached before it counts.
+    A point that is NaN or infinite (a run that diverged) does not reach the target; a point before it may.
 
     Args:
         steps: (n,) rising, in iterations or epochs.
-        error: (n,) less is better; of an accuracy, its negative or its complement.
+        error: (n,) lower is better; of an accuracy, its negative or its complement.
         target: in the error's unit.
+        interpolate: where the straight line from the point before crosses the target, for curves whose steps are few. Without,
+            the answer is a measured step: between two measurements the error is not known.
 
     Returns:
-        The step, in the type that it has in ``steps``; None where the target is never reached, also where n = 0.
+        The step, a measured one in the type that it has in ``steps``; None where the target is never reached, also where
+        n = 0.
 
     Raises:
         ValueError: ``steps`` do not rise or are not as many as the errors, or the target is NaN.
     """
-    _, y = _curve(steps, error)
+    x, y = _curve(steps, error)
     if np.isnan(target):
         raise ValueError("a target of NaN is never reached by anything; give a number")
-    found = np.flatnonzero(np.isfinite(y) & (y <= target))
-    return np.asarray(steps)[found[0]].item() if len(found) else None
+    below = np.flatnonzero(np.isfinite(y) & (y <= target))
+    if not len(below):
+        return None
+    first = int(below[0])
+    if interpolate and first and np.isfinite(y[first - 1]):
+        share = (y[first - 1] - target) / (y[first - 1] - y[first])
+        return float(x[first - 1] + share * (x[first] - x[first - 1]))
+    return np.asarray(steps)[first].item()
 
 
 def area_under(
