@@ -5,31 +5,23 @@ A figure that the runs there are cannot be drawn of is None.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gbseg.report.curve import BASELINE, COLOURS, DASHES, DPI, STYLE, WIDTH, Dashes
+from gbseg.report.curve import BASELINE, COLOURS, DPI, STYLE, WIDTH, Dashes, Line, figure_png, line_styles, render_curves
 from gbseg.report.gradient_log import GradientHistory
 from reproduction.summary import Summary
 
 __all__ = ["FIGURES", "colours"]
 
 
-def colours(arms: Mapping[str, object]) -> dict[str, tuple[str, Dashes]]:
+def colours(arms: Iterable[str]) -> dict[str, tuple[str, Dashes]]:
     """A colour and a dash pattern for every arm; grey for the plain softmax."""
-    others = [arm for arm in arms if arm != "softmax"]
-    found = {arm: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, arm in enumerate(others)}
-    return {arm: found.get(arm, (BASELINE, "-")) for arm in arms}
-
-
-def _finish(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
+    return line_styles(arms, "softmax")
 
 
 def _legend(axes: Axes) -> None:
@@ -38,31 +30,22 @@ def _legend(axes: Axes) -> None:
 
 def draw_curves(summary: Summary) -> bytes | None:
     """Median error by epoch, the interval as a band."""
-    looks = colours(summary.arms)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.8), dpi=DPI, layout="constrained")
-        axes = figure.subplots()
-        for arm, found in summary.arms.items():
-            if not found.curve:
-                continue
-            colour, dashes = looks[arm]
-            median = [point.median for point in found.curve]
-            marker = "o" if len(median) <= 30 else None
-            label = f"{arm} ({len(found.sound)})" + (f", {found.diverged} diverged" if found.diverged else "")
-            axes.plot(found.epochs, median, color=colour, linestyle=dashes, marker=marker, markersize=3, label=label)
-            low = [point.low for point in found.curve if point.low is not None]
-            high = [point.high for point in found.curve if point.high is not None]
-            if len(low) == len(median):
-                axes.fill_between(found.epochs, low, high, color=colour, alpha=0.18, linewidth=0)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("test error (%), median of (n) trials")
-        # the first epochs of long runs would flatten all that follows
-        ends = [point.median for found in summary.arms.values() for point in found.curve[len(found.curve) // 20 :]]
-        if ends:
-            axes.set_ylim(top=max(ends) * 1.05)
-        if ends:
-            _legend(axes)
-        return _finish(figure)
+    lines, labels = [], {}
+    for name, arm in summary.arms.items():
+        labels[name] = f"{name} ({len(arm.sound)})" + (f", {arm.diverged} diverged" if arm.diverged else "")
+        band = [(point.low, point.high) for point in arm.curve if point.low is not None and point.high is not None]
+        lines.append(
+            Line(
+                name=labels[name],
+                steps=np.array(arm.epochs[: len(arm.curve)]),
+                values=np.array([point.median for point in arm.curve]),
+                band=np.array(band).T if band and len(band) == len(arm.curve) else None,
+            )
+        )
+    # the first epochs of long runs would flatten all that follows
+    ends = [point.median for arm in summary.arms.values() for point in arm.curve[len(arm.curve) // 20 :]]
+    top = 1.05 * max(ends) if ends else None
+    return render_curves(lines, "test error (%), median of (n) trials", "epoch", labels.get("softmax", ""), top=top)
 
 
 def draw_histograms(summary: Summary) -> bytes | None:
@@ -82,7 +65,7 @@ def draw_histograms(summary: Summary) -> bytes | None:
                 axes.set_title(f"{arm}, iteration {iteration}", fontsize=8)
         figure.supxlabel("output delta", fontsize=9)
         figure.supylabel("number", fontsize=9)
-        return _finish(figure)
+        return figure_png(figure)
 
 
 def draw_rms(summary: Summary) -> bytes | None:
@@ -104,7 +87,7 @@ def draw_rms(summary: Summary) -> bytes | None:
         figure.supxlabel("epoch", fontsize=9)
         figure.supylabel("RMS of the error gradients", fontsize=9)
         figure.axes[0].legend(frameon=False, fontsize=8)
-        return _finish(figure)
+        return figure_png(figure)
 
 
 def draw_normaliser(summary: Summary) -> bytes | None:
@@ -123,7 +106,7 @@ def draw_normaliser(summary: Summary) -> bytes | None:
         axes.set_xlabel("iteration")
         axes.set_ylabel("softmax normaliser s")
         _legend(axes)
-        return _finish(figure)
+        return figure_png(figure)
 
 
 def _gradients(summary: Summary) -> dict[str, GradientHistory]:

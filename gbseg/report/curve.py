@@ -1,7 +1,14 @@
-"""The figure of a comparison: a metric against iterations or epochs, and under it the training losses."""
+"""Figures of convergence, a metric against iterations or epochs, and what all figures share: palette, style, PNG.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Runs are drawn as lines with their names beside their ends, bands of uncertainty around them where there are any, and the
+training losses in a panel of their own below.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation
 from matplotlib.transforms import ScaledTranslation
+
+from gbseg.files import write_atomically
 
 Dashes = str | tuple[int, tuple[float, ...]]
 
@@ -38,23 +47,45 @@ WIDTH, METRIC_HEIGHT, LOSS_HEIGHT, DPI = 7.2, 3.4, 1.9, 200  # inches and dots a
 
 @dataclass(frozen=True)
 class Line:
-    """One run of the figure.
+    """One line of the figure.
 
     Attributes:
-        name: what its label says.
+        name: its label.
         steps: (m,) where the metric was measured, in the axis's unit.
         values: (m,) the metric.
         loss_steps: (n,) where the loss was logged, in the axis's unit; empty for none.
         loss: (n,) the training loss.
         note: how the run went wrong, empty if it did not.
+        band: (2, m) lower and upper ends of the intervals of `values`; None for none.
     """
 
     name: str
     steps: np.ndarray
     values: np.ndarray
-    loss_steps: np.ndarray
-    loss: np.ndarray
+    loss_steps: np.ndarray = field(default_factory=lambda: np.empty(0))
+    loss: np.ndarray = field(default_factory=lambda: np.empty(0))
     note: str = ""
+    band: np.ndarray | None = None
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG.
+
+    To be called within the ``rc_context`` that the figure was made in: matplotlib makes ticks as late as this.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def line_styles(names: Iterable[str], baseline: str) -> dict[str, tuple[str, Dashes]]:
+    """Colour and dash pattern of every line by its name: grey and solid for the baseline."""
+    styles: dict[str, tuple[str, Dashes]] = {}
+    for name in names:
+        number = len(styles) - (baseline in styles)
+        look = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+        styles[name] = (BASELINE, "-") if name == baseline else look
+    return styles
 
 
 def spread(centres: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
@@ -132,6 +163,70 @@ def _smooth(values: np.ndarray, half: int) -> np.ndarray:
     return np.exp((sums[end] - sums[first]) / (end - first))
 
 
+def render_curves(
+    lines: Sequence[Line],
+    metric: str,
+    xlabel: str,
+    baseline: str,
+    target: float | None = None,
+    lower_is_better: bool = False,
+    top: float | None = None,
+) -> bytes:
+    """Draw the metric of every run against the steps, and under it the training losses on a log scale.
+
+    The levels of different losses are not comparable, hence the log scale. The lower panel is left out where no line has a
+    loss. Losses are smoothed over a fiftieth of the longest run's points; behind them the raw ones are pale. A line without
+    any value has a label only if it has a note.
+
+    Args:
+        lines: the runs.
+        metric: the upper panel's y label.
+        xlabel: the x label.
+        baseline: the name of the line drawn in grey.
+        target: the baseline's best value, which is marked; None to mark none.
+        lower_is_better: whether small values are good.
+        top: the upper end of the metric's axis; None to fit the values.
+
+    Returns:
+        A PNG, 7.2 inches wide at 200 dots an inch.
+    """
+    usable = [np.isfinite(line.loss) & (line.loss > 0) for line in lines]
+    panels = 2 if any(mask.any() for mask in usable) else 1
+    height = METRIC_HEIGHT + (LOSS_HEIGHT if panels == 2 else 0)
+    look = line_styles((line.name for line in lines), baseline)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI)
+        ratios = [METRIC_HEIGHT, LOSS_HEIGHT][:panels]
+        upper, *rest = figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+        figure.subplots_adjust(left=0.085, right=0.8, bottom=0.48 / height, top=1 - 0.12 / height, hspace=0.1)
+
+        for line in lines:
+            _draw_metric(upper, line, *look[line.name])
+        upper.set_ylabel(metric, parse_math=False)
+        furthest = max((float(x[-1]) for line in lines for x in (line.steps, line.loss_steps) if len(x)), default=1.0)
+        upper.set_xlim(0.0, 1.015 * furthest)
+        if top is not None:
+            upper.set_ylim(top=top)
+        for axes in rest:
+            _draw_losses(axes, lines, usable, look)
+        bottom = rest[0] if rest else upper
+        bottom.set_xlabel(xlabel)
+        bottom.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x == round(x) else f"{x:g}"))
+        if target is not None:
+            _mark_target(upper, f"best of {baseline}", target, lower_is_better)
+        upper.get_ylim()  # sets the limits, which matplotlib computes at the first drawing otherwise
+        labels = []
+        for line in lines:
+            if not len(line.values) and not line.note:
+                continue
+            height_share = _height_of(upper, float(line.values[-1])) if len(line.values) else 0.0
+            text = line.name + (f"\n({line.note})" if line.note else "")
+            labels.append((text, *look[line.name], height_share))
+        room = _label(upper, labels, samples=len(look.keys() - {baseline}) > len(COLOURS))
+        figure.subplots_adjust(right=1 - (room + 0.1) / WIDTH)
+        return figure_png(figure)
+
+
 def draw_curves(
     lines: Sequence[Line],
     path: Path,
@@ -141,82 +236,48 @@ def draw_curves(
     target: float,
     lower_is_better: bool = False,
 ) -> None:
-    """Draw the metric of every run against the steps, and under it the training losses on a log scale.
+    """Write what `render_curves` draws to a PNG, atomically."""
+    write_atomically(render_curves(lines, metric, xlabel, baseline, target, lower_is_better), path)
 
-    Losses of different definition differ in scale, hence the log scale: their levels are not to be compared. The
-    lower panel is left out where no line has a loss. Losses are smoothed over a fiftieth of the longest run's points; the
-    raw ones stand behind them in pale.
 
-    Args:
-        lines: the runs.
-        path: the PNG to write, 7.2 inches wide at 200 dots an inch.
-        metric: the upper panel's y label.
-        xlabel: the x label.
-        baseline: the name of the run drawn in grey, whose best value is marked.
-        target: that value.
-        lower_is_better: whether small values are good.
-    """
-    usable = [np.isfinite(line.loss) & (line.loss > 0) for line in lines]
-    panels = 2 if any(mask.any() for mask in usable) else 1
-    height = METRIC_HEIGHT + (LOSS_HEIGHT if panels == 2 else 0)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), dpi=DPI)
-        ratios = [METRIC_HEIGHT, LOSS_HEIGHT][:panels]
-        upper, *rest = figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-        figure.subplots_adjust(left=0.085, right=0.8, bottom=0.48 / height, top=1 - 0.12 / height, hspace=0.1)
+def _draw_metric(axes: Axes, line: Line, colour: str, dashes: Dashes) -> None:
+    marker = "o" if len(line.steps) <= 30 else None
+    axes.plot(line.steps, line.values, color=colour, linestyle=dashes, linewidth=1.6, marker=marker, markersize=3.2)
+    if line.band is not None:
+        axes.fill_between(line.steps, *line.band, color=colour, alpha=0.18, linewidth=0)
+    if line.note and len(line.steps):
+        axes.plot(line.steps[-1], line.values[-1], color=colour, marker="X", markersize=8, markeredgecolor="white")
 
-        others = [line.name for line in lines if line.name != baseline]
-        look = {name: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, name in enumerate(others)}
-        look[baseline] = (BASELINE, "-")
-        upper.axhline(target, color=BASELINE, linewidth=0.8, linestyle=(0, (2, 2)))
-        for line in lines:
-            colour, dashes = look[line.name]
-            marker = "o" if len(line.steps) <= 30 else None
-            upper.plot(line.steps, line.values, color=colour, linestyle=dashes, linewidth=1.6, marker=marker, markersize=3.2)
-            if line.note and len(line.steps):
-                upper.plot(line.steps[-1], line.values[-1], color=colour, marker="X", markersize=8, markeredgecolor="white")
-        upper.set_ylabel(metric, parse_math=False)
-        furthest = max((float(x[-1]) for line in lines for x in (line.steps, line.loss_steps) if len(x)), default=1.0)
-        upper.set_xlim(0.0, 1.015 * furthest)
-        half = max(int(mask.sum()) for mask in usable) // 100
-        for line, mask in zip(lines, usable, strict=True):
-            if not rest or not mask.any():
-                continue
-            colour, dashes = look[line.name]
-            x, y = line.loss_steps[mask], line.loss[mask]
-            smooth = _smooth(y, half)
-            if half:
-                rest[0].plot(x, y, color=colour, linewidth=0.5, alpha=0.25)
-            rest[0].plot(x, smooth, color=colour, linestyle=dashes, linewidth=1.4)
-            if line.note:
-                rest[0].plot(x[-1], smooth[-1], color=colour, marker="X", markersize=8, markeredgecolor="white")
-        for axes in rest:
-            axes.set_yscale("log")
-            axes.set_ylabel("training loss")
-            axes.yaxis.set_minor_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
-        bottom = rest[0] if rest else upper
-        bottom.set_xlabel(xlabel)
-        bottom.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x == round(x) else f"{x:g}"))
 
-        # beside the start of the curves, on the side that they come from last
-        upper.annotate(
-            f"best of {baseline}: {target:.{2 if abs(target) >= 1.5 else 4}f}",
-            (0.0, target),
-            xycoords=("axes fraction", "data"),
-            xytext=(3, -3 if lower_is_better else 3),
-            textcoords="offset points",
-            va="top" if lower_is_better else "bottom",
-            fontsize=8,
-            color=BASELINE,
-            parse_math=False,
-        )
-        upper.get_ylim()  # has the limits set, which wait for the first drawing otherwise
-        labels = []
-        for line in lines:
-            wish = _height_of(upper, float(line.values[-1])) if len(line.values) else 0.0
-            text = line.name + (f"\n({line.note})" if line.note else "")
-            labels.append((text, *look[line.name], wish))
-        room = _label(upper, labels, samples=len(others) > len(COLOURS))
-        figure.subplots_adjust(right=1 - (room + 0.1) / WIDTH)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+def _draw_losses(axes: Axes, lines: Sequence[Line], usable: Sequence[np.ndarray], look: dict[str, tuple[str, Dashes]]) -> None:
+    half = max(int(mask.sum()) for mask in usable) // 100
+    for line, mask in zip(lines, usable, strict=True):
+        if not mask.any():
+            continue
+        colour, dashes = look[line.name]
+        x, y = line.loss_steps[mask], line.loss[mask]
+        smooth = _smooth(y, half)
+        if half:
+            axes.plot(x, y, color=colour, linewidth=0.5, alpha=0.25)
+        axes.plot(x, smooth, color=colour, linestyle=dashes, linewidth=1.4)
+        if line.note:
+            axes.plot(x[-1], smooth[-1], color=colour, marker="X", markersize=8, markeredgecolor="white")
+    axes.set_yscale("log")
+    axes.set_ylabel("training loss")
+    axes.yaxis.set_minor_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
+
+
+def _mark_target(axes: Axes, name: str, target: float, lower_is_better: bool) -> None:
+    axes.axhline(target, color=BASELINE, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1.9)
+    # beside the start of the curves, on the side that they come from last
+    axes.annotate(
+        f"{name}: {target:.{2 if abs(target) >= 1.5 else 4}f}",
+        (0.0, target),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, -3 if lower_is_better else 3),
+        textcoords="offset points",
+        va="top" if lower_is_better else "bottom",
+        fontsize=8,
+        color=BASELINE,
+        parse_math=False,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,11 +10,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from gbseg.evaluation.calibration import Reliability
-from gbseg.report.curve import BASELINE, COLOURS, STYLE
+from gbseg.report.curve import BASELINE, COLOURS, DPI, STYLE, figure_png
 
 __all__ = ["draw_confusion", "draw_reliability", "row_shares"]
 
-DPI = 200
 NAMED = 60  # classes whose names and numbers fit on a figure
 
 
@@ -24,12 +22,6 @@ def row_shares(matrix: np.ndarray) -> np.ndarray:
     matrix = np.asarray(matrix, dtype=np.float64)
     with np.errstate(invalid="ignore"):
         return matrix / matrix.sum(1, keepdims=True)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()
 
 
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
@@ -48,7 +40,7 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
     margin = 0.35 + 0.066 * max(map(len, class_names)) if named else 0.6
     size = side + margin + 0.15
     with rc_context(STYLE | {"axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
-        figure = Figure(figsize=(size, size))
+        figure = Figure(figsize=(size, size), dpi=DPI)
         axes = figure.add_axes((margin / size, 0.15 / size, side / size, side / size))
         axes.imshow(np.nan_to_num(shares), cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="equal", interpolation="nearest")
         axes.set_xlabel("predicted", labelpad=6)
@@ -71,7 +63,7 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
                 share = shares[row, column]
                 colour = "white" if share > 0.4 else "#202020"
                 axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
-        return _png(figure)
+        return figure_png(figure)
 
 
 def draw_reliability(found: Reliability, name: str) -> bytes:
@@ -86,7 +78,7 @@ def draw_reliability(found: Reliability, name: str) -> bytes:
     accuracy, confidence = np.array(found.accuracy), np.array(found.confidence)
     share = np.array(found.pixels) / sum(found.pixels)
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.2, 5.0))
+        figure = Figure(figsize=(4.2, 5.0), dpi=DPI)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         figure.subplots_adjust(left=0.14, right=0.97, bottom=0.1, top=0.94, hspace=0.08)
         upper.plot((0, 1), (0, 1), color=BASELINE, linewidth=0.8, linestyle=(0, (2, 2)), label="perfectly calibrated")
@@ -98,4 +90,4 @@ def draw_reliability(found: Reliability, name: str) -> bytes:
         lower.bar(edges, share, 1 / count, align="edge", color=BASELINE, alpha=0.6, linewidth=0)
         lower.set(xlabel="probability of the predicted class", ylabel="pixels")
         lower.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-        return _png(figure)
+        return figure_png(figure)

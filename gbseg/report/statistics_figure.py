@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from gbseg.data.statistics import Statistics
 from gbseg.files import write_atomically
-from gbseg.report.curve import BASELINE, COLOURS, DPI, STYLE, WIDTH
+from gbseg.report.curve import BASELINE, COLOURS, DPI, STYLE, WIDTH, figure_png
 
 __all__ = ["draw_statistics", "write_statistics"]
 
@@ -78,10 +78,7 @@ def draw_statistics(found: Statistics, path: str | Path) -> None:
         if len(order) < len(found.classes):
             what += f"; the {len(order)} most frequent of {len(found.classes)} classes"
         figure.text(0.1 / WIDTH, 1 - 0.17 / height, what, va="center", fontsize=10, parse_math=False)
-        path = Path(path)
-        buffer = io.BytesIO()
-        figure.savefig(buffer)
-        write_atomically(buffer.getvalue(), path)
+        write_atomically(figure_png(figure), path)
 
 
 def _draw_shares(axes: Axes, found: Statistics, order: np.ndarray) -> None:

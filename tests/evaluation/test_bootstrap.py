@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gbseg.evaluation.bootstrap import bootstrap_intervals, resampled_iou
+from gbseg.evaluation.bootstrap import bootstrap_distribution, bootstrap_intervals, percentile_interval, resampled_iou
 
 
 def _counts(seed: int, images: int = 40, classes: int = 5) -> np.ndarray:
@@ -66,6 +66,23 @@ def test_against_scipy() -> None:
     width = reference.high - reference.low
     assert width > 0.05
     assert found.miou == pytest.approx((reference.low, reference.high), abs=0.05 * width)
+
+
+@pytest.mark.parametrize("sizes", [(4,), (9,), (5, 7)])
+def test_statistics_against_scipy(sizes: tuple[int, ...]) -> None:
+    """Of any statistic of trials: the same resamples as SciPy's, so the same ends."""
+    rng = np.random.default_rng(7)
+    samples = [rng.random(size) + 1 for size in sizes]
+
+    def ratio(first: np.ndarray, second: np.ndarray | float = 1.0, axis: int = 1) -> np.ndarray:
+        return np.median(first, axis=axis) / (np.median(second, axis=axis) if isinstance(second, np.ndarray) else second)
+
+    resampled = bootstrap_distribution(
+        lambda *drawn: ratio(*(sample[index] for sample, index in zip(samples, drawn, strict=True))), sizes, 3000, seed=2
+    )
+    reference = stats.bootstrap(samples, ratio, n_resamples=3000, method="percentile", rng=np.random.default_rng(2))
+    np.testing.assert_array_equal(resampled, reference.bootstrap_distribution)
+    assert percentile_interval(resampled) == pytest.approx(tuple(reference.confidence_interval), rel=1e-14)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:

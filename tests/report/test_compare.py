@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gbseg.report.comparison_table import compare
-from gbseg.report.curve import COLOURS, Line, draw_curves, spread
+from gbseg.report.curve import COLOURS, Line, draw_curves, line_styles, render_curves, spread
 
 
 def _run(root: Path, name: str, values: dict[int, float], losses: dict[int, float], epoch_length: int | None = None) -> Path:
@@ -199,6 +199,21 @@ def test_figure_height_is_the_value(tmp_path: Path) -> None:
     flat_rows = np.nonzero(np.abs(_pixels(tmp_path / "a.png")[:, 400] - [0, 0x72, 0xB2]).max(-1) <= 2)[0]
     axes_top, axes_bottom = 0.12 * 200, (3.4 - 0.48) * 200
     assert flat_rows.mean() == pytest.approx((axes_top + axes_bottom) / 2, abs=2)
+
+
+def test_band_and_lines_without_a_value(tmp_path: Path) -> None:
+    """A band stands around its line; a line that has neither value nor note keeps its colour and has no label."""
+    steps, values = np.arange(5.0), np.linspace(10, 50, 5)
+    empty = Line("empty", np.empty(0), np.empty(0))
+    images = []
+    for band in (None, np.array([values - 5, values + 5])):
+        line = Line("line", steps, values, band=band)
+        (tmp_path / "b.png").write_bytes(render_curves([empty, line], "m", "x", baseline="none", top=60))
+        images.append(_pixels(tmp_path / "b.png"))
+    assert _count(images[0], COLOURS[0]) == 0 and _count(images[0], COLOURS[1]) > 500
+    pale = [255 - 0.18 * (255 - int(COLOURS[1][i : i + 2], 16)) for i in (1, 3, 5)]
+    assert [int((np.abs(image - pale).max(-1) <= 2).sum() > 5000) for image in images] == [0, 1]
+    assert list(line_styles(["a", "base", "b"], "base").values()) == [(COLOURS[0], "-"), ("#404040", "-"), (COLOURS[1], "-")]
 
 
 @pytest.mark.parametrize("centres", [[0.5, 0.5, 0.5], [0.9, 0.1, 0.95], [0.0, 1.0, 0.02], [0.3, 0.6, 0.9]])

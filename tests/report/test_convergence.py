@@ -69,6 +69,14 @@ def test_types_and_nothing() -> None:
     assert first_below([], [], 25) is None and area_under([], []) is None and area_under([5], [1.0]) is None
 
 
+def test_interpolated() -> None:
+    """The straight line to the first point below the target; a point that diverged has no line."""
+    steps, error = [10, 20, 40], [8.0, 6.0, 2.0]
+    found = [first_below(steps, error, target, interpolate=True) for target in (9, 7, 6, 3, 2, 1)]
+    assert found == [10, 15, 20, 35, 40, None]
+    assert first_below(steps, [8.0, math.nan, 2.0], 3, interpolate=True) == 40
+
+
 def test_refused() -> None:
     """Curves that are none."""
     for function in (lambda x, y: first_below(x, y, 0), area_under):
