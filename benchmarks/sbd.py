@@ -34,7 +34,7 @@ from scipy.sparse import csc_matrix
 
 from gbseg.data.masks import read_mask, write_mask
 from gbseg.data.prepare.sbd import convert_sbd
-from gbseg.parallel import available_cores, run_all
+from gbseg.parallel import available_cores, run_in_processes
 
 SHAPES = ((375, 500), (500, 375), (333, 500), (500, 334), (375, 500))
 
@@ -147,7 +147,7 @@ def main() -> None:
     try:
         sbd = folder / "sbd"
         (sbd / "cls").mkdir(parents=True)
-        run_all(_draw, [(sbd / "cls" / f"2008_{n:06d}.mat", n) for n in range(a.masks)], "drawing")
+        run_in_processes(_draw, [(sbd / "cls" / f"2008_{n:06d}.mat", n) for n in range(a.masks)], "drawing")
         times: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(a.rounds + 1):
             for name, convert in ways.items():

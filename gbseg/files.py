@@ -1,22 +1,24 @@
-"""Files that are either whole or not there. Standard library alone."""
+"""Atomic file writes, folder locks and readable system errors. Standard library only."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from gbseg._moved import moved_names
+
 __all__ = [
     "FileWriteError",
     "free_space",
-    "only_process",
+    "lock_folder",
+    "readable_os_errors",
     "remove_temporary_files",
     "require_folder",
-    "spoken_errors",
+    "sync_disks",
     "sync_folder",
     "temporary_path",
     "write_atomically",
@@ -26,32 +28,37 @@ _TEMPORARY = ".{}.gbseg-writing"
 
 
 class FileWriteError(OSError):
-    """A file could not be written. Nothing of it is left, and what stood in its place before is untouched."""
+    """A file could not be written. Nothing of it is left, and an earlier file of that name is unchanged."""
 
 
 def require_folder(path: Path | None) -> None:
-    """Refuse a folder that cannot be made because a file is in its place, before there is anything to write.
+    """Refuse an output folder whose place is taken by a file, before there is anything to write.
+
+    Args:
+        path: the folder, which need not exist yet; None is accepted.
 
     Raises:
-        ValueError: names the file.
+        ValueError: the path or one of its parents is a file; the message names it.
     """
-    there = None if path is None else next((place for place in (path, *path.parents) if place.exists()), None)
-    if there is not None and not there.is_dir():
-        raise ValueError(f"{path} is to be a folder, and {there} is a file: name another.")
+    if path is None:
+        return
+    existing = next((parent for parent in (path, *path.parents) if parent.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise ValueError(f"{path} is to be a folder, and {existing} is a file: name another.")
 
 
 def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool = True) -> None:
-    """Write a file such that at every moment, also after a power cut, ``path`` is what it was or all of ``data``.
+    """Write a file atomically: at every moment, also after a power cut, ``path`` has its old content or all of ``data``.
 
     Args:
-        data: all of the file.
-        path: where; its folder is made.
-        durable: wait until the disk has it. Without, a power cut (but no kill) may leave an empty file: for many small files
-            that can be made again and are checked before they are trusted.
+        data: the file's content.
+        path: the file; missing parent folders are created.
+        durable: wait until the data is on the disk. If False, a power cut (but no kill) may leave an empty file. Meant for
+            many small files that can be made again and are checked before they are used.
 
     Raises:
-        FileWriteError: the system refused (disk full, quota, file size limit, read-only); the errno is kept, the message names
-            the file, its size and the space that is free.
+        FileWriteError: the system refused the write (disk full, quota, file size limit, read-only). It keeps the errno; the
+            message names the file, its size and the free space.
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -61,7 +68,7 @@ def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool =
             file.write(data)
             file.flush()
             if durable:
-                # before the rename: a file system may otherwise make the new name durable earlier than its bytes
+                # before the rename: a file system may otherwise make the new name durable before the data
                 os.fsync(file.fileno())
         temporary.replace(path)
         if durable:
@@ -76,13 +83,14 @@ def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool =
 
 
 def temporary_path(path: Path) -> Path:
-    """A name beside ``path`` for what is to replace it; `remove_temporary_files` finds what was left under such names."""
-    # two processes may write the same file: each has a temporary one of its own
+    """A temporary name beside ``path``, unique to this process. `remove_temporary_files` removes what is left under it."""
     return path.with_name(_TEMPORARY.format(f"{path.name}.{os.getpid()}"))
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Wait until the names of a folder's files are on the disk."""
+    """Wait until the names of a folder's files are on the disk. Does nothing on Windows, which opens no folders."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -90,8 +98,14 @@ def sync_folder(folder: str | Path) -> None:
         os.close(descriptor)
 
 
+def sync_disks() -> None:
+    """Wait until all files written so far are on the disks. Does nothing on Windows, which has no such call."""
+    if hasattr(os, "sync"):
+        os.sync()
+
+
 def free_space(folder: Path) -> str:
-    """How much room is left, for a message."""
+    """The free space on a folder's disk, as a clause for a message."""
     try:
         return f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
     except OSError as error:
@@ -99,14 +113,14 @@ def free_space(folder: Path) -> str:
 
 
 def remove_temporary_files(folder: str | Path) -> None:
-    """Remove what a killed `write_atomically` left behind in ``folder``."""
+    """Remove the temporary files that a killed `write_atomically` left in ``folder``."""
     for path in Path(folder).glob(_TEMPORARY.format("*")):
         path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def spoken_errors() -> Iterator[None]:
-    """Errors of the system from deep inside the standard library, raised again from here: a sentence to the command line."""
+def readable_os_errors() -> Iterator[None]:
+    """Raise an OSError of the standard library again with a message of reason and file, which the command line prints as is."""
     try:
         yield
     except OSError as error:
@@ -117,15 +131,26 @@ def spoken_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_process(folder: str | Path, patience: float = 10) -> Iterator[None]:
-    """Hold a lock on a folder, that no two processes prepare it. The lock goes with the process, also when it is killed.
+def lock_folder(folder: str | Path, timeout: float = 10) -> Iterator[None]:
+    """Hold an exclusive lock on a folder, so that only one process prepares it. The lock ends with the process, also by a kill.
+
+    Windows has no ``fcntl``: nothing is locked there, and it is up to the user not to prepare a folder twice at once.
+
+    Args:
+        folder: an existing folder.
+        timeout: seconds to wait for another process.
 
     Raises:
-        RuntimeError: another process holds it, after ``patience`` seconds.
+        RuntimeError: another process still holds the lock after ``timeout`` seconds.
     """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,3 +163,6 @@ def only_process(folder: str | Path, patience: float = 10) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+__getattr__ = moved_names(__name__)

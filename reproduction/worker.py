@@ -30,7 +30,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import Tensor, nn
 
-from gbseg.files import only_process, write_atomically
+from gbseg.files import lock_folder, write_atomically
 from gbseg.mm.config import load_config
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
 from gbseg.mm.training import train
@@ -248,7 +248,7 @@ def train_folders(folders: Sequence[Path], together: bool) -> None:
         with ExitStack() as locks:
             # fig1b and fig2 share their runs, and may be started side by side
             for folder in folders:
-                locks.enter_context(only_process(folder, patience=math.inf))
+                locks.enter_context(lock_folder(folder, timeout=math.inf))
             # another one may have finished them in the meantime
             left = [folder for folder in folders if not (folder / "result.json").exists()]
             if together and left:

@@ -61,3 +61,43 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"is to be a folder, and .*page is a file: name another\."):
             require_folder(place)
     assert (tmp_path / "page").read_text() == "kept" and not (tmp_path / "new").exists()
+
+
+WITHOUT_POSIX = """
+import os, pkgutil, sys
+from pathlib import Path
+
+# ModuleNotFoundError, which is what None in sys.modules raises, is how Windows answers
+sys.modules.update(dict.fromkeys(("fcntl", "grp", "pwd", "resource", "syslog", "termios"), None))
+if hasattr(os, "sync"):
+    del os.O_DIRECTORY, os.sync, os.sched_getaffinity
+
+import torch
+import gbseg, gbseg.data, gbseg.data.prepare
+
+gbseg.ExpGBLoss()(torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 2])).backward()
+for package in (gbseg.data, gbseg.data.prepare):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        __import__(module.name)
+
+from gbseg.data.masks import read_mask
+from gbseg.data.scenes import write_scenes
+from gbseg.files import lock_folder, sync_disks, sync_folder
+from gbseg.parallel import available_cores
+
+root = write_scenes(sys.argv[1], 1, 1, (64, 64))
+assert read_mask(root / "SegmentationClass/train_000000.png").shape == (64, 64)
+sync_disks()
+sync_folder(root)
+assert available_cores() >= 1
+with lock_folder(root, 0), lock_folder(root, 0):
+    pass
+"""
+
+
+def test_without_posix_modules(tmp_path: Path) -> None:
+    """The losses, the data modules and atomic writes work where Python has no POSIX modules; folders are then not locked."""
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX, tmp_path], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stderr

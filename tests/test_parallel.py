@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gbseg.parallel import run_all
+from gbseg.parallel import run_in_processes
 
 
 def _work(path: Path) -> None:
@@ -31,7 +31,7 @@ def _work(path: Path) -> None:
 def test_every_item_once(tmp_path: Path, processes: int) -> None:
     """Every item that can be done is done exactly once, by as many processes; the others come back in their order."""
     items = [tmp_path / str(number) for number in range(100)]
-    failed = run_all(_work, items, "work", processes)
+    failed = run_in_processes(_work, items, "work", processes)
     assert [(path.name, str(error)) for path, error in failed] == [(f"{n}", f"{n} is bad") for n in range(3, 100, 10)]
     lines = [path.read_text().split() for path in items if path.exists()]
     assert len(lines) == 90 and all(len(one) == 1 for one in lines)
@@ -49,7 +49,7 @@ def _square(number: int) -> int:
 def test_results(processes: int) -> None:
     """What the work returns comes back with its item, once; an item that failed brings nothing."""
     results: list[tuple[int, int]] = []
-    failed = run_all(_square, range(50), "work", processes, lambda item, result: results.append((item, result)))
+    failed = run_in_processes(_square, range(50), "work", processes, lambda item, result: results.append((item, result)))
     assert sorted(results) == [(number, number**2) for number in range(50) if number != 7]
     assert [item for item, _ in failed] == [7]
 
@@ -59,30 +59,30 @@ def test_a_refusal_ends_it(tmp_path: Path, processes: int) -> None:
     """A full disk is raised as it is, and the items far behind it are left."""
     items = [tmp_path / "1000", *(tmp_path / str(10 * number) for number in range(300))]
     with pytest.raises(OSError, match="No space left"):
-        run_all(_work, items, "work", processes)
+        run_in_processes(_work, items, "work", processes)
     assert len(list(tmp_path.iterdir())) < 100
 
 
 def test_a_killed_worker(tmp_path: Path) -> None:
     """It is said, and what to do."""
     with pytest.raises(RuntimeError, match=r"worker process was killed.*fewer processes"):
-        run_all(_work, [tmp_path / "2000", tmp_path / "1"], "work", 2)
+        run_in_processes(_work, [tmp_path / "2000", tmp_path / "1"], "work", 2)
 
 
 def test_no_processes() -> None:
     """Zero processes would do nothing, quietly."""
     with pytest.raises(ValueError, match="at least 1, not 0"):
-        run_all(_work, [Path("1")], "work", 0)
+        run_in_processes(_work, [Path("1")], "work", 0)
 
 
 ENDLESS = """
 import os, sys, time
 from pathlib import Path
-from gbseg.parallel import run_all
+from gbseg.parallel import run_in_processes
 def work(number):
     Path(sys.argv[1], str(os.getpid())).touch()
     time.sleep(0.05)
-run_all(work, range(10**6), "work", 2)
+run_in_processes(work, range(10**6), "work", 2)
 """
 
 

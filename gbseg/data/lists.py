@@ -1,4 +1,4 @@
-"""The lists of VOC 2012 and SBD: which image is trained on, and which is kept for evaluation."""
+"""The image lists of VOC 2012 and SBD: which images are for training, and which for evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gbseg.data.layout import BLANK, MARK, read_list
 
-__all__ = ["HELD_OUT", "OFFICIAL_COUNTS", "build_lists", "count_problems", "hold_out", "list_bytes", "read_ids"]
+__all__ = ["HELD_OUT", "OFFICIAL_COUNTS", "abbreviate", "build_lists", "count_problems", "hold_out", "list_bytes", "read_ids"]
 
 OFFICIAL_COUNTS: Mapping[str, int] = {
     "train": 1464,
@@ -23,17 +23,17 @@ OFFICIAL_COUNTS: Mapping[str, int] = {
     "paper_val": 100,
     "sbd_train_noval": 5623,
 }
-"""How many ids each list has, made of the official ones."""
+"""The number of ids of each list that is made from the official ones."""
 
 HELD_OUT = 100
-"""How many images of SBD's train list the paper's authors kept for evaluation; which ones they do not say."""
+"""The number of images of SBD's train list that the paper's authors held out for evaluation; they do not say which."""
 
 
 def read_ids(path: str | Path) -> list[str]:
-    """The ids of a list, one a line, in its order; empty lines, Windows line ends and a byte order mark are read over.
+    """The ids of a list, in its order. Blank lines, Windows line ends and a byte order mark are ignored.
 
     Raises:
-        ValueError: the file is missing, no text or empty, or a line is no id or comes twice; file and line are named.
+        ValueError: the file is missing, empty or no text, or a line is no id or a duplicate; the message names file and line.
     """
     try:
         lines = [line for line in read_list(path) if line.fault != BLANK]
@@ -49,15 +49,18 @@ def read_ids(path: str | Path) -> list[str]:
 
 
 def hold_out(ids: Iterable[str], count: int, seed: int = 0) -> tuple[set[str], set[str]]:
-    """Split ids into those to train on and ``count`` to evaluate on.
+    """Split ids into a training set and ``count`` ids that are held out for evaluation.
 
-    Held out are those whose SHA-256 of ``"<seed>:<id>"`` is lowest: random for every practical purpose, and the same on every
-    machine, version and order of the ids.
+    Held out are the ids with the lowest SHA-256 of ``"<seed>:<id>"``: random for every practical purpose, and the same on
+    every machine and version and for every order of the ids.
+
+    Returns:
+        The ids for training and those for evaluation.
     """
     ids = set(ids)
     order = sorted(ids, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-    held = set(order[:count])
-    return ids - held, held
+    held_out = set(order[:count])
+    return ids - held_out, held_out
 
 
 def build_lists(
@@ -67,47 +70,43 @@ def build_lists(
     sbd_val: Iterable[str],
     sbd_train_noval: Iterable[str] | None = None,
 ) -> dict[str, list[str]]:
-    """Every list, by name, sorted, out of those of VOC and SBD.
+    """All lists by name, each sorted, from those of VOC and SBD.
 
     * ``trainval`` = train + val (VOC's own masks);
     * ``aug`` = SBD - trainval, what SBD adds to VOC;
-    * ``train_aug`` = train + SBD - val, the field's training list; ``trainaug`` is mmseg's name of it;
-    * ``paper_train``, ``paper_val``: SBD's train list with `HELD_OUT` held out (half of it where it is smaller than that).
+    * ``train_aug`` = train + SBD - val, the usual training list; MMSegmentation calls it ``trainaug``;
+    * ``paper_train``, ``paper_val``: SBD's train list with `HELD_OUT` held out (half of it if it is shorter than that).
     """
-    voc_train, voc_val, first, second = set(train), set(val), set(sbd_train), set(sbd_val)
-    sbd = first | second
-    paper_train, paper_val = hold_out(first, min(HELD_OUT, len(first) // 2))
-    train_aug = (voc_train | sbd) - voc_val
-    sets = {
-        "train": voc_train,
-        "val": voc_val,
-        "trainval": voc_train | voc_val,
-        "sbd_train": first,
-        "sbd_val": second,
-        "aug": sbd - voc_train - voc_val,
-        "train_aug": train_aug,
-        "trainaug": train_aug,
-        "paper_train": paper_train,
-        "paper_val": paper_val,
-    }
+    sets = {"train": set(train), "val": set(val), "sbd_train": set(sbd_train), "sbd_val": set(sbd_val)}
+    sbd = sets["sbd_train"] | sets["sbd_val"]
+    sets["trainval"] = sets["train"] | sets["val"]
+    sets["aug"] = sbd - sets["trainval"]
+    sets["train_aug"] = sets["trainaug"] = (sets["train"] | sbd) - sets["val"]
+    held_out = min(HELD_OUT, len(sets["sbd_train"]) // 2)
+    sets["paper_train"], sets["paper_val"] = hold_out(sets["sbd_train"], held_out)
     if sbd_train_noval is not None:
         sets["sbd_train_noval"] = set(sbd_train_noval)
-    return {name: sorted(ids) for name, ids in sets.items()}
+    return {name: sorted(sets[name]) for name in OFFICIAL_COUNTS if name in sets}
 
 
 def count_problems(lists: Mapping[str, Sequence[str]]) -> list[str]:
-    """What differs from `OFFICIAL_COUNTS`, and lists that share images where they must not, each as a clause."""
+    """Deviations from `OFFICIAL_COUNTS`, and pairs of lists that share images and must not, each as a clause of a message."""
     problems = [
         f"{name} has {len(ids):,} ids instead of {OFFICIAL_COUNTS[name]:,}"
         for name, ids in lists.items()
         if len(ids) != OFFICIAL_COUNTS[name]
     ]
-    for one, other in (("train", "val"), ("sbd_train", "sbd_val"), ("sbd_train_noval", "val")):
-        if shared := sorted(set(lists.get(one, ())) & set(lists[other])):
-            problems.append(f"{one} and {other} share {len(shared):,} ids, first {shared[0]}")
+    for train, val in (("train", "val"), ("sbd_train", "sbd_val"), ("sbd_train_noval", "val")):
+        if shared := sorted(set(lists.get(train, ())) & set(lists[val])):
+            problems.append(f"{train} and {val} share {len(shared):,} ids, first {shared[0]}")
     return problems
 
 
 def list_bytes(ids: Iterable[str]) -> bytes:
-    """A list as a file: one id a line, the last one ended as well."""
+    """The content of a list's file: one id per line, with a line end after the last."""
     return "".join(f"{name}\n" for name in ids).encode()
+
+
+def abbreviate(names: Sequence[str], limit: int = 5) -> str:
+    """The first names for a message, with an ellipsis if there are more than ``limit``."""
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

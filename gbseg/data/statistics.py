@@ -18,7 +18,7 @@ import numpy as np
 from gbseg.data.layout import LISTS, mask_folders, read_list
 from gbseg.data.masks import read_mask
 from gbseg.palettes import VOC_CLASSES
-from gbseg.parallel import run_all
+from gbseg.parallel import run_in_processes
 
 __all__ = ["Statistics", "statistics"]
 
@@ -183,7 +183,7 @@ def statistics(
     folder = mask_folders(root, name)[0] if folder is None else folder
     counts: dict[str, _Counts] = {}
     count = functools.partial(_count, folder=root / folder, classes=len(classes), ignore_index=ignore_index)
-    failed = run_all(count, ids, f"count {name}", processes, lambda key, found: counts.update({key: found}))
+    failed = run_in_processes(count, ids, f"count {name}", processes, lambda key, found: counts.update({key: found}))
     if failed:
         first = "; ".join(str(error) for _, error in failed[:3])
         raise ValueError(f"{len(failed):,} of {len(ids):,} masks cannot be counted (--verify lists them all): {first}")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import CONFIGS, on, write_mnist
 
-from gbseg.files import only_process
+from gbseg.files import lock_folder
 from gbseg.mm.models import GBClsHead
 from gbseg.mm.resumable_sampler import ResumableSampler
 from gbseg.report.gradient_log import read_gradients
@@ -180,8 +180,8 @@ def test_what_cannot_be_trained_together(
 
 def test_a_run_that_another_process_trains_is_left_alone(mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run(mnist, tmp_path).write().parent
-    monkeypatch.setattr(worker, "only_process", lambda folder, patience: only_process(folder, patience=min(patience, 0.1)))
-    with only_process(folder), pytest.raises(RuntimeError, match="another process"):
+    monkeypatch.setattr(worker, "lock_folder", lambda folder, timeout: lock_folder(folder, timeout=min(timeout, 0.1)))
+    with lock_folder(folder), pytest.raises(RuntimeError, match="another process"):
         train_folders([folder], together=False)
     assert not (folder / "result.json").exists()
     # and what that one has finished in the meantime is not trained again

@@ -1,4 +1,4 @@
-"""Unpacking tar archives so that nothing lands outside, nothing is half there, and nobody's files are replaced."""
+"""Safe unpacking of tar archives: nothing outside of the folder, nothing in part, no existing file replaced."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 from gbseg.data.prepare.download import byte_progress
-from gbseg.files import FileWriteError, free_space, temporary_path
+from gbseg.files import FileWriteError, free_space, sync_disks, temporary_path
 
-__all__ = ["ArchiveError", "damage_named", "finish_unpacking", "open_tar", "require_end", "unpack"]
+__all__ = ["ArchiveError", "finish_unpacking", "open_tar", "read_member", "unpack"]
 
-# an archive is unpacked beside its target; the folder is renamed when all of it is there
+# an archive is unpacked to a hidden folder, which is renamed when it is complete
 _UNPACKING, _UNPACKED = ".{}.gbseg-unpacking", ".{}.gbseg-unpacked"
 
 
@@ -29,14 +29,14 @@ class ArchiveError(ValueError):
 def unpack(archive: str | Path, folder: str | Path) -> None:
     """Unpack a tar archive (plain or compressed) into a folder.
 
-    It is unpacked beside and then moved, so that an archive that turns out to be bad leaves nothing, and what a killed process
-    leaves is finished or removed by `finish_unpacking`. Files that are there already stay as they are, except one that is the
-    first part of the archive's, as an interrupted ``tar`` leaves it.
+    It is unpacked to a hidden folder and then moved. A bad archive leaves nothing, and `finish_unpacking` finishes or removes
+    what a killed process leaves. Existing files stay as they are, except those that are a first part of the archive's file, as
+    an interrupted ``tar`` leaves them.
 
     Raises:
-        ArchiveError: cut short, damaged, no tar archive, or a member would land outside of the folder.
+        ArchiveError: the archive is cut short, damaged or no tar archive, or a member would land outside of the folder.
         FileWriteError: the disk is full.
-        RuntimeError: Python is older than 3.11.4, whose tarfile has no filters.
+        RuntimeError: Python is older than 3.11.4 and its tarfile has no filters.
     """
     if not hasattr(tarfile, "data_filter"):
         raise RuntimeError("the tarfile of this Python cannot unpack safely: use 3.11.4 or later, or unpack it yourself.")
@@ -46,8 +46,8 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
         finish_unpacking(folder)
         partial.mkdir(parents=True)
         _extract(archive, partial)
-        # the new name says that all is there: let that be true after a power cut as well
-        os.sync()
+        # the new name means that all files are there, also after a power cut
+        sync_disks()
         partial.rename(folder / _UNPACKED.format(archive.name))
         finish_unpacking(folder)
     except OSError as error:
@@ -59,23 +59,23 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
 
 
 def finish_unpacking(folder: str | Path) -> None:
-    """Finish what killed runs of `unpack` left in a folder: what is whole is moved (without the archive), the rest removed."""
+    """Finish what killed runs of `unpack` left: a complete hidden folder is moved into place, an incomplete one removed."""
     folder = Path(folder)
     for partial in folder.glob(_UNPACKING.format("*")):
         shutil.rmtree(partial)
-    for whole in folder.glob(_UNPACKED.format("*")):
-        for entry in whole.iterdir():
-            _merge(entry, folder / entry.name)
-        shutil.rmtree(whole)
+    for complete in folder.glob(_UNPACKED.format("*")):
+        _merge(complete, folder)
+        shutil.rmtree(complete)
 
 
 def _merge(source: Path, target: Path) -> None:
+    """Move what ``target`` lacks of a folder, and the files that are there in part."""
     if not os.path.lexists(target):
         _move(source, target)
     elif source.is_dir() and target.is_dir():
         for entry in source.iterdir():
             _merge(entry, target / entry.name)
-    elif source.is_file() and target.is_file() and _is_cut(target, source):
+    elif source.is_file() and target.is_file() and _is_first_part(target, source):
         _move(source, target)
 
 
@@ -83,7 +83,7 @@ def _move(source: Path, target: Path) -> None:
     try:
         source.replace(target)
     except OSError as error:
-        # the user's folder is a link to another disk
+        # EXDEV: the user's folder is a link to another disk
         if error.errno != errno.EXDEV:
             raise
         if source.is_dir():
@@ -96,76 +96,80 @@ def _move(source: Path, target: Path) -> None:
             temporary.replace(target)
 
 
-def _is_cut(file: Path, whole: Path) -> bool:
-    return file.stat().st_size < whole.stat().st_size and whole.read_bytes().startswith(file.read_bytes())
+def _is_first_part(file: Path, complete: Path) -> bool:
+    return file.stat().st_size < complete.stat().st_size and complete.read_bytes().startswith(file.read_bytes())
 
 
 def _only_inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    # the filter would quietly make it relative
+    # tarfile's filter would make the path relative and say nothing
     if member.name.startswith("/"):
         raise tarfile.AbsolutePathError(member)
     return tarfile.data_filter(member, folder)
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    with damage_named(archive), archive.open("rb") as file, byte_progress() as progress:
-        bar = progress.add_task(f"unpacking {archive.name}", total=archive.stat().st_size)
-        with open_tar(archive, file) as tar:
-            for member in tar:
-                try:
-                    tar.extract(member, folder, filter=_only_inside)
-                except tarfile.FilterError as error:
-                    raise ArchiveError(
-                        f"{archive} holds {member.name!r}, which is refused: {error}. Nothing was unpacked; this is not the "
-                        "official archive, do not trust it."
-                    ) from error
-                progress.update(bar, completed=file.tell())
-            require_end(tar)
+    with open_tar(archive) as tar:
+        for member in tar:
+            try:
+                tar.extract(member, folder, filter=_only_inside)
+            except tarfile.FilterError as error:
+                raise ArchiveError(
+                    f"{archive} holds {member.name!r}, which is refused: {error}. Nothing was unpacked; this is not the "
+                    "official archive, do not trust it."
+                ) from error
 
 
 _ANOTHER = "Nothing was unpacked: give another copy, or remove it (and leave its option away) to download it."
 
 
 @contextmanager
-def damage_named(archive: str | Path, remedy: str = _ANOTHER) -> Iterator[None]:
-    """Whatever tarfile and the decompressors raise of a damaged archive, as one ArchiveError.
+def open_tar(archive: str | Path, remedy: str = _ANOTHER, file: IO[bytes] | None = None) -> Iterator[tarfile.TarFile]:
+    """Read a tar archive (plain or compressed) to its end, with a progress bar.
+
+    Whatever tarfile and the decompressors raise of a damaged archive within the ``with`` block becomes an `ArchiveError`.
 
     Args:
-        archive: its name, for the message.
-        remedy: the message's last sentences: what was done so far, and what to do now.
+        archive: the archive's path.
+        remedy: the last sentences of error messages: what was done so far, and what to do now.
+        file: an archive within an archive, open for reading; ``archive`` is then its name for messages.
+
+    Raises:
+        ArchiveError: no tar archive, damaged or cut short.
     """
-    what = f"{archive} is damaged or cut short"
+    with _readable_damage(archive, remedy), ExitStack() as stack:
+        if file is None:
+            progress = stack.enter_context(byte_progress())
+            file = stack.enter_context(progress.open(archive, "rb", description=f"unpacking {Path(archive).name}"))
+        try:
+            tar = stack.enter_context(tarfile.open(fileobj=file))
+        except tarfile.ReadError as error:
+            file.seek(0)
+            # tarfile's own message has a line for every kind of compression
+            raise ArchiveError(f"{archive} is no tar archive: it begins with {file.read(20)!r}. {remedy}") from error
+        yield tar
+        _require_end(tar)
+
+
+def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The content of a regular file of an archive."""
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+@contextmanager
+def _readable_damage(archive: str | Path, remedy: str) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
-        raise ArchiveError(f"{what}: {error}. {remedy}") from error
-    except OSError as error:
-        if error.errno is None:
-            # how gzip and bz2 say that what they read is damaged
-            raise ArchiveError(f"{what}: {error}. {remedy}") from error
-        raise
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError, OSError) as error:
+        # gzip and bz2 report damage by an OSError without errno; those with one come from the system
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ArchiveError(f"{archive} is damaged or cut short: {error}. {remedy}") from error
 
 
-def open_tar(archive: str | Path, file: IO[bytes], remedy: str = _ANOTHER) -> tarfile.TarFile:
-    """Open a tar archive (plain or compressed) for reading; the arguments are those of `damage_named`.
-
-    Raises:
-        ArchiveError: it is none.
-    """
-    try:
-        return tarfile.open(fileobj=file)
-    except tarfile.ReadError as error:
-        file.seek(0)
-        # its own message has a line for every kind of compression
-        raise ArchiveError(f"{archive} is no tar archive: it begins with {file.read(20)!r}. {remedy}") from error
-
-
-def require_end(tar: tarfile.TarFile) -> None:
-    """A cut between two members, or within the header of one, is no error to tarfile: look for the block of zeros.
-
-    Raises:
-        ReadError: it is not there.
-    """
+def _require_end(tar: tarfile.TarFile) -> None:
+    """A cut between two members, or within the header of one, is no error to tarfile: look for the block of zeros."""
     stream = tar.fileobj
     assert stream is not None
     stream.seek(tar.offset)

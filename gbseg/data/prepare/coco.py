@@ -17,8 +17,8 @@ from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG
 from gbseg.data.lists import list_bytes
 from gbseg.data.masks import MaskError, encode_mask, read_mask
 from gbseg.data.prepare.coco_instances import CROWD, Picture, draw, read_instances
-from gbseg.files import FileWriteError, only_process, remove_temporary_files, temporary_path, write_atomically
-from gbseg.parallel import run_all
+from gbseg.files import FileWriteError, lock_folder, remove_temporary_files, sync_disks, temporary_path, write_atomically
+from gbseg.parallel import run_in_processes
 
 __all__ = ["HOW", "SPLITS", "CocoSplit", "find_coco", "prepare_coco"]
 
@@ -91,14 +91,16 @@ def prepare_coco(
             "min_pixels": min_pixels,
         }
     out.mkdir(parents=True, exist_ok=True)
-    with only_process(out):
+    with lock_folder(out):
         _agree(out, split, settings, pictures)
         for folder in (IMAGES, MASKS, LISTS):
             (out / folder).mkdir(parents=True, exist_ok=True)
             remove_temporary_files(out / folder)
         pixels: dict[str, int] = {}
         work = functools.partial(_prepare, source=source, out=out, min_pixels=min_pixels, how=images)
-        failed = run_all(work, pictures, f"COCO {split}", processes, lambda picture, count: pixels.update({picture.id: count}))
+        failed = run_in_processes(
+            work, pictures, f"COCO {split}", processes, lambda picture, count: pixels.update({picture.id: count})
+        )
         if failed:
             more = f"\n  and {len(failed) - 10:,} more" if len(failed) > 10 else ""
             raise ValueError(
@@ -112,7 +114,7 @@ def prepare_coco(
             raise ValueError(f"no image of COCO {split} has {min_pixels:,} pixels of VOC's classes: lower --min-pixels")
         path, content = out / LISTS / f"coco_{split}.txt", list_bytes(ids)
         if not path.exists() or path.read_bytes() != content:
-            os.sync()
+            sync_disks()
             write_atomically(content, path)
         return CocoSplit(path.stem, len(ids), len(pictures))
 

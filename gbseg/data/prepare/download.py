@@ -1,8 +1,9 @@
-"""Large files over http(s): continued where the connection broke, and checked before they get their name."""
+"""Resumable download of large files over http(s), verified before they get their final name."""
 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import http.client
 import io
@@ -25,11 +26,11 @@ _CHUNK = 2**18
 
 
 class DownloadError(RuntimeError):
-    """A file could not be fetched; what has come so far is kept for the next attempt."""
+    """A file could not be downloaded; the bytes received so far are kept for the next attempt."""
 
 
 def byte_progress() -> Progress:
-    """A progress bar that counts bytes (shown where the standard error is a terminal)."""
+    """A progress bar in bytes, which is shown if the standard error is a terminal."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -37,13 +38,8 @@ def byte_progress() -> Progress:
 
 def file_md5(path: str | Path) -> str:
     """The MD5 of a file, in hexadecimal digits."""
-    path, md5 = Path(path), hashlib.md5(usedforsecurity=False)
-    with byte_progress() as progress, path.open("rb") as file:
-        bar = progress.add_task(f"MD5 of {path.name}", total=path.stat().st_size)
-        while chunk := file.read(2**20):
-            md5.update(chunk)
-            progress.advance(bar, len(chunk))
-    return md5.hexdigest()
+    with byte_progress() as progress, progress.open(path, "rb", description=f"MD5 of {Path(path).name}") as file:
+        return hashlib.file_digest(file, functools.partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def require_md5(
@@ -53,40 +49,39 @@ def require_md5(
 
     Args:
         path: the file.
-        md5: the official one's, in hexadecimal digits.
+        md5: MD5 of the official file, in hexadecimal digits.
         remedy: what to do, for the message.
 
     Raises:
-        ValueError: its MD5 is another one.
+        ValueError: the file has another MD5.
     """
-    found = file_md5(path)
-    if found != md5:
+    if (actual := file_md5(path)) != md5:
         raise ValueError(
-            f"{path} has the MD5 {found}, the official file has {md5}: it is damaged, cut short or another version. {remedy}, "
+            f"{path} has the MD5 {actual}, the official file has {md5}: it is damaged, cut short or another version. {remedy}, "
             "or say --no-verify if you know that it is good."
         )
 
 
 class _NoRetryError(Exception):
-    """The server's answer will not get better."""
+    """The server refuses, and would refuse again."""
 
 
 def download(url: str, path: str | Path, md5: str | None = None, attempts: int = 5, pause: float = 1.0) -> None:
-    """Fetch a file; what an earlier attempt left in ``<path>.part`` is continued.
+    """Download a file, and continue what an earlier attempt left in ``<path>.part``.
 
-    A server that knows no ranges is asked for the whole again. The file has its name only when it is whole and, with ``md5``,
-    right.
+    From a server without range requests, the file is downloaded from its beginning again. It gets its final name when it is
+    complete and its MD5 is right.
 
     Args:
         url: http or https.
-        path: where to; a file that is there already is replaced.
-        md5: what it must have, in hexadecimal digits; None takes whatever comes at the announced length.
-        attempts: in a row without a new byte before it gives up.
+        path: the file to write; an existing one is replaced.
+        md5: the expected MD5 in hexadecimal digits; with None, only the length is checked.
+        attempts: number of consecutive attempts without a new byte after which it gives up.
         pause: seconds before the second attempt; doubled with each further one.
 
     Raises:
-        ValueError: the URL is neither http nor https, or the MD5 is wrong: the file is then at ``<path>.wrong``.
-        DownloadError: refused, not found, or no more came after so many attempts.
+        ValueError: the URL is neither http nor https, or the MD5 is wrong (the file is then kept as ``<path>.wrong``).
+        DownloadError: the server refuses, has no such file, or sent nothing new in ``attempts`` attempts.
         FileWriteError: the disk is full.
     """
     path = Path(path)
@@ -105,7 +100,7 @@ def download(url: str, path: str | Path, md5: str | None = None, attempts: int =
                 raise
             except (_NoRetryError, OSError, http.client.HTTPException) as error:
                 length = part.stat().st_size if part.exists() else 0
-                # bytes that were there before are no progress: a server without ranges would be asked for ever
+                # only bytes beyond those of earlier attempts count, or a server without ranges would be asked forever
                 failures = 1 if length > reached else failures + 1
                 reached = max(reached, length)
                 if isinstance(error, _NoRetryError) or failures >= attempts:
@@ -115,30 +110,30 @@ def download(url: str, path: str | Path, md5: str | None = None, attempts: int =
                         f"by a --...-mirror option, or put the file at {path}."
                     ) from error
                 time.sleep(pause * 2 ** (failures - 1))
-    if md5 is not None and (found := file_md5(part)) != md5:
+    if md5 is not None and (actual := file_md5(part)) != md5:
         wrong = path.with_name(path.name + ".wrong")
         part.replace(wrong)
         raise ValueError(
-            f"what {url} sent has the MD5 {found}, the official file has {md5}; it is kept as {wrong}. Start again to download "
-            "it anew, name another host by a --...-mirror option, or, if you know that it is good, rename it to "
+            f"what {url} sent has the MD5 {actual}, the official file has {md5}; it is kept as {wrong}. Start again to "
+            "download it anew, name another host by a --...-mirror option, or, if you know that it is good, rename it to "
             f"{path.name} and say --no-verify."
         )
     with part.open("rb") as file:
-        # the name must not reach the disk earlier than the bytes
+        # before the rename: the name must not reach the disk before the data
         os.fsync(file.fileno())
     part.replace(path)
     sync_folder(path.parent)
 
 
 def _why(error: Exception) -> str:
-    # a URLError hides the real one; an HTTPError is one and says its status
+    # a URLError wraps the error that says why; an HTTPError, which is one too, says its status
     if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
         return str(error.reason)
     return str(error) or type(error).__name__
 
 
 def _fetch(url: str, part: Path, progress: Progress, bar: TaskID) -> None:
-    """One attempt: returns when ``part`` is whole."""
+    """One attempt; returns when ``part`` is complete."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "gbseg"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
@@ -146,7 +141,7 @@ def _fetch(url: str, part: Path, progress: Progress, bar: TaskID) -> None:
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 416:
-                # nothing lies behind what we have: all of it is here, or what is here is not of this file
+                # no bytes after ours: the part is complete, or it is not of this file
                 if error.headers.get("Content-Range", "").rpartition("/")[2] != str(have):
                     part.unlink()
                     raise ConnectionError(f"the server has fewer bytes than {part}, which is begun anew") from None
@@ -168,13 +163,13 @@ def _fetch(url: str, part: Path, progress: Progress, bar: TaskID) -> None:
                 errno.ENOSPC, f"{part} needs {(size - have) / 2**20:.0f} MiB more and {free / 2**20:.0f} MiB are free"
             )
         progress.update(bar, total=size, completed=have)
-        # unbuffered: a buffer would try again to write what the disk refused when it is closed
+        # unbuffered: closing a buffer would write again what the disk refused
         with part.open("ab" if have else "wb", buffering=0) as file:
             while chunk := response.read1(_CHUNK):
                 _write(file, chunk, part)
                 have += len(chunk)
                 progress.update(bar, completed=have)
-    # a connection that ends early is no error to http.client when it reads in pieces
+    # http.client raises nothing if the connection ends early while it reads in pieces
     if size is not None and have < size:
         raise ConnectionError(f"the connection ended after {have:,} of {size:,} bytes")
     if size is not None and have > size:
@@ -188,7 +183,7 @@ def _write(file: io.FileIO, chunk: bytes, part: Path) -> None:
         while rest:
             rest = rest[file.write(rest) :]
     except OSError as error:
-        # said as what it is: an OSError of the connection would be tried again
+        # of its own type, because an OSError of the connection is tried again
         raise FileWriteError(
             error.errno,
             f"{part} could not be written: {error.strerror} ({free_space(part.parent)}); what has come is kept and continued",

@@ -1,4 +1,8 @@
-"""ImageNet's development kit: the classes, and the labels of the validation images."""
+"""ImageNet's development kit: the classes, and the labels of the validation images.
+
+Not read by torchvision's ``parse_devkit_archive``, which drops the number of training images per class, leaves a ``meta.bin``
+in the data folder, imports torch, and reports a damaged archive by a traceback from within SciPy or tarfile.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from gbseg.data.prepare.archives import ArchiveError, damage_named, open_tar, require_end
+from gbseg.data.prepare.archives import ArchiveError, open_tar, read_member
 
 __all__ = ["DEVKIT", "WNID", "Devkit", "read_devkit"]
 
@@ -23,18 +27,18 @@ WNID = r"n\d{8}"
 
 @dataclass(frozen=True)
 class Devkit:
-    """What the development kit says.
+    """Content of the development kit.
 
     Attributes:
-        train_images: WNID of every class -> its number of training images; none where the kit does not say.
-        val: the WNID of each validation image, by its number less one.
+        train_images: WNID of every class -> its number of training images, None if the kit has no such number.
+        val: the WNID of each validation image, the image of number 1 first.
     """
 
     train_images: Mapping[str, int | None]
     val: Sequence[str]
 
     def per_class(self, split: str) -> Mapping[str, int | None]:
-        """How many images each class should have."""
+        """The expected number of images of each class."""
         return self.train_images if split == "train" else Counter(self.val)
 
 
@@ -42,29 +46,28 @@ def read_devkit(path: str | Path) -> Devkit:
     """Read the classes (``data/meta.mat``) and the validation labels from the archive of the development kit.
 
     Raises:
-        ArchiveError: it is damaged, lacks one of the two, or they do not belong together.
+        ArchiveError: the archive is damaged or lacks one of the two files, or the files do not belong together.
     """
     remedy = f"Put the official {DEVKIT} there."
-    wanted = {"data/meta.mat": b"", "data/ILSVRC2012_validation_ground_truth.txt": b""}
-    with damage_named(path, remedy), Path(path).open("rb") as file, open_tar(path, file, remedy) as tar:
+    contents = {"data/meta.mat": b"", "data/ILSVRC2012_validation_ground_truth.txt": b""}
+    with open_tar(path, remedy) as tar:
         for member in tar:
-            for name in wanted:
+            for name in contents:
                 if member.isfile() and f"/{member.name}".endswith(f"/{name}"):
-                    wanted[name] = tar.extractfile(member).read()  # type: ignore[union-attr]
-        require_end(tar)
-    if lacking := [name for name, data in wanted.items() if not data]:
-        raise ArchiveError(f"{path} holds no {' and no '.join(lacking)}. {remedy}")
-    meta, labels = wanted.values()
+                    contents[name] = read_member(tar, member)
+    if missing := [name for name, data in contents.items() if not data]:
+        raise ArchiveError(f"{path} holds no {' and no '.join(missing)}. {remedy}")
+    meta, labels = contents.values()
     try:
         synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
-        # those with children are groups of classes
+        # synsets with children are groups of classes
         leaves = synsets[[int(number) == 0 for number in synsets["num_children"]]]
-        wnids = {int(one["ILSVRC2012_ID"]): str(one["WNID"]) for one in leaves}
-        known = "num_train_images" in (synsets.dtype.names or ())
-        sizes = {str(one["WNID"]): int(one["num_train_images"]) if known else None for one in leaves}
+        wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in leaves}
+        has_sizes = "num_train_images" in (synsets.dtype.names or ())
+        sizes = {str(synset["WNID"]): int(synset["num_train_images"]) if has_sizes else None for synset in leaves}
     except Exception as error:  # scipy raises whatever the bytes of a damaged file happen to mean
         raise ArchiveError(f"{path}: data/meta.mat cannot be read: {type(error).__name__}: {error}. {remedy}") from error
-    # they become names of folders
+    # WNIDs become names of folders
     if wrong := [wnid for wnid in sizes if not re.fullmatch(WNID, wnid)]:
         raise ArchiveError(f"{path}: data/meta.mat names {wrong[0]!r}, which is no WordNet ID such as n01440764. {remedy}")
     if len(sizes) < len(leaves) or len(wnids) < len(leaves):

@@ -14,7 +14,7 @@ from scipy.io import loadmat
 from gbseg.data.masks import encode_mask
 from gbseg.files import write_atomically
 from gbseg.palettes import VOC_CLASSES
-from gbseg.parallel import run_all
+from gbseg.parallel import run_in_processes
 
 __all__ = ["convert_sbd", "find_sbd", "is_whole_png", "read_segmentation"]
 
@@ -121,7 +121,7 @@ def convert_sbd(
         sbd: see `find_sbd`.
         ids: which.
         folder: where to.
-        processes: see `gbseg.parallel.run_all`, also for what is raised.
+        processes: see `gbseg.parallel.run_in_processes`, also for what is raised.
 
     Returns:
         How many were converted, and the ids that could not be, each with the reason.
@@ -129,5 +129,5 @@ def convert_sbd(
     folder = Path(folder)
     files = [(Path(sbd, "cls", f"{name}.mat"), folder / f"{name}.png") for name in ids]
     missing = [entry for entry in files if not is_whole_png(entry[1])]
-    failed = run_all(_convert, missing, "SBD labels to PNG", processes) if missing else []
+    failed = run_in_processes(_convert, missing, "SBD labels to PNG", processes) if missing else []
     return len(missing) - len(failed), [(mat.stem, error) for (mat, _), error in failed]

@@ -21,7 +21,7 @@ from rich.text import Text
 from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG, find_lists, mask_folders, read_list
 from gbseg.data.masks import MaskError, read_mask
 from gbseg.palettes import VOC_CLASSES
-from gbseg.parallel import run_all
+from gbseg.parallel import run_in_processes
 
 __all__ = ["Problem", "Verification", "verify"]
 
@@ -135,7 +135,7 @@ def verify(
         for key in sorted(set().union(*files.values()))
     ]
     check = functools.partial(_check, root=root, classes=tuple(classes), ignore_index=ignore_index)
-    run_all(check, entries, "verify", processes, lambda _, found: problems.extend(found))
+    run_in_processes(check, entries, "verify", processes, lambda _, found: problems.extend(found))
     masks = sum(len(entry.masks) for entry in entries)
     return Verification(root, tuple(sorted(problems)), len(files[IMAGES]), masks, counts, tuple(unlabelled))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from gbseg.data.lists import build_lists, count_problems, list_bytes, read_ids
 from gbseg.data.prepare.archives import finish_unpacking, unpack
 from gbseg.data.prepare.download import download, require_md5
 from gbseg.data.prepare.sbd import convert_sbd, find_sbd, is_whole_png
-from gbseg.files import only_process, remove_temporary_files, spoken_errors, write_atomically
+from gbseg.files import lock_folder, readable_os_errors, remove_temporary_files, sync_disks, write_atomically
 
 __all__ = ["NOVAL", "SBD_ARCHIVE", "VOC_ARCHIVE", "Source", "find_voc", "prepare_voc"]
 
@@ -94,9 +93,9 @@ def prepare_voc(
     for archive in (voc_tar, sbd_tar):
         if archive is not None and not Path(archive).is_file():
             raise ValueError(f"there is no archive {archive}: without its option it is looked for in {root}, then downloaded.")
-    with spoken_errors():
+    with readable_os_errors():
         root.mkdir(parents=True, exist_ok=True)
-        with only_process(root):
+        with lock_folder(root):
             finish_unpacking(root)
             voc = _found("VOC 2012", find_voc, root, voc_tar, VOC_ARCHIVE, mirrors.get("voc"), verify)
             sbd = _found("SBD", find_sbd, root, sbd_tar, SBD_ARCHIVE, mirrors.get("sbd"), verify)
@@ -203,7 +202,7 @@ def _prepare(voc: Path, sbd: Path, lists: Mapping[str, Sequence[str]], processes
         )
     # lists come last, and only once the files that they name are on the disk
     if converted or copied or taken:
-        os.sync()
+        sync_disks()
     written = _write_lists(sets, lists)
     print(f"masks: {masks}: {len(own):,} of VOC ({copied:,} copied now), {len(rest):,} of SBD ({converted:,} converted now)")
     print(f"images: {images}: {len(ids):,}" + (f" ({len(taken):,} taken from SBD now)" if taken else ""))

@@ -17,7 +17,7 @@ import gbseg.data.prepare.coco
 from gbseg.cli import main
 from gbseg.data.masks import encode_mask
 from gbseg.data.prepare.coco import prepare_coco
-from gbseg.files import only_process, temporary_path
+from gbseg.files import lock_folder, temporary_path
 
 Entry = tuple[int, int, list[Box], str]
 
@@ -290,6 +290,6 @@ def test_another_file_is_in_the_way(coco: tuple[Path, dict[str, np.ndarray]], tm
 def test_two_at_once(coco: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
     """The second one would remove the first one's temporary files: it waits for it, then says so."""
     root, _ = coco
-    with only_process(tmp_path), pytest.raises(RuntimeError, match=f"another process prepares {tmp_path}"):
+    with lock_folder(tmp_path), pytest.raises(RuntimeError, match=f"another process prepares {tmp_path}"):
         prepare_coco(root, tmp_path, "train", 1, "symlink", 1)
     assert not (tmp_path / "SegmentationClass").exists()

@@ -20,7 +20,7 @@ from gbseg.cli import main
 from gbseg.data.prepare import archives, sbd
 from gbseg.data.prepare import voc as prepare
 from gbseg.data.prepare.voc import NOVAL, SBD_ARCHIVE, VOC_ARCHIVE, Source, prepare_voc
-from gbseg.files import only_process
+from gbseg.files import lock_folder
 from gbseg.palettes import VOC_PALETTE
 
 
@@ -363,9 +363,9 @@ def test_what_the_user_had(given: Layouts, tmp_path: Path, capsys: pytest.Captur
 def test_two_at_once(given: Layouts, tmp_path: Path) -> None:
     """The second waits a moment for the first, then says so."""
     error = pytest.raises(RuntimeError, match=f"another process prepares {tmp_path}")
-    with only_process(tmp_path), error, only_process(tmp_path, 0.2):
+    with lock_folder(tmp_path), error, lock_folder(tmp_path, 0.2):
         pass
-    with only_process(tmp_path, 0):
+    with lock_folder(tmp_path, 0):
         pass
     with pytest.raises(ValueError, match="at least 1, not 0"):
         prepare_voc(tmp_path, given.voc_tar, given.sbd_tar, processes=0)
