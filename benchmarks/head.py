@@ -1,6 +1,7 @@
 """PixelNet's head: its first layer, its training step and its dense prediction against concatenated hypercolumns.
 
-The reference is what `gbseg.pixelnet.gather` keeps for the tests: `F.grid_sample` of every map, concatenated, then multiplied.
+The reference is what `gbseg.pixelnet.hypercolumn` keeps for the tests: ``F.grid_sample`` of every map, concatenated, then
+multiplied.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from benchmarks.inputs import IGNORE
 from benchmarks.table import Row, Settings, by_contender
 from benchmarks.timing import measure
 from gbseg.mm.models import PixelNetHead, VGG16Trunk
-from gbseg.pixelnet.first_layer import gather_linear
-from gbseg.pixelnet.gather import Level, hypercolumn_linear_reference
+from gbseg.pixelnet.hypercolumn import Level, gather_linear, hypercolumn_linear_reference
 
 REFERENCE, OURS, PRODUCT = "grid_sample, concatenated", "gbseg", "a large product"
 TAPS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3", "fc7")

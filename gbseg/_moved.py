@@ -78,7 +78,11 @@ MODULES = {
     "gbseg.losses.heads": "gbseg.mm.hooks.fuse_resize",
     "gbseg.losses.problem": "gbseg.losses.spec",
     "gbseg.losses.resized": "gbseg.losses.resize",
+    "gbseg.pixelnet.dropout": "gbseg.mm.models.pixelnet_head",
+    "gbseg.pixelnet.first_layer": "gbseg.pixelnet.hypercolumn",
+    "gbseg.pixelnet.gather": "gbseg.pixelnet.hypercolumn",
     "gbseg.pixelnet.head": "gbseg.mm.models.pixelnet_head",
+    "gbseg.pixelnet.row_sums": "gbseg.pixelnet.hypercolumn",
     "gbseg.pixelnet.segmentor": "gbseg.mm.models.pixelnet_segmentor",
     "gbseg.pixelnet.trunk": "gbseg.mm.models.vgg16_trunk",
     "gbseg.pixelnet.weights": "gbseg.pixelnet.vgg16_weights",
@@ -121,6 +125,12 @@ NAMES = {
     "gbseg.pixelnet.PixelNet": "gbseg.mm.models.PixelNet",
     "gbseg.pixelnet.PixelNetHead": "gbseg.mm.models.PixelNetHead",
     "gbseg.pixelnet.VGG16Trunk": "gbseg.mm.models.VGG16Trunk",
+    "gbseg.pixelnet.first_layer.products_dtype": "gbseg.pixelnet.hypercolumn.compute_dtype",
+    "gbseg.pixelnet.gather.corners": "gbseg.pixelnet.hypercolumn.bilinear_corners",
+    "gbseg.pixelnet.gather.map_of": "gbseg.pixelnet.hypercolumn.unflatten_map",
+    "gbseg.pixelnet.gather.table_of": "gbseg.pixelnet.hypercolumn.flatten_map",
+    "gbseg.pixelnet.row_sums.keeps_half": "gbseg.pixelnet.hypercolumn.supports_half_precision",
+    "gbseg.pixelnet.row_sums.spread": "gbseg.pixelnet.hypercolumn.scatter_add_rows",
 }
 """Old name -> new name, where a name has not simply moved along with its module."""
 

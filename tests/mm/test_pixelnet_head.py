@@ -22,7 +22,7 @@ from mmengine.registry import MODELS
 
 from gbseg import BadLabelError
 from gbseg.mm.models import PixelNetHead, VGG16Trunk
-from gbseg.pixelnet.gather import Level, hypercolumns_reference
+from gbseg.pixelnet.hypercolumn import Level, hypercolumns_reference
 from gbseg.pixelnet.sampling import Samples
 
 

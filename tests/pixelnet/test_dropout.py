@@ -8,7 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("mmseg")
-from gbseg.pixelnet.dropout import relu_dropout
+from gbseg.mm.models.pixelnet_head import relu_dropout
 
 
 @pytest.mark.parametrize("p", [0.5, 0.1, 0.9])

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("mmseg")
-from gbseg.pixelnet.first_layer import gather_linear
-from gbseg.pixelnet.gather import Level, hypercolumn_linear_reference
+from gbseg.pixelnet.hypercolumn import Level, gather_linear, hypercolumn_linear_reference
 
 LEVEL_CASES = {
     # map size, stride, offset, image size

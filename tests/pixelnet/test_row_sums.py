@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("mmseg")
-from gbseg.pixelnet import row_sums as module
-from gbseg.pixelnet.first_layer import gather_linear
-from gbseg.pixelnet.gather import Level
-from gbseg.pixelnet.row_sums import row_sums, spread
+from gbseg.pixelnet import hypercolumn as module
+from gbseg.pixelnet.hypercolumn import Level, gather_linear, row_sums, scatter_add_rows
 
 SHAPES = [(1, 1, 1, 1), (7, 5, 13, 4), (3, 1100, 9, 8), (50, 3, 2, 4), (4, 6, 0, 4)]
 
@@ -20,7 +18,8 @@ def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways, on whatever device there is."""
     if request.param == "triton":
         pytest.importorskip("triton")
-    monkeypatch.setattr(module, "_kernel_takes", lambda table: request.param == "triton" and table.dtype != torch.float64)
+    kernel = module._triton_kernel() if request.param == "triton" else None
+    monkeypatch.setattr(module, "_kernel_for", lambda table: None if table.dtype == torch.float64 else kernel)
     return request.param
 
 
@@ -59,7 +58,7 @@ def test_the_transpose(shape: tuple[int, ...], dtype: torch.dtype, by: str) -> N
     table, index, weights = _case(shape, torch.float32)
     rng = torch.Generator().manual_seed(1)
     values = torch.randn(len(index), table.shape[1], generator=rng, dtype=torch.float64).to(table.device, dtype)
-    found = spread(values, index, weights, len(table))
+    found = scatter_add_rows(values, index, weights, len(table))
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     expected = _matrix(index, weights, len(table)).T @ values.double()
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)

@@ -7,23 +7,59 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from gbseg.losses.labels import BadLabelError, require_labels
 from gbseg.losses.links import starting_logits
 from gbseg.pixelnet.adaptive import adaptive_logits
-from gbseg.pixelnet.dropout import relu_dropout
-from gbseg.pixelnet.first_layer import FirstLayer, gather_linear, products_dtype
-from gbseg.pixelnet.gather import Level
+from gbseg.pixelnet.hypercolumn import FirstLayer, Level, compute_dtype, gather_linear
 from gbseg.pixelnet.sampling import PixelSampler
 
-__all__ = ["PixelNetHead"]
+__all__ = ["PixelNetHead", "relu_dropout"]
 
 _NORMS = {"BN": nn.BatchNorm1d, "LN": nn.LayerNorm}
+
+
+class _ReluDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        # four draws of 16 bits from one of 64: bernoulli_ for every unit takes an eighth of PixelNet's training step
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        draws = bits.view(torch.int16)[: x.numel()].view(x.shape)
+        # not x > 0: NaN has to stay NaN
+        dropped = (draws < round(p * 2**16) - 2**15) | (x <= 0)
+        ctx.scale = 1 / (1 - p)
+        ctx.save_for_backward(dropped)
+        return x.masked_fill(dropped, 0.0).mul_(ctx.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        (dropped,) = ctx.saved_tensors
+        return grad_output.masked_fill(dropped, 0.0).mul_(ctx.scale), None
+
+
+def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """``F.dropout(F.relu(x), p)`` with cheaper random numbers on a CPU; may overwrite ``x``.
+
+    On a CPU, ``p`` is rounded to a multiple of 2^-16. Random numbers come from torch's global generator.
+
+    Args:
+        x: of any shape.
+        p: the probability that a unit is set to zero.
+        training: False: nothing is dropped.
+    """
+    if training and 0 < round(p * 2**16) < 2**16 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _ReluDropout.apply(x, p)
+    # in place only where autograd does not need the input
+    return F.dropout(torch.relu(x) if x.requires_grad else torch.relu_(x), p, training)
 
 
 @MODELS.register_module()
@@ -111,7 +147,9 @@ class PixelNetHead(BaseModule):
         self.loss_decode = nn.ModuleList(MODELS.build(loss) for loss in losses)
         self.init_bias = starting_logits(self.loss_decode[0], init_bias, num_classes, "PixelNetHead")
         widths = [sum(self.in_channels), *hidden]
-        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, [*hidden, num_classes], strict=True))
+        linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, [*hidden, num_classes], strict=True))
+        # the type of a ModuleList does not say what its modules are
+        self.linears = cast("Sequence[nn.Linear]", linears)
         self.norms = nn.ModuleList(nn.Identity() if norm is None else _NORMS[norm](width) for width in hidden)
         self.dropout = nn.Dropout(dropout)
 
@@ -175,21 +213,19 @@ class PixelNetHead(BaseModule):
             size = (round(height * self.strides[0]), round(width * self.strides[0]))
         levels = self.levels(inputs, size)
         batch = levels[0].feature.shape[0]
-        logits = inputs[0].new_empty((batch, self.num_classes, *size), dtype=torch.float32)
-        if levels[0].feature.dtype == torch.float64:
-            logits = logits.double()
+        dtype = torch.float64 if levels[0].feature.dtype == torch.float64 else torch.float32
+        logits = inputs[0].new_empty((batch, self.num_classes, *size), dtype=dtype)
         weight = self._first_weight()
         for image in range(batch):
-            one = _image(levels, image)
+            image_levels = _select_image(levels, image)
             for rows, columns in _tiles(size, self.tile):
-                shape = (rows[1] - rows[0] + 1, columns[1] - columns[0] + 1)
                 points = torch.cartesian_prod(
-                    torch.arange(rows[0], rows[1] + 1, device=logits.device),
-                    torch.arange(columns[0], columns[1] + 1, device=logits.device),
+                    torch.arange(rows.start, rows.stop, device=logits.device),
+                    torch.arange(columns.start, columns.stop, device=logits.device),
                 )
-                crops = [level.crop(rows, columns) for level in one]
-                tile = self._evaluate(crops, points, weight)
-                logits[image, :, rows[0] : rows[1] + 1, columns[0] : columns[1] + 1] = tile.T.view(-1, *shape)
+                crops = [level.crop((rows[0], rows[-1]), (columns[0], columns[-1])) for level in image_levels]
+                tile = self._evaluate(crops, points, weight).T.view(-1, len(rows), len(columns))
+                logits[image, :, rows.start : rows.stop, columns.start : columns.stop] = tile
         return logits
 
     def _evaluate(self, levels: Sequence[Level], points: Tensor, weight: Tensor) -> Tensor:
@@ -197,71 +233,79 @@ class PixelNetHead(BaseModule):
         bias = self.linears[0].bias
         if torch.is_grad_enabled():
 
-            def first(part: Tensor) -> Tensor:
+            def first_layer(part: Tensor) -> Tensor:
                 return gather_linear(levels, part, weight, bias)
         else:
-            layer = FirstLayer(levels, weight, bias, len(points), products_dtype(weight))
+            layer = FirstLayer(levels, weight, bias, len(points), compute_dtype(weight))
 
-            def first(part: Tensor) -> Tensor:
+            def first_layer(part: Tensor) -> Tensor:
                 return layer(part).unsqueeze(0)
 
-        return torch.cat([self._hidden(first(part.unsqueeze(0)))[0] for part in points.split(self.chunk)])
+        return torch.cat([self._hidden(first_layer(part.unsqueeze(0)))[0] for part in points.split(self.chunk)])
 
     def adaptive(
         self, inputs: Sequence[Tensor], size: tuple[int, int], coarse: int = 8, margin: float = 0.2
     ) -> tuple[Tensor, Tensor]:
-        """Logits (N, C, H, W), evaluated only where they are needed, see `gbseg.pixelnet.adaptive.adaptive_logits`.
+        """Logits (N, C, H, W), evaluated only where needed, see `gbseg.pixelnet.adaptive.adaptive_logits`.
 
         Args:
             inputs: the backbone's feature maps.
             size: the image's (H, W).
-            coarse: see there, as the other.
-            margin: see there.
+            coarse: spacing of the first grid in pixels, a power of 2; 1 evaluates every pixel.
+            margin: a pixel is evaluated if its two likeliest classes are closer than this in probability.
 
         Returns:
             The logits, and (N, H, W) whether a pixel was evaluated.
+
+        Raises:
+            ValueError: ``coarse`` is not a power of 2, or ``margin`` is negative.
         """
         levels = self.levels(inputs, size)
         weight = self._first_weight()
         link = getattr(self.loss_decode[0], "probabilities", torch.softmax)
 
-        def evaluate(one: Sequence[Level], points: Tensor) -> Tensor:
-            found = []
+        def evaluate(image_levels: Sequence[Level], points: Tensor) -> Tensor:
+            logits = []
             for part in points.split(self.tile):
-                rows, columns = (tuple(part[:, axis].aminmax()) for axis in (0, 1))
-                crops = [level.crop(tuple(map(int, rows)), tuple(map(int, columns))) for level in one]
+                (top, left), (bottom, right) = part.amin(0).tolist(), part.amax(0).tolist()
+                crops = [level.crop((top, bottom), (left, right)) for level in image_levels]
                 values = self._evaluate(crops, part, weight)
-                found.append(values if values.dtype == torch.float64 else values.float())
-            return torch.cat(found)
+                logits.append(values if values.dtype == torch.float64 else values.float())
+            return torch.cat(logits)
 
-        found = [
-            adaptive_logits(partial(evaluate, _image(levels, image)), size, partial(link, dim=0), coarse, margin, weight.device)
-            for image in range(levels[0].feature.shape[0])
-        ]
-        return torch.stack([logits for logits, _ in found]), torch.stack([seen for _, seen in found])
+        logits, evaluated = zip(
+            *(
+                adaptive_logits(
+                    partial(evaluate, _select_image(levels, image)), size, partial(link, dim=0), coarse, margin, weight.device
+                )
+                for image in range(levels[0].feature.shape[0])
+            ),
+            strict=True,
+        )
+        return torch.stack(logits), torch.stack(evaluated)
 
     def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict | None = None) -> dict[str, Tensor]:
         """The losses at sampled pixels, and ``acc_seg``, the percentage of them that are right."""
         label = torch.stack([sample.gt_sem_seg.data for sample in batch_data_samples]).squeeze(1)
         if label.device.type == "cpu" and not torch.compiler.is_compiling():
-            # the loss sees points; here the message can name the file and the pixel, whichever loss it is
-            for sample, one in zip(batch_data_samples, label, strict=True):
+            # the loss sees points only; here the message can name file and pixel, whichever loss it is
+            for sample, image_label in zip(batch_data_samples, label, strict=True):
                 try:
-                    require_labels(one, self.num_classes, self.ignore_index)
+                    require_labels(image_label, self.num_classes, self.ignore_index)
                 except BadLabelError as error:
-                    where = sample.metainfo.get("seg_map_path", sample.metainfo.get("img_path", "a label map"))
-                    raise BadLabelError(f"{where}: {error}") from None
+                    path = sample.metainfo.get("seg_map_path", sample.metainfo.get("img_path", "a label map"))
+                    raise BadLabelError(f"{path}: {error}") from None
         points, label = self.sampler(label, self.num_classes, self.ignore_index)
         size = tuple(batch_data_samples[0].gt_sem_seg.shape)
         logits = self.classify(self.levels(inputs, size), points).transpose(1, 2)
         losses: dict[str, Tensor] = {}
         for loss in self.loss_decode:
-            value = loss(logits, label, ignore_index=self.ignore_index)
-            losses[loss.loss_name] = losses[loss.loss_name] + value if loss.loss_name in losses else value
+            value, name = loss(logits, label, ignore_index=self.ignore_index), str(loss.loss_name)
+            losses[name] = losses[name] + value if name in losses else value
         with torch.no_grad():
-            labelled = label != self.ignore_index
-            right = (logits.argmax(1) == label) & labelled
-            losses["acc_seg"] = 100 * right.sum() / labelled.sum().clamp(min=1)
+            valid_mask = label != self.ignore_index
+            correct = (logits.argmax(1) == label) & valid_mask
+            losses["acc_seg"] = 100 * correct.sum() / valid_mask.sum().clamp(min=1)
         return losses
 
     def predict(self, inputs: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: dict | None = None) -> Tensor:
@@ -280,16 +324,16 @@ class PixelNetHead(BaseModule):
         return self.forward(inputs, size)
 
 
-def _image(levels: Sequence[Level], number: int) -> list[Level]:
+def _select_image(levels: Sequence[Level], image: int) -> list[Level]:
     """The maps of one image of the batch."""
-    return [Level(level.feature[number : number + 1], level.stride, level.offset) for level in levels]
+    return [Level(level.feature[image : image + 1], level.stride, level.offset) for level in levels]
 
 
-def _tiles(size: tuple[int, int], chunk: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """(first, last) rows and columns of tiles of at most ``chunk`` pixels, whole rows where a row fits."""
+def _tiles(size: tuple[int, int], pixels: int) -> Iterator[tuple[range, range]]:
+    """Rows and columns of tiles of at most ``pixels`` pixels, over the full width if a row fits."""
     height, width = size
-    wide = min(width, chunk)
-    high = max(1, chunk // wide)
-    for top in range(0, height, high):
-        for left in range(0, width, wide):
-            yield (top, min(top + high, height) - 1), (left, min(left + wide, width) - 1)
+    tile_width = min(width, pixels)
+    tile_height = max(1, pixels // tile_width)
+    for top in range(0, height, tile_height):
+        for left in range(0, width, tile_width):
+            yield range(top, min(top + tile_height, height)), range(left, min(left + tile_width, width))
