@@ -13,7 +13,8 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from gbseg.losses.labels import BadLabelError, require_labels
+from gbseg.losses.functional import require_labels
+from gbseg.losses.labels import BadLabelError
 from gbseg.losses.links import starting_logits
 from gbseg.pixelnet.adaptive import adaptive_logits
 from gbseg.pixelnet.dropout import relu_dropout
