@@ -269,7 +269,7 @@ def fused_boosted_loss(
 
     Raises:
         TypeError: ``boost`` is not a `gbseg.boosting.Boost`.
-        ValueError: an option is out of its range (see `gbseg.boosting.LossSpec`), or there is no such reduction; ``impl`` names an
+        ValueError: an option is out of its range (see `gbseg.boosting.LossSpec`); no such reduction; ``impl`` names an
             implementation that does not support these logits, or weights or labels that require a gradient.
     """
     check_reduction(reduction)
