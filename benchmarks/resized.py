@@ -1,4 +1,4 @@
-"""Logits enlarged eight times and their loss: at once, class by class, against one after the other."""
+"""Logits upsampled eight times and their loss: at once, class by class, against one after the other."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from benchmarks.inputs import EXP, IGNORE, TARGETS, cross_entropy, derived, logi
 from benchmarks.table import Row, Settings, by_contender
 from benchmarks.timing import agree, measure
 from gbseg.losses.functional import fused_boosted_loss
-from gbseg.losses.resize import boosted_resize_loss, enlarge
+from gbseg.losses.resize import boosted_resize_loss, upsample
 
 BASELINE = "F.interpolate, F.cross_entropy"
 
 
 def resized_cross_entropy(x: Tensor, label: Tensor) -> Tensor:
-    """Cross-entropy of the logits enlarged to the labels' size."""
-    return cross_entropy(enlarge(x, tuple(label.shape[1:]), False), label)
+    """Cross-entropy of the logits upsampled to the labels' size."""
+    return cross_entropy(upsample(x, tuple(label.shape[1:]), False), label)
 
 
 @cache
@@ -35,7 +35,7 @@ def run(settings: Settings) -> list[Row]:
     losses = {
         BASELINE: lambda: resized_cross_entropy(x, label),
         "F.interpolate, F.cross_entropy, torch.compile": lambda: _compiled()(x, label),
-        "F.interpolate, exp-GB": lambda: fused_boosted_loss(enlarge(x, size, False), label, EXP, TARGETS, ignore_index=IGNORE),
+        "F.interpolate, exp-GB": lambda: fused_boosted_loss(upsample(x, size, False), label, EXP, TARGETS, ignore_index=IGNORE),
         "exp-GB, boosted_resize_loss": lambda: boosted_resize_loss(x, label, EXP, TARGETS, ignore_index=IGNORE),
     }
     ways = {name: derived(loss, x) for name, loss in losses.items()}

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from gbseg.losses import BoostedLoss
-from gbseg.losses.guarded import GuardedLoss
+from gbseg.losses.modules import GuardedLoss
 from reproduction.runs import Run, images_of
 
 if TYPE_CHECKING:

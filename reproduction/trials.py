@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from gbseg.files import write_atomically
-from gbseg.losses.guarded import GuardedLoss
+from gbseg.losses.modules import GuardedLoss
 from gbseg.mm.resumable_sampler import ResumableSampler
 
 __all__ = ["Split", "TrialCurves", "train_trials"]

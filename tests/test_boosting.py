@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
+from gbseg import boosting
 from gbseg.boosting import (
     Boost,
     CubicBoost,
@@ -23,6 +25,7 @@ from gbseg.boosting import (
     check_targets,
     link,
     prior_logits,
+    register_boost,
 )
 
 MP = mpmath.MPContext()
@@ -103,7 +106,7 @@ def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return slope
 
 
-# --- the table of DESIGN, section 2 ------------------------------------------------------------------------------------
+# --- the table of boosts in `gbseg.boosting` ---------------------------------------------------------------------------
 
 
 @every_boost
@@ -395,3 +398,53 @@ def test_prior_logits_refuse(frequencies: list, message: str) -> None:
         prior_logits(torch.tensor(frequencies), ExponentialBoost(), (0.0, 16.0))
     if "infinite" in message:
         assert torch.isfinite(prior_logits(torch.tensor(frequencies), CubicBoost(), (0.0, 10.0))).all()
+
+
+# --- a boost of a user's own -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[Boost]]:
+    """The registered boosts, which are restored after the test."""
+    boosts = dict(boosting._BOOSTS)
+    monkeypatch.setattr(boosting, "_BOOSTS", boosts)
+    return boosts
+
+
+def test_register_boost(registry: dict[str, type[Boost]]) -> None:
+    """A registered class is built by its name with its parameters, and is itself as before."""
+
+    @register_boost
+    @dataclass(frozen=True)
+    class Tripled(LinearBoost):
+        factor: float = 3.0
+
+    assert registry["Tripled"] is Tripled
+    assert build_boost(dict(type="Tripled", factor=4.0)) == Tripled(4.0)
+    assert build_boost(Tripled()) == Tripled(3.0)
+    with pytest.raises(ValueError, match=r"no boost of type 'Doubled'; there are .*Mirrored.*, Tripled\. .*register_boost"):
+        build_boost(dict(type="Doubled"))
+
+
+def test_register_boost_again(registry: dict[str, type[Boost]]) -> None:
+    """A definition that is run again replaces itself; a name that another class has is refused."""
+
+    def define() -> type[Boost]:
+        class Own(LinearBoost):
+            pass
+
+        return register_boost(Own)
+
+    first, second = define(), define()
+    assert first is not second and registry["Own"] is second
+    taken = type("CubicBoost", (LinearBoost,), {"__module__": "mine"})
+    with pytest.raises(ValueError, match=r"the boost CubicBoost of gbseg\.boosting is registered already: .* mine a name"):
+        register_boost(taken)
+    assert registry["CubicBoost"] is CubicBoost
+
+
+@pytest.mark.parametrize("boost", [LinearBoost(), int, lambda x: x], ids=["instance", "type", "function"])
+def test_register_boost_refuses(registry: dict[str, type[Boost]], boost: Any) -> None:
+    """Only classes of boosts."""
+    with pytest.raises(TypeError, match=r"a boost is a subclass of gbseg\.boosting\.Boost, got"):
+        register_boost(boost)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gbseg.boosting import target_pair
-from gbseg.losses.guarded import GuardedLoss
-from gbseg.losses.reference import masked, reduced, target_values
+from gbseg.losses.modules import GuardedLoss
+from gbseg.losses.reference import mask_ignored, reduce_loss, target_values
 
 __all__ = ["L1Loss", "SigmoidBCELoss", "SigmoidMSELoss", "SoftmaxLoss", "TanhMSELoss", "WestonWatkinsLoss"]
 
@@ -56,8 +56,8 @@ class _Baseline(GuardedLoss):
         reduction: str,
     ) -> Tensor:
         """`pixels`, weighted and reduced as the boosted losses are."""
-        x, label, counted = masked(pred, target, ignore_index)
-        return self.loss_weight * reduced(self.pixels(x, label), counted, weight, avg_factor, reduction)
+        x, label, valid_mask = mask_ignored(pred, target, ignore_index)
+        return self.loss_weight * reduce_loss(self.pixels(x, label), valid_mask, weight, avg_factor, reduction)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """``softmax(x)``. Of a margin or an absolute error, which have no link to probabilities, it gives the ranking only."""

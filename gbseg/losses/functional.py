@@ -1,6 +1,7 @@
-"""The boosted loss by the fastest way there is for the logits: one signature for all of them.
+"""The boosted loss by the fastest implementation for its logits: the check of its labels, the choice of kernels, autograd.
 
-`gbseg.losses.reference` is what they are all held to. Shapes: N images or rows, C classes, * any trailing dimensions.
+`gbseg.losses.reference` defines the loss; every other implementation is tested against it. Shapes: N images or rows, C classes,
+* any trailing dimensions.
 """
 
 from __future__ import annotations
@@ -8,108 +9,219 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gbseg.boosting import Boost
+from gbseg.boosting import IMPLEMENTATIONS, Boost, LossInputs, LossSpec
 from gbseg.losses.kernels import cpu
+from gbseg.losses.labels import bad_label_error
 from gbseg.losses.reference import boosted_loss
-from gbseg.losses.spec import Problem, traced
 
-__all__ = ["IMPLEMENTATIONS", "fused_boosted_loss"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "REDUCTIONS",
+    "check_reduction",
+    "default_ignore_index",
+    "find_bad_labels",
+    "fused_boosted_loss",
+    "require_labels",
+]
 
-IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "compile")
+REDUCTIONS = ("none", "sum", "mean")
 
 _logger = logging.getLogger(__name__)
 
 
-@cache
-def _say(reason: str) -> None:
-    _logger.debug(reason)
+def check_reduction(reduction: str) -> None:
+    """Raise a ValueError unless it is one of `REDUCTIONS`."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}.")
+
+
+def is_traced(*tensors: Tensor | None) -> bool:
+    """Whether a compiler, a function transform or a subclass of Tensor must see every operation."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors if tensor is not None)
+
+
+def default_ignore_index(num_classes: int) -> int | None:
+    """255 where it cannot be a class, else None (class 255 of ImageNet must be trained)."""
+    return 255 if num_classes <= 255 else None
+
+
+def find_bad_labels(label: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
+    """Where ``label`` (N, *) is outside 0..C-1 and not ignored; a bool tensor of its shape."""
+    # small integer types would wrap: 255 is -1 as int8, and uint8 does not hold 1000 classes
+    label = label.long()
+    bad = (label < 0) | (label >= num_classes)
+    return bad if ignore_index is None else bad & (label != ignore_index)
+
+
+def require_labels(label: Tensor, num_classes: int, ignore_index: int | None) -> None:
+    """Read the labels on the host and refuse values that are neither a class nor ignored.
+
+    Raises:
+        BadLabelError: names the values, their number, the first positions, and the usual cause.
+    """
+    bad = find_bad_labels(label, num_classes, ignore_index)
+    if bool(bad.any()):
+        raise bad_label_error(label, bad, num_classes, ignore_index)
 
 
 @cache
-def _kernels() -> ModuleType | None:
-    """The Triton kernels; imported when they may be wanted, which takes longer than all of this package's losses."""
+def _log_once(message: str) -> None:
+    _logger.debug(message)
+
+
+class Kernels(Protocol):
+    """What an implementation offers; `gbseg.losses.kernels.cpu` is one."""
+
+    def loss_and_gradient(
+        self, spec: LossSpec, inputs: LossInputs, logits: Tensor, compute_grad: bool, grad_output: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss and, if ``compute_grad``, its gradient in the logits times ``grad_output`` (shaped as the loss; None: 1)."""
+
+    def rescale_(self, gradient: Tensor, grad_output: Tensor) -> None:
+        """Multiply the gradient of a scalar loss in place."""
+
+
+@cache
+def _triton_kernels() -> Any:
+    """The Triton kernels, imported when they may be used: the import takes longer than that of all losses."""
     try:
         from gbseg.losses.kernels import gpu
     except ImportError:
-        # PyTorch for a CPU, or for a system that Triton is not made for
+        # PyTorch for a CPU, or for a system that Triton does not support
         return None
     return gpu
 
 
-def _chosen(impl: str, logits: Tensor, problem: Problem) -> str:
-    """The implementation for these logits: 'auto' takes the fastest and says once, at level debug, what it falls back to."""
-    if problem.learned and impl in ("cpu", "triton"):
+def _choose_kernels(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> Kernels | None:
+    """The kernels for these logits; None: the reference. 'auto' logs once, at level debug, what it falls back to.
+
+    Raises:
+        ValueError: the implementation that ``impl`` names cannot compute this loss.
+    """
+    impl, boost = spec.impl, spec.boost
+    if impl == "reference":
+        return None
+    if impl == "auto":
+        if inputs.requires_grad or is_traced(logits, *inputs.tensors):
+            return None
+        if logits.device.type == "cpu":
+            return cpu
+        triton = _triton_kernels() if logits.device.type == "cuda" else None
+        if triton is not None and logits.dtype in triton.DTYPES and type(boost) in triton.KINDS:
+            return triton
+        loss = f"{type(boost).__name__} of {logits.dtype} logits on {logits.device.type}"
+        _log_once(f"the loss with {loss} is the reference's: there is no kernel for it here.")
+        return None
+    if inputs.requires_grad:
         raise ValueError(f"impl={impl!r} gives a gradient to logits alone, not to weights or labels; use impl='auto'.")
-    if impl != "auto":
-        return impl
-    if problem.learned or traced(logits, *problem.tensors):
-        return "reference"
-    if logits.device.type == "cpu":
-        return "cpu"
-    kernels = _kernels() if logits.device.type == "cuda" else None
-    if kernels is not None and logits.dtype in kernels.DTYPES and type(problem.boost) in kernels.KINDS:
-        return "triton"
-    what = f"{type(problem.boost).__name__} of {logits.dtype} logits on {logits.device.type}"
-    _say(f"the loss with {what} is the reference's: there is no kernel for it here.")
-    return "reference"
-
-
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, problem: Problem, backend: ModuleType, keep: bool) -> Tensor:
-        ctx.problem, ctx.backend = problem, backend
-        ctx.save_for_backward(logits, *problem.tensors)
-        # without a reduction the backward multiplies pixel by pixel, and float16 would lose what a gradient scaler saves
-        keep = keep and ctx.needs_input_grad[0] and problem.reduction != "none" and logits.dtype != torch.float16
-        loss, ctx.gradient = backend.one_pass(problem, logits, keep)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        logits = ctx.saved_tensors[0]
-        if torch.is_grad_enabled():
-            # to be differentiated again
-            (gradient,) = torch.autograd.grad(ctx.problem.by(boosted_loss, logits), logits, upstream, create_graph=True)
-            return gradient, None, None, None
-        if traced(upstream) or torch._C._functorch.is_legacy_batchedtensor(upstream):
-            # many upstream gradients at once: nothing can be asked about their values
-            _, gradient = ctx.backend.one_pass(ctx.problem, logits, True)
-            each = upstream.unsqueeze(1) if ctx.problem.reduction == "none" else upstream
-            return (gradient * each).to(logits.dtype), None, None, None
-        # given away, so that nothing has to be copied; a second backward computes it again
-        gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
-            _, gradient = ctx.backend.one_pass(ctx.problem, logits, True, upstream)
-        else:
-            ctx.backend.rescale_(gradient, upstream)
-        return gradient, None, None, None
-
-
-@cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(boosted_loss, dynamic=False)
-
-
-def _backend(name: str, logits: Tensor) -> ModuleType:
-    """The module of an implementation; raises ValueError where it does not take the logits."""
-    if name == "cpu":
+    if impl == "cpu":
         if logits.device.type != "cpu":
             raise ValueError(f"impl='cpu' takes logits on a CPU, got them on {logits.device}; impl='auto' finds one for them.")
         return cpu
-    kernels = _kernels()
-    if kernels is None:
+    triton = _triton_kernels()
+    if triton is None:
         raise ValueError("impl='triton' needs the package triton, which cannot be imported here.")
-    if logits.dtype not in kernels.DTYPES:
+    if logits.dtype not in triton.DTYPES:
         raise ValueError(f"impl='triton' takes float32, bfloat16 and float16, got {logits.dtype}; use impl='reference'.")
-    if logits.device.type == "cpu" and not kernels.INTERPRETED:
+    if type(boost) not in triton.KINDS:
+        raise ValueError(f"impl='triton' has no kernel for {type(boost).__name__}; use impl='auto' or 'reference'.")
+    if logits.device.type == "cpu" and not triton.INTERPRETED:
         raise ValueError("impl='triton' takes logits on a GPU, got them on a CPU (where only TRITON_INTERPRET=1 runs it).")
-    return kernels
+    return triton
+
+
+Reference = Callable[[LossSpec, LossInputs, Tensor], Tensor]
+
+
+def reference_loss(
+    spec: LossSpec, inputs: LossInputs, logits: Tensor, function: Callable[..., Tensor] = boosted_loss
+) -> Tensor:
+    """`gbseg.losses.reference.boosted_loss`, or a ``function`` with its arguments, times ``loss_weight``."""
+    loss = function(
+        logits,
+        inputs.label,
+        spec.boost,
+        spec.targets,
+        ignore_index=inputs.ignore_index,
+        class_weight=inputs.class_weight,
+        weight=inputs.weight,
+        avg_factor=inputs.avg_factor,
+        reduction=inputs.reduction,
+        max_delta=spec.max_delta,
+    )
+    return inputs.loss_weight * loss
+
+
+class _BoostedLossFunction(torch.autograd.Function):
+    """Autograd of kernels, which write the gradient in the forward or, asked again, in the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, spec: LossSpec, inputs: LossInputs, kernels: Kernels, reference: Reference, keep: bool
+    ) -> Tensor:
+        ctx.spec, ctx.inputs, ctx.kernels, ctx.reference = spec, inputs, kernels, reference
+        ctx.save_for_backward(logits, *inputs.tensors)
+        # without a reduction the backward multiplies pixel by pixel, and float16 would underflow before the gradient scaler's
+        # factor, which comes with grad_output, is multiplied in
+        keep = keep and ctx.needs_input_grad[0] and inputs.reduction != "none" and logits.dtype != torch.float16
+        loss, ctx.gradient = kernels.loss_and_gradient(spec, inputs, logits, keep)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        # an access to saved tensors checks that none of them was changed
+        logits = ctx.saved_tensors[0]
+        spec, inputs, kernels = ctx.spec, ctx.inputs, ctx.kernels
+        if torch.is_grad_enabled():
+            # create_graph=True: only the reference can be differentiated again
+            loss = ctx.reference(spec, inputs, logits)
+            return *torch.autograd.grad(loss, logits, grad_output, create_graph=True), None, None, None, None, None
+        if is_traced(grad_output) or torch._C._functorch.is_legacy_batchedtensor(grad_output):
+            # a batch of grad_outputs, whose values cannot be read
+            _, gradient = kernels.loss_and_gradient(spec, inputs, logits, True)
+            factor = grad_output.unsqueeze(1) if inputs.reduction == "none" else grad_output
+            return (gradient * factor).to(logits.dtype), None, None, None, None, None
+        # handed over without a copy; a second backward computes it again
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            _, gradient = kernels.loss_and_gradient(spec, inputs, logits, True, grad_output)
+        else:
+            kernels.rescale_(gradient, grad_output)
+        return gradient, None, None, None, None, None
+
+
+@cache
+def _compiled_reference() -> Callable[..., Tensor]:
+    return torch.compile(boosted_loss, dynamic=False)
+
+
+def apply_kernels(
+    spec: LossSpec,
+    inputs: LossInputs,
+    logits: Tensor,
+    kernels: Kernels,
+    keep_gradient: bool,
+    reference: Reference = reference_loss,
+) -> Tensor:
+    """The loss by these kernels, with ``reference`` for its second derivatives."""
+    return _BoostedLossFunction.apply(logits, spec, inputs, kernels, reference, keep_gradient and torch.is_grad_enabled())
+
+
+def loss_from_spec(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> Tensor:
+    """`fused_boosted_loss` of options that are validated already."""
+    if spec.impl == "compile":
+        return reference_loss(spec, inputs, logits, _compiled_reference())
+    kernels = _choose_kernels(spec, inputs, logits)
+    if kernels is None:
+        return reference_loss(spec, inputs, logits)
+    return apply_kernels(spec, inputs, logits, kernels, spec.keep_gradient)
 
 
 def fused_boosted_loss(
@@ -128,44 +240,38 @@ def fused_boosted_loss(
     keep_gradient: bool = True,
     impl: str = "auto",
 ) -> Tensor:
-    """`gbseg.losses.reference.boosted_loss` times ``loss_weight``, read and derived in one pass over the logits.
+    """`gbseg.losses.reference.boosted_loss` times ``loss_weight``; loss and gradient are computed in one pass over the logits.
 
-    Beside the gradient, which is written in the forward, 'cpu' and 'triton' need the memory of a few blocks. An upstream
-    gradient that is not 1 multiplies it in the backward, which rounds bfloat16 once more. A second derivative is the
+    Beside the gradient, which is written in the forward, 'cpu' and 'triton' need the memory of a few blocks. A ``grad_output``
+    other than 1 multiplies the gradient in the backward, which rounds bfloat16 once more. Second derivatives are the
     reference's.
 
     Args:
         logits: (N, C, *) of any floating dtype and layout; never written to.
-        label: (N, *) integers, checked by the caller; or (N, C, *) soft labels.
-        boost: see `boosted_loss`, as the others.
-        targets: see there.
-        ignore_index: see there.
-        class_weight: see there.
-        weight: see there.
-        avg_factor: see there.
-        reduction: see there.
-        max_delta: see there.
+        label: (N, *) integers, checked by the caller (see `require_labels`); or (N, C, *) soft labels.
+        boost: the boost ``g``.
+        targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
+        ignore_index: pixels with this label have no loss and no gradient (integer labels only).
+        class_weight: (C,) factors of the outputs.
+        weight: (N, *) factors of the pixels.
+        avg_factor: the divisor of 'mean', instead of the number of pixels that are not ignored.
+        reduction: 'none' gives (N, *), 'sum' and 'mean' a scalar.
+        max_delta: bound of the gradient ``|g(x) - t|`` at each output.
         loss_weight: factor of the loss.
-        keep_gradient: write the gradient in the forward and keep it until the backward. False: keep nothing but the logits
-            that the caller has, and read them again.
-        impl: 'cpu', 'triton', 'compile' (the reference under `torch.compile`), 'reference', or 'auto', which takes the first
-            of 'cpu' and 'triton' that can be, else the reference: for weights and soft labels that want a gradient, under
-            `torch.compile` or `torch.func`, and for boosts and dtypes that no kernel is made for.
+        keep_gradient: write the gradient in the forward and keep it until the backward. False: keep nothing but the logits,
+            which the caller holds anyway, and read them again.
+        impl: 'cpu', 'triton', 'compile' (the reference under `torch.compile`), 'reference', or 'auto'. 'auto' takes the first
+            of 'cpu' and 'triton' that supports the logits; else the reference: for weights and soft labels that require a
+            gradient, under `torch.compile` or `torch.func`, and for boosts and dtypes without a kernel.
 
     Returns:
         The loss in float32 or float64.
 
     Raises:
-        ValueError: there is no such implementation, or the one that is named does not take these logits, or something else
-            wants a gradient.
+        TypeError: ``boost`` is not a `gbseg.boosting.Boost`.
+        ValueError: an option is out of its range (see `gbseg.boosting.LossSpec`); no such reduction; ``impl`` names an
+            implementation that does not support these logits, or weights or labels that require a gradient.
     """
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl must be one of {IMPLEMENTATIONS}, got {impl!r}.")
-    problem = Problem(label, boost, targets, ignore_index, class_weight, weight, avg_factor, reduction, max_delta, loss_weight)
-    chosen = _chosen(impl, logits, problem)
-    if chosen == "reference":
-        return problem.by(boosted_loss, logits)
-    if chosen == "compile":
-        return problem.by(_compiled(), logits)
-    backend = _backend(chosen, logits)
-    return _Fused.apply(logits, problem, backend, keep_gradient and torch.is_grad_enabled())
+    check_reduction(reduction)
+    inputs = LossInputs(label, ignore_index, class_weight, weight, avg_factor, reduction, loss_weight)
+    return loss_from_spec(LossSpec(boost, targets, max_delta, impl, keep_gradient), inputs, logits)

@@ -1,6 +1,6 @@
-"""Labels that no class has: refused on the CPU, turned into NaN and recorded on a device.
+"""What is reported about bad labels: an error on the CPU, a record on a device, where the loss becomes NaN.
 
-Shapes: N images or rows, C classes, * any trailing dimensions.
+`gbseg.losses.functional.find_bad_labels` finds them. Shapes: N images or rows, C classes, * any trailing dimensions.
 """
 
 from __future__ import annotations
@@ -8,27 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["BadLabelError", "LabelRecord", "default_ignore_index", "find_bad_labels", "require_labels", "require_soft_labels"]
+from gbseg._moved import moved_names
+
+__all__ = ["BadLabelError", "LabelRecord", "bad_label_error", "require_soft_labels"]
 
 _SHOWN = 8
-"""How many values and positions a message names, and how many rows of a batch the record of a device remembers."""
+"""How many values and positions a message names, and how many rows of a batch a record holds."""
 
 
 class BadLabelError(ValueError):
-    """A label is neither one of the classes nor the ignored index."""
-
-
-def default_ignore_index(num_classes: int) -> int | None:
-    """255 where it cannot be a class, else nothing is ignored (ImageNet's class 255 must train)."""
-    return 255 if num_classes <= 255 else None
-
-
-def find_bad_labels(label: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
-    """Where ``label`` (N, *) is outside 0..C-1 and not ignored; a bool tensor of its shape."""
-    # small label types would wrap: 255 is -1 as int8, and uint8 holds no 1000 classes
-    label = label.long()
-    bad = (label < 0) | (label >= num_classes)
-    return bad if ignore_index is None else bad & (label != ignore_index)
+    """A label is neither a class nor the ignored index."""
 
 
 def _usual_cause(values: list[int], num_classes: int) -> str:
@@ -44,49 +33,44 @@ def _usual_cause(values: list[int], num_classes: int) -> str:
     )
 
 
-def _describe(values: list[int], count: int, places: str, num_classes: int, ignore_index: int | None) -> str:
+def _describe(values: list[int], count: int, positions: str, num_classes: int, ignore_index: int | None) -> str:
     ignored = "nothing is ignored" if ignore_index is None else f"{ignore_index} is ignored"
     shown = ", ".join(map(str, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
     return (
         f"{count} label{'s are' if count != 1 else ' is'} outside 0..{num_classes - 1} ({ignored}): "
-        f"value{'s' if len(values) != 1 else ''} {shown}, first at {places}. {_usual_cause(values, num_classes)}"
+        f"value{'s' if len(values) != 1 else ''} {shown}, first at {positions}. {_usual_cause(values, num_classes)}"
     )
 
 
-def require_labels(label: Tensor, num_classes: int, ignore_index: int | None) -> None:
-    """Read the labels on the host and refuse those that are no class.
-
-    Raises:
-        BadLabelError: names the values, how many, where the first stand, and the usual cause.
-    """
-    bad = find_bad_labels(label, num_classes, ignore_index)
-    if not bool(bad.any()):
-        return
+def bad_label_error(label: Tensor, bad: Tensor, num_classes: int, ignore_index: int | None) -> BadLabelError:
+    """The error about the labels (N, *) where ``bad`` (N, *): their values, number, first positions, and the usual cause."""
     values = torch.unique(label[bad]).tolist()
-    places = ", ".join(str(tuple(place)) for place in torch.nonzero(bad)[:_SHOWN].tolist())
-    raise BadLabelError(_describe(values, int(bad.sum()), places, num_classes, ignore_index))
+    return BadLabelError(_describe(values, int(bad.sum()), _first_positions(bad), num_classes, ignore_index))
+
+
+def _first_positions(bad: Tensor) -> str:
+    return ", ".join(str(tuple(position)) for position in torch.nonzero(bad)[:_SHOWN].tolist())
 
 
 def require_soft_labels(target: Tensor) -> None:
-    """Read soft labels on the host and refuse those that are no share of a class: not finite, or negative.
+    """Read soft labels on the host and refuse values that are negative or not finite.
 
     Raises:
-        BadLabelError: says how many, and where the first stand.
+        BadLabelError: gives their number and the first positions.
     """
     bad = ~(torch.isfinite(target) & (target >= 0))
     if bool(bad.any()):
-        places = ", ".join(str(tuple(place)) for place in torch.nonzero(bad)[:_SHOWN].tolist())
         raise BadLabelError(
-            f"{int(bad.sum())} soft label values are negative or not finite, first at {places}. "
+            f"{int(bad.sum())} soft label values are negative or not finite, first at {_first_positions(bad)}. "
             "Soft labels are shares of the classes, usually a softmax or a mix of one-hot vectors."
         )
 
 
 class LabelRecord:
-    """What the labels of a device were like, kept there until somebody asks: no synchronisation before that.
+    """A record of bad labels, kept on their device until it is read, so that nothing synchronises before.
 
-    One int64 vector: count, C, the ignored index (or NO_INDEX); then for the first rows of the batch that held bad labels:
-    the row, the flat position inside the row, and the value there. It describes the first offending batch and counts all.
+    One int64 vector: their number in all batches, C, ignore_index (or NO_INDEX); then, for the first rows with bad labels of
+    the first such batch, the row, the flat position in the row, and the value.
     """
 
     NOTHING = -1
@@ -95,7 +79,7 @@ class LabelRecord:
 
     @staticmethod
     def empty(device: torch.device | str | None = None) -> Tensor:
-        """A record in which nothing has happened."""
+        """A record without bad labels."""
         return torch.zeros(LabelRecord.SIZE, dtype=torch.int64, device=device)
 
     @staticmethod
@@ -122,12 +106,15 @@ class LabelRecord:
 
     @staticmethod
     def describe(record: Tensor) -> str | None:
-        """The message of a record, read from its device now; None where no bad label was seen."""
+        """The message of a record, which is read from its device; None without bad labels."""
         count, num_classes, ignored, *seen = record.tolist()
         if not count:
             return None
         triples = [seen[k : k + 3] for k in range(0, len(seen), 3) if seen[k] != LabelRecord.NOTHING]
-        places = ", ".join(f"row {row} of the batch, position {position}" for row, position, _ in triples)
+        positions = ", ".join(f"row {row} of the batch, position {position}" for row, position, _ in triples)
         values = sorted({value for _, _, value in triples})
         ignore_index = None if ignored == LabelRecord.NO_INDEX else ignored
-        return _describe(values, count, places, num_classes, ignore_index)
+        return _describe(values, count, positions, num_classes, ignore_index)
+
+
+__getattr__ = moved_names(__name__)

@@ -1,8 +1,9 @@
-"""The last layer of a classifier and its boosted loss at once, in blocks of classes: the logits of all of them are never held.
+"""The last layer of a classifier and its boosted loss in one, in blocks of classes: its logits are never held all at once.
 
-A softmax over very many classes needs every logit before the first derivative, and, where processes share the classes, a
-maximum and a sum over all of them for every row. Boosted classes stand alone: each block is multiplied, turned into loss and
-derivatives and forgotten, and processes that share the classes add up one number and the derivatives of the features.
+A softmax over very many classes needs every logit before the first derivative and, where processes share the classes, a
+maximum and a sum over all of them for every row. The classes of a boosted loss do not depend on each other: each block of
+logits is computed, turned into loss and gradients and dropped, and processes that share the classes add up one number and the
+gradients of the features.
 
 Shapes: N rows, D features, C classes (of this process), B classes of a block.
 """
@@ -16,11 +17,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from gbseg.boosting import Boost
-from gbseg.losses.kernels.cpu import terms_and_slopes
-from gbseg.losses.labels import require_labels
-from gbseg.losses.reference import boosted_loss
-from gbseg.losses.spec import Problem, traced
+from gbseg.boosting import Boost, LossInputs, LossSpec
+from gbseg.losses.functional import check_reduction, is_traced, reference_loss, require_labels
+from gbseg.losses.kernels.cpu import loss_terms_and_gradient
 
 __all__ = ["boosted_linear_loss"]
 
@@ -28,122 +27,134 @@ __all__ = ["boosted_linear_loss"]
 _BLOCK = 1 << 20
 
 
-class _Blocks:
-    """The derivatives of a linear layer with its loss, written block by block."""
+def _by_blocks(
+    spec: LossSpec,
+    inputs: LossInputs,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    first_class: int,
+    needs_grad: tuple[bool, bool, bool],
+    grad_output: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """(N,) losses of this process's classes, and the gradients of features (not yet in their dtype), weight and bias.
 
-    def __init__(self, features: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, bool, bool]) -> None:
-        wide = torch.float64 if features.dtype == torch.float64 else torch.float32
-        self.features = torch.zeros_like(features, dtype=wide) if wanted[0] else None
-        self.weight = torch.empty_like(weight) if wanted[1] else None
-        self.bias = torch.empty_like(bias) if bias is not None and wanted[2] else None
-
-    def add(self, slopes: Tensor, features: Tensor, weight: Tensor, block: slice) -> None:
-        """Of a block of classes, with derivatives (N, B) in its logits."""
-        if self.features is not None:
-            self.features += (slopes.to(weight.dtype) @ weight[block]).to(self.features.dtype)
-        if self.weight is not None:
-            self.weight[block] = slopes.to(features.dtype).T @ features
-        if self.bias is not None:
-            self.bias[block] = slopes.sum(0)
-
-
-def _block_by_block(
-    problem: Problem, features: Tensor, weight: Tensor, bias: Tensor | None, first: int, found: _Blocks, upstream: Tensor | None
-) -> Tensor:
-    """(N,) losses of this process's classes; derivatives times ``upstream`` (N,) or a number are added to ``found``."""
-    boost, (t_neg, t_pos), bound = problem.boost, problem.targets, problem.max_delta
+    The gradients are those of the sum of the losses, or with ``grad_output`` (N,) or a number as their factor.
+    """
+    boost, (t_neg, t_pos), max_delta = spec.boost, spec.targets, spec.max_delta
     rows, classes = len(features), len(weight)
-    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
-    counted = problem.counted
-    factor = torch.ones((rows, 1), dtype=wide, device=features.device) * problem.scale(counted)
-    if problem.weight is not None:
-        factor = factor * problem.weight.to(factor).unsqueeze(1)
-    if counted is not None:
-        factor = torch.where(counted.unsqueeze(1), factor, 0.0)
-    losses = torch.zeros(rows, dtype=wide, device=features.device)
-    slope = factor if upstream is None else factor * (upstream.unsqueeze(1) if upstream.ndim else upstream)
-    if counted is not None:
-        # what is upstream of an ignored row may be anything
-        slope = torch.where(counted.unsqueeze(1), slope, 0.0)
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    grad_features = torch.zeros_like(features, dtype=dtype) if needs_grad[0] else None
+    grad_weight = torch.empty_like(weight) if needs_grad[1] else None
+    grad_bias = torch.empty_like(bias) if bias is not None and needs_grad[2] else None
+    valid_mask = inputs.valid_mask
+    factor = torch.ones((rows, 1), dtype=dtype, device=features.device) * inputs.scale(valid_mask)
+    if inputs.weight is not None:
+        factor = factor * inputs.weight.to(factor).unsqueeze(1)
+    if valid_mask is not None:
+        valid_mask = valid_mask.unsqueeze(1)
+        factor = torch.where(valid_mask, factor, 0.0)
+    grad_factor = factor
+    if grad_output is not None:
+        grad_factor = factor * (grad_output.unsqueeze(1) if grad_output.ndim else grad_output)
+        # the grad_output of an ignored row may be anything
+        grad_factor = grad_factor if valid_mask is None else torch.where(valid_mask, grad_factor, 0.0)
+    losses = torch.zeros(rows, dtype=dtype, device=features.device)
     step = max(1, _BLOCK // max(rows, 1))
     for start in range(0, classes, step):
         block = slice(start, min(start + step, classes))
-        x = F.linear(features, weight[block], None if bias is None else bias[block]).to(wide)
-        if counted is not None:
-            x = torch.where(counted.unsqueeze(1), x, 0.0)
-        place = problem.label - first - start
-        here = (place >= 0) & (place < x.shape[1])
-        place = torch.where(here, place, 0).unsqueeze(1)
-        right = x.gather(1, place)
-        right_terms, right_slopes = terms_and_slopes(boost, right, torch.full_like(right, t_pos), bound)
-        terms, slopes = terms_and_slopes(boost, x, t_neg if x.device.type == "cpu" else torch.full_like(x, t_neg), bound)
-        here = here.unsqueeze(1)
-        right_terms = torch.where(here, right_terms, terms.gather(1, place))
-        right_slopes = torch.where(here, right_slopes, slopes.gather(1, place))
-        terms.scatter_(1, place, right_terms)
-        outputs = None if problem.class_weight is None else problem.class_weight[first + start : first + block.stop].to(x)
-        losses += (terms if outputs is None else terms * outputs).sum(1)
-        # after the terms are summed, for they may be the slopes
-        slopes.scatter_(1, place, right_slopes)
-        found.add(slopes * (slope if outputs is None else slope * outputs), features, weight, block)
+        x = F.linear(features, weight[block], None if bias is None else bias[block]).to(dtype)
+        if valid_mask is not None:
+            x = torch.where(valid_mask, x, 0.0)
+        index = (inputs.label - first_class - start).unsqueeze(1)
+        in_block = (index >= 0) & (index < x.shape[1])
+        index = torch.where(in_block, index, 0)
+        label_x = x.gather(1, index)
+        label_terms, label_grad = loss_terms_and_gradient(boost, label_x, torch.full_like(label_x, t_pos), max_delta)
+        # a number as the target makes exp-GB read a maximum, for which a device would have to be waited for
+        t = t_neg if x.device.type == "cpu" else torch.full_like(x, t_neg)
+        loss_terms, grad = loss_terms_and_gradient(boost, x, t, max_delta)
+        label_terms = torch.where(in_block, label_terms, loss_terms.gather(1, index))
+        label_grad = torch.where(in_block, label_grad, grad.gather(1, index))
+        loss_terms.scatter_(1, index, label_terms)
+        class_weight = None
+        if inputs.class_weight is not None:
+            class_weight = inputs.class_weight[first_class + start : first_class + block.stop].to(x)
+        losses += (loss_terms if class_weight is None else loss_terms * class_weight).sum(1)
+        # after the loss terms are summed, since they may be one tensor with the gradient
+        grad.scatter_(1, index, label_grad)
+        grad = grad * (grad_factor if class_weight is None else grad_factor * class_weight)
+        if grad_features is not None:
+            grad_features += (grad.to(weight.dtype) @ weight[block]).to(dtype)
+        if grad_weight is not None:
+            grad_weight[block] = grad.to(features.dtype).T @ features
+        if grad_bias is not None:
+            grad_bias[block] = grad.sum(0)
     losses = losses * factor.squeeze(1)
-    return losses if counted is None else torch.where(counted, losses, 0.0)
+    losses = losses if valid_mask is None else torch.where(valid_mask.squeeze(1), losses, 0.0)
+    return losses, [grad_features, grad_weight, grad_bias]
 
 
-class _Linear(torch.autograd.Function):
+class _BoostedLinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         features: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        problem: Problem,
-        first: int,
+        spec: LossSpec,
+        inputs: LossInputs,
+        first_class: int,
         group: Any,
-        derive: bool,
+        keep_gradient: bool,
     ) -> Tensor:
-        ctx.problem, ctx.first, ctx.group = problem, first, group
-        ctx.save_for_backward(features, weight, bias, *problem.tensors)
-        # without a reduction the rows have a factor each in the backward, and float16 would lose what a gradient scaler saves
-        derive = derive and problem.reduction != "none" and features.dtype != torch.float16
-        blocks = _Blocks(features, weight, bias, ctx.needs_input_grad[:3] if derive else (False,) * 3)
-        ctx.blocks = blocks if derive else None
-        losses = _block_by_block(problem, features, weight, bias, first, blocks, None)
-        loss = losses if problem.reduction == "none" else losses.sum(dtype=torch.float64).to(losses.dtype)
+        ctx.spec, ctx.inputs, ctx.first_class, ctx.group = spec, inputs, first_class, group
+        ctx.save_for_backward(features, weight, bias, *inputs.tensors)
+        # without a reduction the rows have a factor each in the backward, and float16 would underflow before the gradient
+        # scaler's factor, which comes with grad_output, is multiplied in
+        keep = keep_gradient and inputs.reduction != "none" and features.dtype != torch.float16
+        needs_grad = ctx.needs_input_grad[:3] if keep else (False, False, False)
+        losses, gradients = _by_blocks(spec, inputs, features, weight, bias, first_class, needs_grad)
+        ctx.gradients = gradients if keep else None
+        loss = losses if inputs.reduction == "none" else losses.sum(dtype=torch.float64).to(losses.dtype)
         if group is not None:
             dist.all_reduce(loss, group=group)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(upstream.device.type, enabled=False):
-            return _Linear._derivatives(ctx, upstream)
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grad_output.device.type, enabled=False):
+            if torch.is_grad_enabled():
+                gradients = _BoostedLinearFunction._differentiable_gradients(ctx, grad_output)
+            else:
+                gradients = _BoostedLinearFunction._gradients(ctx, grad_output)
+        return (*gradients, None, None, None, None, None)
 
     @staticmethod
-    def _derivatives(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def _differentiable_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
+        if ctx.group is not None:
+            raise NotImplementedError("boosted_linear_loss has no second derivative where processes share the classes.")
+        # of views: where the features depend on the weight, that path belongs to the caller's graph, not to this gradient
+        views: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors[:3]]
+        needed = [view for view, needs_grad in zip(views, ctx.needs_input_grad, strict=False) if needs_grad]
+        loss = reference_loss(ctx.spec, ctx.inputs, F.linear(*views))
+        gradients = iter(torch.autograd.grad(loss, needed, grad_output, create_graph=True))
+        return [next(gradients) if needs_grad else None for needs_grad in ctx.needs_input_grad[:3]]
+
+    @staticmethod
+    def _gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
         features, weight, bias = ctx.saved_tensors[:3]
-        if torch.is_grad_enabled():
-            if ctx.group is not None:
-                raise NotImplementedError("boosted_linear_loss has no second derivative where processes share the classes.")
-            # of views: where the features come from the weight, that way is the caller's graph and not this one
-            views = [None if one is None else one.view_as(one) for one in (features, weight, bias)]
-            inputs = [one for one, wanted in zip(views, ctx.needs_input_grad, strict=False) if wanted]
-            loss = ctx.problem.by(boosted_loss, F.linear(*views))
-            found = iter(torch.autograd.grad(loss, inputs, upstream, create_graph=True))
-            return (*(next(found) if wanted else None for wanted in ctx.needs_input_grad[:3]), *(None,) * 4)
-        blocks, ctx.blocks = ctx.blocks, None
-        times: Tensor | None = upstream
-        if blocks is None:
-            blocks, times = _Blocks(features, weight, bias, ctx.needs_input_grad[:3]), None
-            _block_by_block(ctx.problem, features, weight, bias, ctx.first, blocks, upstream)
-        gradients = [blocks.features, blocks.weight, blocks.bias]
-        if times is not None:
-            gradients = [None if one is None else one.mul_(times) for one in gradients]
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            needs_grad = ctx.needs_input_grad[:3]
+            _, gradients = _by_blocks(ctx.spec, ctx.inputs, features, weight, bias, ctx.first_class, needs_grad, grad_output)
+        else:
+            gradients = [None if gradient is None else gradient.mul_(grad_output) for gradient in gradients]
         if gradients[0] is not None:
             if ctx.group is not None:
                 dist.all_reduce(gradients[0], group=ctx.group)
             gradients[0] = gradients[0].to(features.dtype)
-        return (*gradients, *(None,) * 4)
+        return gradients
 
 
 def boosted_linear_loss(
@@ -164,56 +175,57 @@ def boosted_linear_loss(
     first_class: int = 0,
     group: Any = None,
 ) -> Tensor:
-    """`boosted_loss` of ``F.linear(features, weight, bias)``, in blocks of classes and without the (N, C) logits.
+    """The boosted loss of ``F.linear(features, weight, bias)``, in blocks of classes and without the (N, C) logits.
 
-    Processes can share the classes: each passes its rows of the layer, the number of its first class and the same features and
-    labels. All get the whole loss and the whole derivative in the features; nothing else is sent.
+    Processes can share the classes: each passes its rows of the layer, the number of its first class, and the same features and
+    labels. All get the loss over all classes and its gradient in the features; nothing else is sent.
 
     Args:
         features: (N, D).
-        weight: (C, D) of the layer, of this process's classes.
+        weight: (C, D), the layer's rows of this process's classes.
         bias: (C,), or None.
-        label: (N,) integers among the classes of all processes. Checked on a CPU where no processes share them; elsewhere the
-            caller's business.
-        boost: see `gbseg.losses.reference.boosted_loss`, as the others.
-        targets: see there.
-        ignore_index: see there.
+        label: (N,) integers among the classes of all processes. Checked on a CPU where no processes share the classes;
+            elsewhere they are the caller's responsibility.
+        boost: the boost ``g``.
+        targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
+        ignore_index: rows with this label have no loss and no gradient.
         class_weight: one factor for each class of all processes.
         row_weight: (N,) factors of the rows.
-        avg_factor: see there.
-        reduction: see there.
-        max_delta: see there.
+        avg_factor: the divisor of 'mean', instead of the number of rows that are not ignored.
+        reduction: 'none' gives (N,), 'sum' and 'mean' a scalar.
+        max_delta: bound of the gradient ``|g(x) - t|`` at each logit.
         loss_weight: factor of the loss.
         first_class: the number of this process's first class.
-        group: the processes that share the classes; None: this one has them all.
+        group: the process group that shares the classes; None: this process has all of them.
 
     Returns:
         The loss in float32 or float64.
 
     Raises:
-        BadLabelError: a label is no class.
-        ValueError: soft labels, or of another shape; settings that make no sense; weights want a gradient, or something is
-            traced, where processes share the classes.
-        NotImplementedError: a second derivative is asked for there.
+        BadLabelError: a label is neither a class nor ignored.
+        TypeError: ``boost`` is not a `gbseg.boosting.Boost`.
+        ValueError: soft labels, or labels of another shape; an option out of its range (see
+            `gbseg.boosting.LossSpec`), or no such reduction; where processes share the classes, also weights that
+            require a gradient, and tracing.
+        NotImplementedError: a second derivative where processes share the classes.
     """
     if label.is_floating_point() or label.shape != features.shape[:1]:
         raise ValueError(
             f"boosted_linear_loss takes integer labels (N,) for features {tuple(features.shape)}, got {label.dtype} "
             f"{tuple(label.shape)}."
         )
-    if label.device.type == "cpu" and group is None and not first_class and not traced(label):
+    if label.device.type == "cpu" and group is None and not first_class and not is_traced(label):
         require_labels(label, len(weight), ignore_index)
-    label = label.long()
-    problem = Problem(
-        label, boost, targets, ignore_index, class_weight, row_weight, avg_factor, reduction, max_delta, loss_weight
-    )
-    if problem.learned or traced(features, weight, bias, *problem.tensors):
+    check_reduction(reduction)
+    spec = LossSpec(boost, targets, max_delta)
+    inputs = LossInputs(label.long(), ignore_index, class_weight, row_weight, avg_factor, reduction, loss_weight)
+    if inputs.requires_grad or is_traced(features, weight, bias, *inputs.tensors):
         if group is not None:
             raise ValueError("where processes share the classes, row and class weights get no gradient, and nothing is traced.")
-        return problem.by(boosted_loss, F.linear(features, weight, bias))
-    kind = features.device.type
-    if torch.is_autocast_enabled(kind) and features.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        features, weight, bias = (None if one is None else one.to(dtype) for one in (features, weight, bias))
-    with torch.autocast(kind, enabled=False):
-        return _Linear.apply(features, weight, bias, problem, first_class, group, torch.is_grad_enabled())
+        return reference_loss(spec, inputs, F.linear(features, weight, bias))
+    device_type = features.device.type
+    if torch.is_autocast_enabled(device_type) and features.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        features, weight, bias = features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    with torch.autocast(device_type, enabled=False):
+        return _BoostedLinearFunction.apply(features, weight, bias, spec, inputs, first_class, group, torch.is_grad_enabled())

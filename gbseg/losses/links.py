@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 __all__ = ["probabilities_of_losses", "starting_logits"]
 
-# losses on a softmax over the classes, by name: mmseg and mmpretrain register one of a kind each
+# losses on a softmax over the classes, by name, since mmseg and mmpretrain have classes of their own
 _SOFTMAX = ("CrossEntropyLoss", "OhemCrossEntropy", "LovaszLoss", "TverskyLoss", "DiceLoss", "FocalLoss", "LabelSmoothLoss")
 
 
 def probabilities_of_losses(losses: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
     """The function from logits (N, C, *) to class probabilities of the same shape, which sum to one over C.
 
-    It is the `probabilities` of the first of the losses that has one (every loss of gbseg), softmax after cross-entropy and
-    its kin, and normalised sigmoids after a loss with ``use_sigmoid=True``.
+    It is the method ``probabilities`` of the first of the losses that has one (every loss of gbseg has), normalised sigmoids
+    after a loss with ``use_sigmoid=True``, and softmax after cross-entropy and similar losses.
 
     Raises:
-        ValueError: no loss whose logits are known to be probabilities by some link.
+        ValueError: none of the losses tells what its logits mean as probabilities.
     """
     losses = list(losses)
     for loss in losses:
-        if hasattr(loss, "probabilities"):
-            return loss.probabilities
+        if (probabilities := getattr(loss, "probabilities", None)) is not None:
+            return probabilities
     for loss in losses:
         if getattr(loss, "use_sigmoid", False):
             return _normalised_sigmoids
@@ -49,25 +49,26 @@ def _normalised_sigmoids(logits: Tensor) -> Tensor:
 
 
 def starting_logits(loss: nn.Module, start: str | Sequence[float] | None, num_classes: int, owner: str) -> Tensor | None:
-    """The (C,) logits at which a loss's link gives class frequencies, where a head may start its output bias.
+    """The (C,) logits at which a loss's link gives class frequencies, which a head can start its output bias with.
 
     Args:
-        loss: with `prior_logits`, unless ``start`` is None.
-        start: None; 'prior' for uniform frequencies; or C frequencies.
+        loss: a loss with a method ``prior_logits``, unless ``start`` is None.
+        start: None for no such logits; 'prior' for uniform frequencies; or C frequencies.
         num_classes: C.
-        owner: who asks, for the messages.
+        owner: name of the head, for error messages.
 
     Raises:
-        ValueError: the loss has no `prior_logits`, or ``start`` is neither of the above.
+        ValueError: the loss has no ``prior_logits``, or ``start`` is none of the above.
     """
     if start is None:
         return None
-    if not hasattr(loss, "prior_logits"):
+    prior_logits: Callable[[Tensor], Tensor] | None = getattr(loss, "prior_logits", None)
+    if prior_logits is None:
         raise ValueError(f"{owner}: init_bias needs a loss with prior_logits; {type(loss).__name__} has none.")
     if start == "prior":
-        return loss.prior_logits(torch.full((num_classes,), 1 / num_classes))
+        return prior_logits(torch.full((num_classes,), 1 / num_classes))
     if isinstance(start, str):
         raise ValueError(f"{owner}: init_bias is None, 'prior' or a list of frequencies, got {start!r}.")
     if len(start) != num_classes:
         raise ValueError(f"{owner}: init_bias has {len(start)} frequencies for {num_classes} classes.")
-    return loss.prior_logits(torch.tensor(start))
+    return prior_logits(torch.tensor(start))

@@ -1,22 +1,230 @@
-"""The losses that configs name: the boosted loss with any boost, and its three usual settings.
+"""The losses that configs name, as modules: the checks that every loss makes, the boosted loss and its three usual settings.
 
 Shapes: N images or rows, C classes, * any trailing dimensions.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TypedDict, Unpack
+from dataclasses import replace
+from typing import Any, TypedDict, Unpack
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, build_boost, check_targets, link, prior_logits
-from gbseg.losses.functional import IMPLEMENTATIONS, fused_boosted_loss
-from gbseg.losses.guarded import GuardedLoss
-from gbseg.losses.resize import enlarge, resize_loss
-from gbseg.losses.spec import Problem
+from gbseg.boosting import (
+    Boost,
+    CubicBoost,
+    ExponentialBoost,
+    LinearBoost,
+    LossInputs,
+    LossSpec,
+    build_boost,
+    link,
+    prior_logits,
+)
+from gbseg.losses.functional import (
+    REDUCTIONS,
+    check_reduction,
+    default_ignore_index,
+    find_bad_labels,
+    loss_from_spec,
+    require_labels,
+)
+from gbseg.losses.labels import LabelRecord, require_soft_labels
+from gbseg.losses.resize import resize_loss, upsample
 
-__all__ = ["BoostedLoss", "ExpGBLoss", "LinearLoss", "Pow3GBLoss"]
+__all__ = ["BoostedLoss", "ExpGBLoss", "GuardedLoss", "LinearLoss", "Pow3GBLoss"]
+
+
+class GuardedLoss(nn.Module):
+    """A loss between logits (N, C, *) and labels that checks shapes, options and labels before it computes.
+
+    Args:
+        class_weight: C factors of the outputs.
+        loss_weight: factor of the loss.
+        reduction: 'none', 'sum' or 'mean'.
+        loss_name: the key under which MMSegmentation logs the loss; it starts with ``loss_``.
+
+    Raises:
+        ValueError: ``class_weight`` is not a vector of finite numbers >= 0, ``loss_weight`` is not finite, there is no such
+            reduction, or ``loss_name`` does not start with ``loss_``.
+    """
+
+    record: Tensor
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        class_weight: Sequence[float] | Tensor | None = None,
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+        loss_name: str = "loss_guarded",
+    ) -> None:
+        super().__init__()
+        check_reduction(reduction)
+        if not math.isfinite(loss_weight):
+            raise ValueError(f"loss_weight must be a finite number, got {loss_weight!r}.")
+        if not loss_name.startswith("loss_"):
+            raise ValueError(f"loss_name must start with 'loss_' or mmengine leaves it out of the sum, got {loss_name!r}.")
+        if class_weight is not None:
+            class_weight = torch.as_tensor(class_weight).clone()
+            class_weight = class_weight if class_weight.is_floating_point() else class_weight.float()
+            if class_weight.ndim != 1 or not bool(torch.isfinite(class_weight).all() and (class_weight >= 0).all()):
+                raise ValueError(f"class_weight is one finite number >= 0 a class, got {class_weight.tolist()}.")
+        self.loss_weight = float(loss_weight)
+        self.reduction = reduction
+        self._loss_name = loss_name
+        # not in checkpoints: a loss must load the weights of a model that had another loss
+        self.register_buffer("class_weight", class_weight, persistent=False)
+        self.register_buffer("record", torch.zeros(LabelRecord.SIZE, dtype=torch.int64), persistent=False)
+
+    @property
+    def loss_name(self) -> str:
+        """The key of this loss in MMSegmentation's log."""
+        return self._loss_name
+
+    @abstractmethod
+    def compute(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        ignore_index: int | None,
+        weight: Tensor | None,
+        avg_factor: float | Tensor | None,
+        reduction: str,
+    ) -> Tensor:
+        """The reduced loss times ``loss_weight``; every label is a class or ignored."""
+
+    @abstractmethod
+    def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
+        """Class probabilities that the logits stand for, summing to one along ``dim``. Labels are the *logits*' argmax."""
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: str | None = None,
+        ignore_index: int | None = None,
+        **kwargs: object,
+    ) -> Tensor:
+        """The loss of ``pred`` against ``target``; one signature for mmseg, mmpretrain, mmdet and plain PyTorch.
+
+        Args:
+            pred: (N, C, *) logits of any floating dtype.
+            target: (N, *) integer labels, or (N, C, *) floating soft labels (constants: they get no gradient).
+            weight: (N, *) factors of the pixels.
+            avg_factor: the divisor of 'mean', instead of the number of pixels that are not ignored; without effect on 'none',
+                refused for 'sum'.
+            reduction_override: used instead of ``reduction``.
+            ignore_index: pixels with this label have no loss; None means 255 where C <= 255, and else no label.
+            kwargs: arguments of other losses; a warning names those that are not None.
+
+        Returns:
+            A scalar, or (N, *) for 'none'; float32 or float64.
+
+        Raises:
+            BadLabelError: a label is outside 0..C-1 and not ignored. Raised before anything is computed on the CPU; on a
+                device, and under ``torch.compile``, the loss and its gradient are NaN and `bad_label_report` says why
+                (soft labels that are negative or not finite are treated alike, without a report).
+            ValueError: shapes, dtypes, devices or arguments that do not fit together.
+        """
+        reduction = self._check_call(pred, target, weight, avg_factor, reduction_override, kwargs, pred.shape[2:])
+        target, ignore_index, poison = self._check_labels(pred, target, ignore_index)
+        loss = self.compute(pred, target, ignore_index, weight, avg_factor, reduction)
+        return loss if poison is None else loss * poison
+
+    def bad_label_report(self) -> str | None:
+        """What was wrong with the labels that a device has seen since the start; None if nothing. Synchronises."""
+        return LabelRecord.describe(self.record)
+
+    def _check_labels(self, pred: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, int | None, Tensor | None]:
+        """Refuse bad labels on the CPU; on a device, record them.
+
+        Returns the labels, ``ignore_index``, and NaN where a device holds bad labels: a factor of the loss and not a summand,
+        so that the gradient is NaN as well and no optimizer steps on it.
+        """
+        num_classes = pred.shape[1]
+        on_host = target.device.type == "cpu" and not torch.compiler.is_compiling()
+        self._move_buffers(pred.device)
+        if target.is_floating_point():
+            if on_host:
+                require_soft_labels(target)
+                return target, ignore_index, None
+            return target, ignore_index, torch.where((torch.isfinite(target) & (target >= 0)).all(), 1.0, torch.nan)
+        target = target.long()
+        if ignore_index is None:
+            ignore_index = default_ignore_index(num_classes)
+        if on_host:
+            require_labels(target, num_classes, ignore_index)
+            return target, ignore_index, None
+        bad = find_bad_labels(target, num_classes, ignore_index)
+        LabelRecord.update(self.record, target, bad, num_classes, ignore_index)
+        return torch.where(bad, 0, target), ignore_index, torch.where(bad.any(), torch.nan, 1.0)
+
+    def _move_buffers(self, device: torch.device) -> None:
+        """Move the buffers to ``device`` once, for a loss that was never moved with its model."""
+        if self.record.device != device:
+            # a tensor made in inference mode could not be updated in training
+            with torch.inference_mode(False):
+                self.record = LabelRecord.empty(device)
+                if self.class_weight is not None:
+                    self.class_weight = self.class_weight.to(device)
+
+    def _check_call(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        avg_factor: float | Tensor | None,
+        reduction_override: str | None,
+        kwargs: dict[str, object],
+        size: tuple[int, ...],
+    ) -> str:
+        """Refuse arguments that do not fit together, of pixels (N, *size); returns the reduction of this call."""
+        name = type(self).__name__
+        reduction = reduction_override or self.reduction
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"{name}: reduction_override must be one of {REDUCTIONS}, got {reduction_override!r}.")
+        if pred.ndim < 2 or not pred.is_floating_point():
+            raise ValueError(f"{name}: pred must be floating logits (N, C, *), got {pred.dtype} {tuple(pred.shape)}.")
+        pixels = (len(pred), *size)
+        if target.is_floating_point():
+            if target.shape != pred.shape:
+                raise ValueError(
+                    f"{name}: floating targets are soft labels of pred's shape {tuple(pred.shape)}, got "
+                    f"{tuple(target.shape)}. If they are class numbers, pass them as integers: target.long()."
+                )
+            if target.requires_grad:
+                raise ValueError(f"{name}: soft labels are constants here and get no gradient; pass target.detach().")
+        elif target.shape != pixels:
+            hint = " If they are one-hot, pass them as floats." if target.shape == pred.shape else ""
+            raise ValueError(
+                f"{name}: pred {tuple(pred.shape)} needs labels of shape {pixels}, got {tuple(target.shape)}.{hint}"
+            )
+        if pred.device != target.device:
+            raise ValueError(f"{name}: pred is on {pred.device} and target on {target.device}.")
+        if weight is not None and weight.shape != pixels:
+            raise ValueError(f"{name}: weight must have the shape of the pixels {pixels}, got {tuple(weight.shape)}.")
+        if self.class_weight is not None and len(self.class_weight) != pred.shape[1]:
+            raise ValueError(f"{name}: class_weight has {len(self.class_weight)} values, pred has {pred.shape[1]} classes.")
+        if avg_factor is not None:
+            if reduction == "sum":
+                raise ValueError(f"{name}: avg_factor divides a mean; with reduction='sum' it has no meaning.")
+            if isinstance(avg_factor, Tensor):
+                if avg_factor.numel() != 1:
+                    raise ValueError(f"{name}: avg_factor is one number, got a tensor of shape {tuple(avg_factor.shape)}.")
+            elif not avg_factor > 0:
+                raise ValueError(f"{name}: avg_factor divides the loss and must be > 0, got {avg_factor!r}.")
+        if unknown := sorted([key for key, value in kwargs.items() if value is not None]):
+            warnings.warn(f"{name} has no use for {', '.join(unknown)} and ignores it.", stacklevel=3)
+        return reduction
 
 
 class LossOptions(TypedDict, total=False):
@@ -31,6 +239,18 @@ class LossOptions(TypedDict, total=False):
     loss_name: str
 
 
+def _option(name: str) -> Any:
+    """An attribute of a module that is an option of its ``spec``; assigning it validates the options again."""
+
+    def get(self: BoostedLoss) -> Any:
+        return getattr(self.spec, name)
+
+    def set_(self: BoostedLoss, value: Any) -> None:
+        self.spec = replace(self.spec, **{name: value})
+
+    return property(get, set_, doc=f"See `gbseg.boosting.LossSpec`: ``{name}``.")
+
+
 class BoostedLoss(GuardedLoss):
     """The loss whose gradient at every output is ``g(x_j) - t_j`` (paper, section 2).
 
@@ -39,11 +259,12 @@ class BoostedLoss(GuardedLoss):
     ``t_neg + (t_pos - t_neg) p``. 'mean' divides by the number of pixels that are not ignored.
 
     Args:
-        boost: one of `gbseg.boosting`, or ``dict(type='CubicBoost', alpha=..., beta=...)``.
+        boost: a `gbseg.boosting.Boost`, or the config of one, ``dict(type='CubicBoost', alpha=..., beta=...)``; a boost of your
+            own is known by its name after `gbseg.boosting.register_boost`.
         targets: ``(t_neg, t_pos)``.
         class_weight: C factors. They multiply *output* j's term at every pixel, so the link stays valid; the ``weight`` of
             ``F.cross_entropy`` multiplies the pixels whose label is j, and changes the divisor as well.
-        loss_weight: factor of the whole loss.
+        loss_weight: factor of the loss.
         reduction: 'none', 'sum' or 'mean'.
         max_delta: clamps ``g(x) - t`` to ``[-max_delta, max_delta]``; the loss is the matching Huber-like potential. Where
             the bound is reached, the minimum moves from the mean of the targets towards their median, so the link and
@@ -54,8 +275,16 @@ class BoostedLoss(GuardedLoss):
         loss_name: the key under which MMSegmentation logs the loss; it starts with ``loss_``.
 
     Raises:
-        ValueError: a setting makes no sense (each message says which and why).
+        TypeError: ``boost`` is neither a boost nor a dict.
+        ValueError: there is no such boost, or an option is out of its range (see `gbseg.boosting.LossSpec`).
     """
+
+    spec: LossSpec
+    boost: Boost = _option("boost")
+    targets: tuple[float, float] = _option("targets")
+    max_delta: float | None = _option("max_delta")
+    impl: str = _option("impl")
+    keep_gradient: bool = _option("keep_gradient")
 
     def __init__(
         self,
@@ -71,15 +300,7 @@ class BoostedLoss(GuardedLoss):
         loss_name: str = "loss_boosted",
     ) -> None:
         super().__init__(class_weight=class_weight, loss_weight=loss_weight, reduction=reduction, loss_name=loss_name)
-        self.boost = build_boost(boost)
-        self.targets = check_targets(self.boost, targets)
-        if impl not in IMPLEMENTATIONS:
-            raise ValueError(f"impl must be one of {IMPLEMENTATIONS}, got {impl!r}.")
-        if max_delta is not None and not max_delta > 0:
-            raise ValueError(f"max_delta bounds |g(x) - t| and must be > 0 (or None for no bound), got {max_delta!r}.")
-        self.max_delta = max_delta
-        self.impl = impl
-        self.keep_gradient = keep_gradient
+        self.spec = LossSpec(build_boost(boost), targets, max_delta, impl, keep_gradient)
 
     def extra_repr(self) -> str:
         """The settings, for ``print(model)``."""
@@ -94,22 +315,9 @@ class BoostedLoss(GuardedLoss):
         avg_factor: float | Tensor | None,
         reduction: str,
     ) -> Tensor:
-        """See `gbseg.losses.reference.boosted_loss`; by the fastest implementation."""
-        return fused_boosted_loss(
-            pred,
-            target,
-            self.boost,
-            self.targets,
-            ignore_index=ignore_index,
-            class_weight=self.class_weight,
-            weight=weight,
-            avg_factor=avg_factor,
-            reduction=reduction,
-            max_delta=self.max_delta,
-            loss_weight=self.loss_weight,
-            keep_gradient=self.keep_gradient,
-            impl=self.impl,
-        )
+        """The loss of checked inputs by the fastest implementation, see `gbseg.losses.functional.fused_boosted_loss`."""
+        inputs = LossInputs(target, ignore_index, self.class_weight, weight, avg_factor, reduction, self.loss_weight)
+        return loss_from_spec(self.spec, inputs, pred)
 
     def resized(
         self,
@@ -121,56 +329,45 @@ class BoostedLoss(GuardedLoss):
         ignore_index: int | None = None,
         align_corners: bool = False,
     ) -> Tensor:
-        """The loss of ``pred`` after bilinear enlargement to the labels' size, which is never held:
-        `gbseg.losses.boosted_resize_loss`.
+        """The loss of ``pred`` after bilinear upsampling to the labels' size, by `gbseg.losses.boosted_resize_loss`.
 
-        With ``impl`` 'reference' or 'compile' it is enlarged and handed to that.
+        The upsampled logits are not held, except with ``impl`` 'reference' or 'compile'.
 
         Args:
-            pred: (N, C, h, w) logits.
+            pred: (N, C, h, w) logits of any floating dtype.
             target: (N, H, W) integer labels.
-            weight: (N, H, W), see `forward`, as the others.
-            avg_factor: see there.
-            reduction_override: see there.
-            ignore_index: see there.
+            weight: (N, H, W) factors of the pixels.
+            avg_factor: the divisor of 'mean', instead of the number of pixels that are not ignored; without effect on 'none',
+                refused for 'sum'.
+            reduction_override: used instead of ``reduction``.
+            ignore_index: pixels with this label have no loss; None means 255 where C <= 255, and else no label.
             align_corners: see `torch.nn.functional.interpolate`.
 
         Returns:
-            See there.
+            A scalar, or (N, H, W) for 'none'; float32 or float64.
 
         Raises:
-            BadLabelError: see there.
-            ValueError: see there; or soft labels, which need no enlargement to save memory.
+            BadLabelError: a label is outside 0..C-1 and not ignored; on a device the loss is NaN instead, as in `forward`.
+            ValueError: shapes, dtypes, devices or arguments that do not fit together, or soft labels.
         """
         if pred.ndim != 4 or target.ndim != 3 or target.is_floating_point():
             raise ValueError(
                 f"{type(self).__name__}.resized takes logits (N, C, h, w) and integer labels (N, H, W), got "
                 f"{tuple(pred.shape)} and {target.dtype} {tuple(target.shape)}."
             )
-        target, ignore_index, reduction, poison = self._checked(
-            pred, target, weight, avg_factor, reduction_override, ignore_index, {}, tuple(target.shape[1:])
-        )
+        size = target.shape[1:]
+        reduction = self._check_call(pred, target, weight, avg_factor, reduction_override, {}, size)
+        target, ignore_index, poison = self._check_labels(pred, target, ignore_index)
         if self.impl in ("reference", "compile"):
-            large = enlarge(pred, tuple(target.shape[1:]), align_corners)
+            large = upsample(pred, size, align_corners)
             loss = self.compute(large, target, ignore_index, weight, avg_factor, reduction)
         else:
-            problem = Problem(
-                target,
-                self.boost,
-                self.targets,
-                ignore_index,
-                self.class_weight,
-                weight,
-                avg_factor,
-                reduction,
-                self.max_delta,
-                self.loss_weight,
-            )
-            loss = resize_loss(problem, pred, align_corners)
+            inputs = LossInputs(target, ignore_index, self.class_weight, weight, avg_factor, reduction, self.loss_weight)
+            loss = resize_loss(self.spec, inputs, pred, align_corners)
         return loss if poison is None else loss * poison
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
-        """Class probabilities by the loss's link; see `gbseg.boosting.link`. Labels are the argmax of the *logits*."""
+        """Class probabilities by the loss's link, see `gbseg.boosting.link`. Labels are the argmax of the *logits*."""
         return link(logits, self.boost, self.targets, dim)
 
     def prior_logits(self, frequencies: Tensor) -> Tensor:
@@ -183,12 +380,12 @@ class ExpGBLoss(BoostedLoss):
 
     With ``t_neg = 0``, ``S = sum_j exp(x_j)`` and ``z = alpha * S / t_pos`` it is
     ``t_pos * [cross_entropy(x, y) + (z - ln z - 1)]``: softmax cross-entropy, ``t_pos`` times as strong, with a penalty that
-    holds the normaliser at ``S = t_pos / alpha``. So a rate that suits cross-entropy under SGD wants dividing by ``t_pos``.
+    holds the normaliser at ``S = t_pos / alpha``. So divide a learning rate that suits cross-entropy under SGD by ``t_pos``.
 
     Args:
-        alpha: the paper's alpha.
+        alpha: factor of the exponential, > 0.
         targets: ``(t_neg, t_pos)``, both >= 0.
-        options: those of `BoostedLoss`.
+        options: the keyword arguments of `BoostedLoss`.
     """
 
     def __init__(self, alpha: float = 0.1, targets: tuple[float, float] = (0.0, 16.0), **options: Unpack[LossOptions]) -> None:
@@ -200,10 +397,10 @@ class Pow3GBLoss(BoostedLoss):
     """pow3-GB: the boosted loss with ``g(x) = alpha * x^3 + beta`` (paper, section 2.2).
 
     Args:
-        alpha: the paper's alpha.
-        beta: the paper's beta.
+        alpha: factor of the cube, > 0.
+        beta: the value at 0.
         targets: ``(t_neg, t_pos)``.
-        options: those of `BoostedLoss`.
+        options: the keyword arguments of `BoostedLoss`.
     """
 
     def __init__(
@@ -222,7 +419,7 @@ class LinearLoss(BoostedLoss):
 
     Args:
         targets: ``(t_neg, t_pos)``.
-        options: those of `BoostedLoss`.
+        options: the keyword arguments of `BoostedLoss`.
     """
 
     def __init__(self, targets: tuple[float, float] = (0.0, 1.0), **options: Unpack[LossOptions]) -> None:

@@ -1,4 +1,4 @@
-"""The boosted loss, as it is defined: readable, any layout, plain PyTorch. Everything faster is held to this.
+"""The definition of the boosted loss: readable, any layout, plain PyTorch. Faster implementations are tested against it.
 
 Shapes: N images or rows, C classes, * any trailing dimensions (none for a classifier, H x W for a segmentation).
 """
@@ -10,9 +10,10 @@ import math
 import torch
 from torch import Tensor
 
+from gbseg._moved import moved_names
 from gbseg.boosting import Boost
 
-__all__ = ["boosted_loss", "bounded_divergence", "masked", "reduced", "target_values"]
+__all__ = ["boosted_loss", "bounded_divergence", "mask_ignored", "reduce_loss", "target_values"]
 
 
 def target_values(label: Tensor, num_classes: int, targets: tuple[float, float], dtype: torch.dtype) -> Tensor:
@@ -23,7 +24,7 @@ def target_values(label: Tensor, num_classes: int, targets: tuple[float, float],
             (N, C, *) soft labels ``p`` (``t_neg + (t_pos - t_neg) * p``).
         num_classes: C.
         targets: ``(t_neg, t_pos)``.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
         (N, C, *) target values.
@@ -39,8 +40,8 @@ def target_values(label: Tensor, num_classes: int, targets: tuple[float, float],
 def bounded_divergence(boost: Boost, x: Tensor, t: Tensor, max_delta: float | None) -> Tensor:
     """``L(x, t)`` elementwise, with the gradient ``g(x) - t`` clamped to ``[-max_delta, max_delta]``.
 
-    Beyond the logits ``x_lo = g^-1(t - m)`` and ``x_hi = g^-1(t + m)`` the loss goes on as a straight line of slope
-    ``m = max_delta``, as Huber's does: ``L(clamp(x, x_lo, x_hi), t) + m * (relu(x - x_hi) + relu(x_lo - x))``.
+    Beyond the logits ``x_lo = g^-1(t - m)`` and ``x_hi = g^-1(t + m)`` the loss is linear with slope ``m = max_delta``, as
+    Huber's loss is: ``L(clamp(x, x_lo, x_hi), t) + m * (relu(x - x_hi) + relu(x_lo - x))``.
     """
     if max_delta is None or max_delta == math.inf:
         return boost.divergence(x, t)
@@ -68,14 +69,14 @@ def boosted_loss(
     """``sum_j class_weight_j * L(x_j, t_j)`` at every pixel, times the pixel's weight, then reduced.
 
     'mean' divides the sum by the number of pixels that are not ignored (soft labels: N times the trailing dimensions),
-    or by ``avg_factor``. Weights do not change the divisor. With nothing to learn from the loss is 0, and so is its gradient.
+    or by ``avg_factor``. Weights do not change the divisor. Where every pixel is ignored, the loss and its gradient are 0.
 
     Args:
         logits: (N, C, *) of any floating dtype; computed in float32, float64 stays float64.
         label: (N, *) integers, checked by the caller; or (N, C, *) soft labels.
         boost: the boost ``g``.
-        targets: ``(t_neg, t_pos)``.
-        ignore_index: pixels with this label count nowhere (integer labels only).
+        targets: ``(t_neg, t_pos)``, validated by the caller (see `gbseg.boosting.check_targets`).
+        ignore_index: pixels with this label have no loss and no gradient (integer labels only).
         class_weight: (C,) factors of the outputs.
         weight: (N, *) factors of the pixels.
         avg_factor: the divisor of 'mean'.
@@ -85,37 +86,37 @@ def boosted_loss(
     Returns:
         The loss in float32 or float64.
     """
-    x, label, counted = masked(logits, label, ignore_index)
-    # no boost of DESIGN is undefined at t_neg, so an ignored pixel can stand in as class 0
+    x, label, valid_mask = mask_ignored(logits, label, ignore_index)
+    # every boost is defined at t_neg, so an ignored pixel can take the label 0
     t = target_values(label, logits.shape[1], targets, x.dtype)
-    terms = bounded_divergence(boost, x, t, max_delta)
+    loss_terms = bounded_divergence(boost, x, t, max_delta)
     if class_weight is not None:
-        terms = terms * class_weight.to(x).view(1, -1, *[1] * (x.ndim - 2))
-    return reduced(terms.sum(1), counted, weight, avg_factor, reduction)
+        loss_terms = loss_terms * class_weight.to(x).view(1, -1, *[1] * (x.ndim - 2))
+    return reduce_loss(loss_terms.sum(1), valid_mask, weight, avg_factor, reduction)
 
 
-def masked(logits: Tensor, label: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits in float32 (float64 stays), labels of which every one is a class, and the (N, *) pixels that count.
+def mask_ignored(logits: Tensor, label: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits in float32 (float64 stays), labels that are all classes, and the (N, *) mask of pixels that are not ignored.
 
-    The last is None where all do. Ignored pixels have logits 0 and label 0.
+    The mask is None where no pixel can be ignored. Ignored pixels get logits 0 and label 0.
     """
     # exp leaves float16 at x = 11.09; no autocast region changes the dtype of what follows
     x = logits if logits.dtype == torch.float64 else logits.float()
     if label.is_floating_point() or ignore_index is None:
         return x, label, None
-    counted = label != ignore_index
-    # masked before the loss and not only after it: the zero gradient of an ignored pixel times an infinite one is NaN
-    return torch.where(counted.unsqueeze(1), x, 0.0), torch.where(counted, label, 0), counted
+    valid_mask = label != ignore_index
+    # before the loss and not only after it: the zero gradient of an ignored pixel times an infinite one is NaN
+    return torch.where(valid_mask.unsqueeze(1), x, 0.0), torch.where(valid_mask, label, 0), valid_mask
 
 
-def reduced(
-    pixels: Tensor, counted: Tensor | None, weight: Tensor | None, avg_factor: float | Tensor | None, reduction: str
+def reduce_loss(
+    pixels: Tensor, valid_mask: Tensor | None, weight: Tensor | None, avg_factor: float | Tensor | None, reduction: str
 ) -> Tensor:
-    """Weight and reduce the (N, *) losses of pixels, of which those not ``counted`` are 0; see `boosted_loss`."""
+    """Weight and reduce the (N, *) losses of pixels, which are 0 outside the ``valid_mask``; see `boosted_loss`."""
     if weight is not None:
         pixels = pixels * weight.to(pixels)
-    if counted is not None:
-        pixels = torch.where(counted, pixels, 0.0)
+    if valid_mask is not None:
+        pixels = torch.where(valid_mask, pixels, 0.0)
     if reduction == "none":
         return pixels
     total = pixels.sum()
@@ -123,6 +124,9 @@ def reduced(
         return total
     if avg_factor is not None:
         return total / (avg_factor.reshape(()) if isinstance(avg_factor, Tensor) else avg_factor)
-    if counted is not None:
-        return total / counted.sum().clamp(min=1)
+    if valid_mask is not None:
+        return total / valid_mask.sum().clamp(min=1)
     return total / max(pixels.numel(), 1)
+
+
+__getattr__ = moved_names(__name__)

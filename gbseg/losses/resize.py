@@ -1,66 +1,76 @@
-"""Upsampling and boosted loss at once, class by class: the large logits of a segmentation network are never held.
+"""Upsampling and boosted loss in one, class by class: the large logits of a segmentation network are never held.
 
-A decode head enlarges its logits 4 to 32 times before the loss. As every class of a boosted loss stands alone, one plane of it
-can be enlarged, turned into loss and gradient, and its gradient brought back to the small logits, before the next is begun.
+A decode head upsamples its logits 4 to 32 times before the loss. The classes of a boosted loss do not depend on each other, so
+one class of an image can be upsampled, turned into loss and gradient, and its gradient brought back to the small logits, before
+the next one starts.
 
 Shapes: N images, C classes, h x w the logits, H x W the labels.
 """
 
 from __future__ import annotations
 
-import itertools
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gbseg.boosting import Boost
-from gbseg.losses.kernels.cpu import terms_and_slopes
-from gbseg.losses.labels import require_labels
-from gbseg.losses.reference import boosted_loss
-from gbseg.losses.spec import Problem, traced
+from gbseg._moved import moved_names
+from gbseg.boosting import Boost, LossInputs, LossSpec
+from gbseg.losses.functional import (
+    apply_kernels,
+    check_reduction,
+    is_traced,
+    reference_loss,
+    require_labels,
+)
+from gbseg.losses.kernels.cpu import loss_terms_and_gradient
 
-__all__ = ["boosted_resize_loss", "enlarge", "resize_loss", "resized_accuracy"]
+__all__ = ["boosted_resize_loss", "resize_loss", "resized_accuracy", "upsample"]
 
 
-def enlarge(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+def upsample(logits: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
     """(N, C, h, w) bilinearly as (N, C, H, W), in float32 (float64 stays)."""
     x = logits if logits.dtype == torch.float64 else logits.float()
     return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
-def _transposed(few: int, many: int, align_corners: bool, **facts: Any) -> Tensor:
-    """The matrix (few, many) whose transpose enlarges a line: two products bring a plane back, faster than scattering it."""
-    return F.interpolate(torch.eye(few, **facts)[None], many, mode="linear", align_corners=align_corners)[0]
+def _upsample_matrix(small: int, large: int, align_corners: bool, like: Tensor) -> Tensor:
+    """The matrix (h, H) whose transpose upsamples a line of h numbers to H."""
+    identity = torch.eye(small, dtype=like.dtype, device=like.device)
+    return F.interpolate(identity[None], large, mode="linear", align_corners=align_corners)[0]
 
 
-def _by_products(rows: Tensor, columns: Tensor, plane: Tensor) -> Tensor:
+def _upsample_backward(plane: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
+    """The gradient (h, w) of the small plane, from that (H, W) of the upsampled one."""
+    shape = (1, 1, *size)
+    return torch.ops.aten.upsample_bilinear2d_backward(plane[None, None], plane.shape, shape, align_corners)[0, 0]
+
+
+def _upsample_backward_by_products(plane: Tensor, row_matrix: Tensor, column_matrix: Tensor) -> Tensor:
+    """`_upsample_backward` as two matrix products, which are faster on a CPU."""
     with torch.autocast(plane.device.type, enabled=False):
-        return rows @ plane @ columns.T
+        return row_matrix @ plane @ column_matrix.T
 
 
-def _by_scattering(size: tuple[int, int], shape: tuple[int, ...], align_corners: bool, plane: Tensor) -> Tensor:
-    return torch.ops.aten.upsample_bilinear2d_backward(plane[None, None], size, shape, align_corners)[0, 0]
+def _ignored_and_class_pixels(
+    label: Tensor, ignore_index: int | None, num_classes: int
+) -> tuple[Tensor | None, list[Tensor] | None]:
+    """The ignored pixels of an image, and the pixels of each class.
 
-
-def _places(problem: Problem, label: Tensor, classes: int) -> tuple[Tensor | None, list[Tensor] | None]:
-    """What is ignored in an image, and where the labels of each class stand.
-
-    On a CPU both are flat indices; on a device, where those would have to be waited for, a mask and None.
+    On a CPU both are flat indices; on a device, where their number would have to be waited for, a mask and None.
     """
     if label.device.type != "cpu":
-        return None if problem.ignore_index is None else label == problem.ignore_index, None
-    if problem.ignore_index is not None:
-        label = torch.where(label == problem.ignore_index, -1, label)
+        return None if ignore_index is None else label == ignore_index, None
+    if ignore_index is not None:
+        label = torch.where(label == ignore_index, -1, label)
     flat = label.reshape(-1) + 1
-    ignored, *places = flat.argsort().split(torch.bincount(flat, minlength=classes + 1).tolist())
-    return ignored, places
+    ignored, *class_pixels = flat.argsort().split(torch.bincount(flat, minlength=num_classes + 1).tolist())
+    return ignored, class_pixels
 
 
-def _without(x: Tensor, ignored: Tensor | None) -> Tensor:
-    """A plane with zeros where pixels are ignored, whatever logits, weights and upstream gradients are there."""
+def _zero_ignored(x: Tensor, ignored: Tensor | None) -> Tensor:
+    """A plane with zeros at ignored pixels, whatever logits, weights and grad_outputs are there."""
     if ignored is None:
         return x
     if ignored.dtype == torch.bool:
@@ -69,88 +79,82 @@ def _without(x: Tensor, ignored: Tensor | None) -> Tensor:
     return x
 
 
-def _class_by_class(
-    problem: Problem, logits: Tensor, align_corners: bool, derive: bool, upstream: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """The loss and, if wanted, its derivative in the small logits times ``upstream``."""
-    boost, (t_neg, t_pos), bound = problem.boost, problem.targets, problem.max_delta
-    count, classes = logits.shape[:2]
-    size = tuple(problem.label.shape[1:])
-    facts = dict(dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32, device=logits.device)
-    scale = problem.scale(problem.counted)
-    each = torch.zeros((count, *size), **facts) if problem.reduction == "none" else None
-    gradient = torch.zeros_like(logits, dtype=facts["dtype"]) if derive else None
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    by_pixel = upstream is not None and upstream.ndim > 0
-    if logits.device.type == "cpu":
-        matrices = [_transposed(*lengths, align_corners, **facts) for lengths in zip(logits.shape[2:], size, strict=True)]
-        back = partial(_by_products, *matrices)
-    else:
-        # a product may be rounded to TF32 there
-        whole = (size, (1, 1, *logits.shape[2:]), align_corners)
-        back = partial(_by_scattering, *whole)
-    for first, one in itertools.product(range(count), range(classes)):
-        if one == 0:
-            # of an image, once for all its classes
-            label = problem.label[first]
-            weight = None if problem.weight is None else problem.weight[first].to(**facts)
-            slope = weight if not by_pixel else upstream[first] if weight is None else weight * upstream[first]
-            ignored, places = _places(problem, label, classes)
-        x = enlarge(logits[first : first + 1, one : one + 1], size, align_corners)[0, 0]
-        times = 1.0 if problem.class_weight is None else problem.class_weight[one]
-        here = None if places is None else places[one]
-        t: Tensor | float = t_neg
-        if here is None:
-            t = torch.full_like(x, t_neg).masked_fill_(label == one, t_pos)
-        else:
-            right, right_slopes = terms_and_slopes(boost, x.view(-1).index_select(0, here), t_pos, bound)
-        terms, slopes = terms_and_slopes(boost, x, t, bound)
-        if here is not None:
-            terms.view(-1).index_copy_(0, here, right)
-        weighted = _without(terms if weight is None else terms * weight, ignored)
-        if each is None:
-            total += weighted.sum() * times
-        else:
-            each[first] += weighted * times
+@dataclass(frozen=True)
+class _ResizeKernels:
+    """The loss of logits (N, C, h, w) after upsampling, class by class."""
+
+    align_corners: bool
+
+    def loss_and_gradient(
+        self, spec: LossSpec, inputs: LossInputs, logits: Tensor, compute_grad: bool, grad_output: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss and, if ``compute_grad``, its gradient (N, C, h, w) times ``grad_output`` (None: 1)."""
+        boost, (t_neg, t_pos), max_delta = spec.boost, spec.targets, spec.max_delta
+        count, classes, *small_size = logits.shape
+        size = inputs.label.shape[1:]
+        like = torch.empty(0, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32, device=logits.device)
+        scale = inputs.scale(inputs.valid_mask)
+        pixel_losses = like.new_zeros(count, *size) if inputs.reduction == "none" else None
+        gradient = torch.zeros_like(logits, dtype=like.dtype) if compute_grad else None
+        total = torch.zeros((), dtype=torch.float64, device=logits.device)
+        pixel_grad = grad_output if grad_output is not None and grad_output.ndim else None
+        # matrix products may be rounded to TF32 on a device
+        on_cpu = logits.device.type == "cpu"
+        if on_cpu:
+            matrices = [_upsample_matrix(*sizes, self.align_corners, like) for sizes in zip(small_size, size, strict=True)]
+        for image in range(count):
+            label = inputs.label[image]
+            weight = None if inputs.weight is None else inputs.weight[image].to(like)
+            grad_weight = weight
+            if pixel_grad is not None:
+                grad_weight = pixel_grad[image] if weight is None else weight * pixel_grad[image]
+            ignored, class_pixels = _ignored_and_class_pixels(label, inputs.ignore_index, classes)
+            for index in range(classes):
+                x = upsample(logits[image, index][None, None], size, self.align_corners)[0, 0]
+                factor = 1.0 if inputs.class_weight is None else inputs.class_weight[index]
+                if class_pixels is None:
+                    t = torch.full_like(x, t_neg).masked_fill_(label == index, t_pos)
+                    loss_terms, grad = loss_terms_and_gradient(boost, x, t, max_delta)
+                else:
+                    label_x = x.view(-1).index_select(0, class_pixels[index])
+                    label_terms, label_grad = loss_terms_and_gradient(boost, label_x, t_pos, max_delta)
+                    loss_terms, grad = loss_terms_and_gradient(boost, x, t_neg, max_delta)
+                    loss_terms.view(-1).index_copy_(0, class_pixels[index], label_terms)
+                weighted = _zero_ignored(loss_terms if weight is None else loss_terms * weight, ignored)
+                if pixel_losses is None:
+                    total += weighted.sum() * factor
+                else:
+                    pixel_losses[image] += weighted * factor
+                if gradient is None:
+                    continue
+                # after the loss terms are summed, since they may be one tensor with the gradient
+                if class_pixels is not None:
+                    grad.view(-1).index_copy_(0, class_pixels[index], label_grad)
+                grad = _zero_ignored(grad if grad_weight is None else grad * grad_weight, ignored)
+                if on_cpu:
+                    small_grad = _upsample_backward_by_products(grad, *matrices)
+                else:
+                    small_grad = _upsample_backward(grad, tuple(small_size), self.align_corners)
+                gradient[image, index] = small_grad * factor
         if gradient is not None:
-            # after the terms are summed, for they may be the slopes
-            if here is not None:
-                slopes.view(-1).index_copy_(0, here, right_slopes)
-            slopes = _without(slopes if slope is None else slopes * slope, ignored)
-            gradient[first, one] = back(slopes) * times
-    if gradient is not None:
-        gradient = (gradient * (scale if upstream is None or by_pixel else scale * upstream)).to(logits.dtype)
-    return (scale * total).to(**facts) if each is None else each.mul_(scale), gradient
+            grad_scale = scale if grad_output is None or pixel_grad is not None else scale * grad_output
+            gradient = (gradient * grad_scale).to(logits.dtype)
+        return (scale * total).to(like) if pixel_losses is None else pixel_losses.mul_(scale), gradient
+
+    def rescale_(self, gradient: Tensor, grad_output: Tensor) -> None:
+        """Multiply in place: the gradient is as small as the logits."""
+        gradient.mul_(grad_output)
 
 
-class _Resized(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, problem: Problem, align_corners: bool, derive: bool) -> Tensor:
-        ctx.problem, ctx.align_corners = problem, align_corners
-        ctx.save_for_backward(logits, *problem.tensors)
-        keep = derive and ctx.needs_input_grad[0] and problem.reduction != "none" and logits.dtype != torch.float16
-        loss, ctx.gradient = _class_by_class(problem, logits, align_corners, keep)
-        return loss
+def resize_loss(spec: LossSpec, inputs: LossInputs, logits: Tensor, align_corners: bool) -> Tensor:
+    """`boosted_resize_loss` of options that are validated already, and integer labels (N, H, W), each a class or ignored."""
 
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        logits = ctx.saved_tensors[0]
-        problem = ctx.problem
-        if torch.is_grad_enabled():
-            large = enlarge(logits, tuple(problem.label.shape[1:]), ctx.align_corners)
-            (gradient,) = torch.autograd.grad(problem.by(boosted_loss, large), logits, upstream, create_graph=True)
-            return gradient, None, None, None
-        if ctx.gradient is not None:
-            # as small as the logits: a product costs nothing
-            return (ctx.gradient * upstream).to(logits.dtype), None, None, None
-        return _class_by_class(problem, logits, ctx.align_corners, True, upstream)[1], None, None, None
+    def reference(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> Tensor:
+        return reference_loss(spec, inputs, upsample(logits, inputs.label.shape[1:], align_corners))
 
-
-def resize_loss(problem: Problem, logits: Tensor, align_corners: bool) -> Tensor:
-    """`boosted_resize_loss` of labels (N, H, W), int64, that are known to be classes or ignored."""
-    if problem.learned or traced(logits, *problem.tensors):
-        return problem.by(boosted_loss, enlarge(logits, tuple(problem.label.shape[1:]), align_corners))
-    return _Resized.apply(logits, problem, align_corners, torch.is_grad_enabled())
+    if inputs.requires_grad or is_traced(logits, *inputs.tensors):
+        return reference(spec, inputs, logits)
+    return apply_kernels(spec, inputs, logits, _ResizeKernels(align_corners), True, reference)
 
 
 def boosted_resize_loss(
@@ -168,62 +172,64 @@ def boosted_resize_loss(
     max_delta: float | None = None,
     loss_weight: float = 1.0,
 ) -> Tensor:
-    """`boosted_loss` of logits after ``F.interpolate(logits, (H, W), mode='bilinear')``, never holding those.
+    """The boosted loss of ``F.interpolate(logits, (H, W), mode='bilinear')``, without holding the upsampled logits.
 
-    Beside the gradient, which is of the small logits' size, it takes a few planes of one class. Half precision is enlarged in
-    float32. Where weights want a gradient, and under `torch.compile` and `torch.func`, the large logits are held after all.
+    Beside the gradient, which has the small logits' size, it takes a few planes (H, W). Half precision is upsampled in float32.
+    Where weights require a gradient, and under `torch.compile` and `torch.func`, the upsampled logits are held after all.
 
     Args:
         logits: (N, C, h, w).
-        label: (N, H, W) integers, checked on a CPU; elsewhere the caller's business (`BoostedLoss.resized` marks bad ones).
-        boost: see `gbseg.losses.reference.boosted_loss`, as the others.
-        targets: see there.
+        label: (N, H, W) integers, checked on a CPU; on a device they are the caller's responsibility
+            (`gbseg.losses.BoostedLoss.resized` marks bad ones).
+        boost: the boost ``g``.
+        targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
         align_corners: see `torch.nn.functional.interpolate`.
-        ignore_index: see there.
-        class_weight: see there.
-        weight: (N, H, W), see there.
-        avg_factor: see there.
-        reduction: see there; 'none' gives (N, H, W).
-        max_delta: see there.
+        ignore_index: pixels with this label have no loss and no gradient.
+        class_weight: (C,) factors of the outputs.
+        weight: (N, H, W) factors of the pixels.
+        avg_factor: the divisor of 'mean', instead of the number of pixels that are not ignored.
+        reduction: 'none' gives (N, H, W), 'sum' and 'mean' a scalar.
+        max_delta: bound of the gradient ``|g(x) - t|`` at each output.
         loss_weight: factor of the loss.
 
     Returns:
         The loss in float32 or float64.
 
     Raises:
-        BadLabelError: a label is no class and not ignored.
-        ValueError: soft labels, or of another shape; settings that make no sense.
+        BadLabelError: a label is neither a class nor ignored.
+        TypeError: ``boost`` is not a `gbseg.boosting.Boost`.
+        ValueError: soft labels, or labels of another shape; an option out of its range (see
+            `gbseg.boosting.LossSpec`), or no such reduction.
     """
     if label.is_floating_point() or label.ndim != 3 or len(label) != len(logits):
         raise ValueError(
             f"boosted_resize_loss takes integer labels (N, H, W) for logits {tuple(logits.shape)}, got {label.dtype} "
             f"{tuple(label.shape)}."
         )
-    if label.device.type == "cpu" and not traced(label):
+    if label.device.type == "cpu" and not is_traced(label):
         require_labels(label, logits.shape[1], ignore_index)
-    label = label.long()
-    problem = Problem(label, boost, targets, ignore_index, class_weight, weight, avg_factor, reduction, max_delta, loss_weight)
-    return resize_loss(problem, logits, align_corners)
+    check_reduction(reduction)
+    inputs = LossInputs(label.long(), ignore_index, class_weight, weight, avg_factor, reduction, loss_weight)
+    return resize_loss(LossSpec(boost, targets, max_delta), inputs, logits, align_corners)
 
 
 @torch.no_grad()
 def resized_accuracy(logits: Tensor, label: Tensor, ignore_index: int | None, align_corners: bool = False) -> Tensor:
-    """The percentage of pixels (N, H, W) that are not ignored whose label is the argmax of the enlarged logits (N, C, h, w)."""
-    size = tuple(label.shape[1:])
-    right = torch.zeros((), dtype=torch.int64, device=logits.device)
-    for image, labels in zip(logits, label, strict=True):
-        best = hit = None
-        for one, small in enumerate(image):
-            plane = enlarge(small[None, None], size, align_corners)[0, 0]
-            mine = labels == one
-            if best is None:
-                best, hit = plane, mine
-            else:
-                # the first of equal ones is the argmax
-                hit = torch.where(plane > best, mine, hit)
-                best = torch.maximum(best, plane)
-        if hit is not None:
-            # an ignored pixel's label is no class, so it never hits
-            right += hit.sum()
-    counted = label.numel() if ignore_index is None else (label != ignore_index).sum().clamp(min=1)
-    return 100 * right / counted
+    """The percentage of pixels (N, H, W), ignored ones left out, whose label is the argmax of upsampled logits (N, C, h, w)."""
+    correct = torch.zeros((), dtype=torch.int64, device=logits.device)
+    for image, image_label in zip(logits, label, strict=True):
+        best: Tensor | None = None
+        hit = torch.zeros_like(image_label, dtype=torch.bool)
+        for index, small in enumerate(image):
+            plane = upsample(small[None, None], label.shape[1:], align_corners)[0, 0]
+            # an ignored pixel's label is no class, so it is never a hit
+            is_label = image_label == index
+            # of equal logits the first is the argmax
+            hit = is_label if best is None else torch.where(plane > best, is_label, hit)
+            best = plane if best is None else torch.maximum(best, plane)
+        correct += hit.sum()
+    valid = label.numel() if ignore_index is None else (label != ignore_index).sum().clamp(min=1)
+    return 100 * correct / valid
+
+
+__getattr__ = moved_names(__name__)

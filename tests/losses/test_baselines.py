@@ -19,7 +19,7 @@ from gbseg.losses import (
     TanhMSELoss,
     WestonWatkinsLoss,
 )
-from gbseg.losses.guarded import GuardedLoss
+from gbseg.losses.modules import GuardedLoss
 
 CLASSES = 5
 
@@ -72,7 +72,7 @@ def test_against_torch(case: tuple[GuardedLoss, Callable]) -> None:
 
 @pytest.mark.parametrize(("alpha", "t_pos"), [(0.1, 16.0), (0.01, 10.0)])
 def test_the_softmax_with_scale_and_penalty_is_expgb(alpha: float, t_pos: float) -> None:
-    """DESIGN 2's identity, in values and gradients; without the scale the loss is a t_pos-th of it."""
+    """exp-GB is a scaled and penalised softmax, in values and gradients; without the scale it is a t_pos-th of exp-GB."""
     x, y = _rows(3)
     expgb = ExpGBLoss(alpha, (0, t_pos))(x, y)
     for scale in (1.0, t_pos):

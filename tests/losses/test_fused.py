@@ -257,7 +257,7 @@ def test_loss_weight_is_a_factor_of_all() -> None:
 
 def test_a_fallback_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """Of a device that nothing was made for; 'auto' on a CPU says nothing, for it falls back on nothing."""
-    fused._say.cache_clear()
+    fused._log_once.cache_clear()
     with caplog.at_level("DEBUG", logger="gbseg"):
         fused_boosted_loss(_logits((2, 3, 5), torch.float32), _labels((2, 3, 5)), *BOOSTS["exp"], ignore_index=255)
         assert not caplog.records

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gbseg.losses import BadLabelError
-from gbseg.losses.labels import LabelRecord, default_ignore_index, find_bad_labels, require_labels
+from gbseg.losses.functional import default_ignore_index, find_bad_labels, require_labels
+from gbseg.losses.labels import LabelRecord
 
 
 @pytest.mark.parametrize(("num_classes", "expected"), [(2, 255), (21, 255), (255, 255), (256, None), (1000, None)])

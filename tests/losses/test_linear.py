@@ -187,7 +187,7 @@ def test_small_labels_and_weights_that_learn(monkeypatch: pytest.MonkeyPatch) ->
     [
         (dict(label=torch.tensor([0, 11, 3])), r"1 label is outside 0..10 \(nothing is ignored\): value 11, first at \(1,\)"),
         (dict(label=torch.tensor([0])), r"labels \(N,\) for features \(3, 4\), got torch.int64 \(1,\)"),
-        (dict(reduction="avg"), "reduction must be 'none', 'sum' or 'mean', got 'avg'"),
+        (dict(reduction="avg"), r"reduction must be one of \('none', 'sum', 'mean'\), got 'avg'"),
         (dict(targets=(-1.0, 16.0)), "t_neg = -1 is negative"),
         (dict(max_delta=-1.0), "must be > 0"),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gbseg import BadLabelError, ExpGBLoss
 from gbseg.boosting import Boost, CubicBoost, ExponentialBoost, LinearBoost, MirroredExponentialBoost
-from gbseg.losses import resize as resized
+from gbseg.losses import resize
 from gbseg.losses.reference import boosted_loss
 from gbseg.losses.resize import boosted_resize_loss, resized_accuracy
 
@@ -195,9 +195,9 @@ def test_weights_that_learn_and_small_labels() -> None:
 def test_the_way_back_on_a_device(align_corners: bool) -> None:
     """There a plane is brought back by interpolation's own derivative, here by two products: both are one."""
     plane = torch.randn(17, 23, dtype=torch.float64)
-    products = [resized._transposed(few, many, align_corners, dtype=torch.float64) for few, many in ((4, 17), (5, 23))]
+    matrices = [resize._upsample_matrix(small, large, align_corners, plane) for small, large in ((4, 17), (5, 23))]
     torch.testing.assert_close(
-        resized._by_scattering((17, 23), (1, 1, 4, 5), align_corners, plane), resized._by_products(*products, plane)
+        resize._upsample_backward(plane, (4, 5), align_corners), resize._upsample_backward_by_products(plane, *matrices)
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gbseg.losses import ExpGBLoss, LinearLoss, SigmoidMSELoss, SoftmaxLoss
-from gbseg.losses.guarded import GuardedLoss
+from gbseg.losses.modules import GuardedLoss
 from gbseg.mm.resumable_sampler import ResumableSampler
 from reproduction import trials
 from reproduction.trials import Split, TrialCurves, train_trials

@@ -16,7 +16,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gbseg.losses.labels import BadLabelError, require_labels
+from gbseg.losses.functional import require_labels
+from gbseg.losses.labels import BadLabelError
 from gbseg.losses.links import starting_logits
 from gbseg.pixelnet.adaptive import adaptive_logits
 from gbseg.pixelnet.hypercolumn import FirstLayer, Level, compute_dtype, gather_linear
