@@ -1,14 +1,324 @@
-"""Every reliance on what MMEngine, MMSegmentation and MMPretrain do not promise."""
+"""Every reliance on what MMEngine and its family do not promise: one function or class each, with its reason.
 
+Tried with onedl-mmengine 0.10.12, onedl-mmcv 2.3.6, onedl-mmsegmentation 1.4.2 and onedl-mmpretrain 1.3.6.
+``tests/mm/test_compat.py`` looks at every private thing that is used here. When a new version moves one, that test fails and
+names what to change in this module; no other module of the package touches a private name of these libraries.
+"""
+
+from __future__ import annotations
+
+import functools
 import io
-from contextlib import redirect_stdout
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, TextIO
 
-# their first import prints that an optional package is missing
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner.checkpoint import get_torch_safe_globals
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+# the first import of these packages prints that an optional package is missing
 with redirect_stdout(io.StringIO()):
     from mmpretrain.datasets import CustomDataset
     from mmpretrain.models.heads import LinearClsHead
     from mmpretrain.structures import DataSample
     from mmseg.datasets import BaseSegDataset
     from mmseg.datasets.transforms import Albu
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
-__all__ = ["Albu", "BaseSegDataset", "CustomDataset", "DataSample", "LinearClsHead"]
+__all__ = [
+    "Albu",
+    "BaseDecodeHead",
+    "BaseSegDataset",
+    "CheckpointSteps",
+    "CustomDataset",
+    "DataSample",
+    "LinearClsHead",
+    "OutputAboveBar",
+    "QuietTerminal",
+    "accumulative_counts",
+    "base_configs_by_prefix",
+    "checkpoint_to_load",
+    "get_torch_safe_globals",
+    "labels_of_batch",
+    "logged_value",
+    "observe_losses",
+    "replace_dataset",
+    "resume_from",
+    "resumes",
+    "stop_observing_losses",
+    "swaps_channels",
+    "unwrap_model",
+    "update_val_interval",
+]
+
+
+@contextmanager
+def base_configs_by_prefix(folder: Callable[[str], Path], scopes: Mapping[str, str | None]) -> Iterator[None]:
+    """Let `Config.fromfile` find ``_base_ = '<package>::<file>'`` in ``folder(package)``, as long as the context lasts.
+
+    mmengine looks for the *distribution* ``mmsegmentation``, which onedl-mmsegmentation is not, and does not know gbseg.
+    ``Config._get_cfg_path`` resolves the prefix; it is replaced for the packages in ``scopes`` and put back afterwards.
+
+    Args:
+        folder: gives the folder of a package's configs.
+        scopes: package -> the scope in which mmengine looks up the types that the base config names.
+    """
+    original = Config.__dict__["_get_cfg_path"]
+
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        package, _, name = cfg_path.partition("::")
+        if package not in scopes or not name:
+            return original.__func__(cfg_path, filename)
+        return str(folder(package) / name), scopes[package]
+
+    Config._get_cfg_path = staticmethod(get_cfg_path)
+    try:
+        yield
+    finally:
+        Config._get_cfg_path = original
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """The network inside mmengine's wrappers for several processes and for test-time augmentation.
+
+    `is_model_wrapper` does not count `BaseTTAModel`. Both kinds keep the network as ``module``.
+    """
+    network: Any = model
+    while is_model_wrapper(network) or isinstance(network, BaseTTAModel):
+        network = network.module
+    return network
+
+
+def observe_losses(model: nn.Module, observe: Callable[[dict[str, Tensor]], None]) -> None:
+    """Call ``observe`` with the loss terms whenever a model sums them up; replaces an earlier observer.
+
+    `BaseModel.train_step` calls ``self.parse_losses`` right before the backward pass, and no hook runs between the two. The
+    method is wrapped on the instance. A model without that method is left alone.
+    """
+    network = unwrap_model(model)
+    if not hasattr(network, "parse_losses"):
+        return
+    method: Any = network.parse_losses
+    plain = getattr(method, "__wrapped__", method)
+
+    @functools.wraps(plain)
+    def parse_losses(losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        total, log_vars = plain(losses)
+        observe(log_vars)
+        return total, log_vars
+
+    vars(network)["parse_losses"] = parse_losses
+
+
+def stop_observing_losses(model: nn.Module) -> None:
+    """Undo `observe_losses`."""
+    vars(unwrap_model(model)).pop("parse_losses", None)
+
+
+def replace_dataset(loader: DataLoader, dataset: Dataset) -> None:
+    """Give a finished DataLoader another data set of the same length.
+
+    ``DataLoader.__setattr__`` refuses it, because the sampler could no longer fit; ``__dict__`` goes past it.
+    """
+    loader.__dict__["dataset"] = dataset
+
+
+def update_val_interval(loop: IterBasedTrainLoop) -> None:
+    """Set ``loop.val_interval`` to that of ``dynamic_intervals`` at the next iteration.
+
+    Only the private method that `IterBasedTrainLoop.run` calls does that, and `ResumableIterLoop` has a ``run`` of its own.
+    """
+    loop._decide_current_val_interval()
+
+
+def resumes(runner: Runner) -> bool:
+    """Whether the runner is about to resume: `Runner.load_or_resume` decides by these fields, and they have no getter."""
+    return runner._resume and not runner._has_loaded
+
+
+def checkpoint_to_load(runner: Runner) -> str | None:
+    """The checkpoint that the runner loads, or has loaded (``load_from``); None without one. There is no getter."""
+    return runner._load_from
+
+
+def resume_from(runner: Runner, path: str | None) -> None:
+    """Make the runner resume from this checkpoint, or start anew (None). `Runner` takes both in its constructor only."""
+    runner._resume = path is not None
+    if path is not None:
+        runner._load_from = path
+
+
+class CheckpointSteps(CheckpointHook):
+    """mmengine's `CheckpointHook`, whose three private steps that write files are methods to be overridden.
+
+    Each of them removes or replaces a file before the new one is written, so a crash in between loses both. The methods, the
+    attributes and the two entries of the message hub below are the hook's own and are not documented.
+    """
+
+    def write_regular(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        """Write the checkpoint of iteration or epoch ``step``, remove the outdated one, and update ``last_checkpoint``."""
+        super()._save_checkpoint_with_step(runner, step, meta)
+
+    def write_best(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        """Write the best checkpoint where ``metrics`` are the best so far, then the regular one again."""
+        super()._save_best_checkpoint(runner, metrics)
+
+    def write_published(self, runner: Runner, ckpt_path: str) -> None:
+        """Write the ``published_keys`` of a checkpoint to a file of their own."""
+        super()._publish_model(runner, ckpt_path)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        self.write_regular(runner, step, meta)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        self.write_best(runner, metrics)
+
+    def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
+        self.write_published(runner, ckpt_path)
+
+    def best_paths(self) -> set[str | None]:
+        """The best checkpoints; the hook has one attribute where ``save_best`` is one metric, and another for several."""
+        return {getattr(self, "best_ckpt_path", None), *getattr(self, "best_ckpt_path_dict", {}).values()}
+
+    def record_checkpoints(self, runner: Runner) -> None:
+        """Put the kept and the last checkpoint into the message hub, where a resumed run finds them."""
+        if self.max_keep_ckpts > 0:
+            runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+
+    def restore_last_checkpoint(self, runner: Runner) -> None:
+        """Take the last checkpoint out of the message hub, which the hook itself does not do when a run is resumed."""
+        self.last_ckpt = runner.message_hub.get_info("last_ckpt")
+
+
+def accumulative_counts(optim_wrapper: OptimWrapper) -> int:
+    """Iterations per step of the optimizer: the wrapper's argument ``accumulative_counts``, which has no getter."""
+    return getattr(optim_wrapper, "_accumulative_counts", 1)
+
+
+def logged_value(runner: Runner, name: str, window: int | None = None) -> float | None:
+    """What mmengine's `RuntimeInfoHook` or `IterTimerHook` logged in training, None if nothing.
+
+    The names (``train/loss``, ``train/lr``, ``train/time``) are theirs and are not documented.
+
+    Args:
+        runner: the runner.
+        name: without the prefix ``train/``.
+        window: the mean over so many iterations; None for the last value.
+    """
+    history = runner.message_hub.log_scalars.get(f"train/{name}")
+    if history is None:
+        return None
+    return float(history.current() if window is None else history.mean(window))
+
+
+def labels_of_batch(head: BaseDecodeHead, samples: list[Any]) -> Tensor:
+    """The labels (N, H, W) of a batch as MMSegmentation's decode heads stack them; only a private method does."""
+    return head._stack_batch_gt(samples).squeeze(1)
+
+
+def swaps_channels(preprocessor: nn.Module) -> bool:
+    """Whether a preprocessor turns BGR into RGB or back: all three packages keep it in a private field of one name."""
+    return getattr(preprocessor, "_channel_conversion", False)
+
+
+# how messages begin or end that only the log file needs: environment, config, hooks, and advice about mmengine's own names
+_FILE_ONLY = (
+    "\n----",
+    "Config:\n",
+    "Hooks will be executed",
+    "Distributed training is not used",
+    "The prefix is not set in metric class",
+    '"FileClient" will be deprecated',
+    '"HardDiskBackend" is the alias',
+    "paramwise_options -- ",
+    "Exp name: ",
+    "Loads checkpoint by",
+)
+_FILE_ONLY_ENDINGS = ("is skipped since its requires_grad=False",)
+
+
+class QuietTerminal(logging.Filter):
+    """Keeps mmengine's longest messages off the terminal. They have no level or name of their own, only their wording."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Errors pass in any wording."""
+        message = record.getMessage()
+        return record.levelno > logging.WARNING or not (message.startswith(_FILE_ONLY) or message.endswith(_FILE_ONLY_ENDINGS))
+
+
+class OutputAboveBar:
+    """While a rich display stands on the terminal, sends all other output through its console, above the display.
+
+    `sys.stdout` and `sys.stderr` are replaced, and so are the streams of the loggers' handlers: mmengine's keep the stream that
+    was there when they were made, so they would write over the display.
+
+    Args:
+        console: of the display.
+        loggers: whose handlers are redirected.
+    """
+
+    def __init__(self, console: Console, loggers: Iterable[logging.Logger]) -> None:
+        self._streams = sys.stdout, sys.stderr
+        self._handlers: list[tuple[logging.StreamHandler, TextIO]] = []
+        above = {id(stream): _LinesAboveBar(console, stream) for stream in {sys.stdout, sys.stderr} if stream.isatty()}
+        for handler in (handler for logger in loggers for handler in logger.handlers):
+            if isinstance(handler, logging.StreamHandler) and id(handler.stream) in above:
+                self._handlers.append((handler, handler.stream))
+                handler.setStream(above[id(handler.stream)])
+        sys.stdout = above.get(id(sys.stdout), sys.stdout)
+        sys.stderr = above.get(id(sys.stderr), sys.stderr)
+
+    def restore(self) -> None:
+        """Give all streams back."""
+        for name, stream in zip(("stdout", "stderr"), self._streams, strict=True):
+            current = getattr(sys, name)
+            # it may have been replaced by somebody else since
+            if isinstance(current, _LinesAboveBar):
+                current.close_line()
+                setattr(sys, name, stream)
+        for handler, stream in self._handlers:
+            handler.setStream(stream)
+
+
+class _LinesAboveBar:
+    """Takes a terminal stream's place; complete lines appear above the display as they are."""
+
+    def __init__(self, console: Console, stream: TextIO) -> None:
+        self._console = console
+        self._stream = stream
+        self._pid = os.getpid()
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        # a forked worker of the data loader inherits this object, but not the display
+        if os.getpid() != self._pid:
+            return self._stream.write(text)
+        lines, newline, rest = (self._line + text).rpartition("\n")
+        self._line = rest
+        if newline:
+            # soft_wrap: a long line stays one line, so it can be copied, and grep finds it in a recording
+            self._console.print(Text.from_ansi(lines), soft_wrap=True)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close_line(self) -> None:
+        if self._line:
+            self.write("\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -1,15 +1,15 @@
-"""Reading configs: files, ``gbseg::`` and ``mmseg::`` inheritance, and the options of a command line."""
+"""Read configs: files, inheritance by ``gbseg::`` and ``mmseg::``, options of the command line, and configs of several runs."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from unittest.mock import patch
 
 from mmengine.config import Config, ConfigDict
+
+from gbseg.mm.compat import base_configs_by_prefix
 
 __all__ = ["config_folder", "default_work_dir", "inner_test_dataset", "load_config", "run_configs", "without_annotations"]
 
@@ -23,25 +23,11 @@ def config_folder(package: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"configs of {package} were asked for, and {package} is not installed.")
-    home = Path(spec.origin).parent
-    places = [home / "configs", home.parent / "configs"] if package == "gbseg" else [home / ".mim" / "configs"]
-    return next((place for place in places if place.is_dir()), places[0])
-
-
-@contextmanager
-def _inheritance() -> Iterator[None]:
-    """mmengine asks for the distribution called mmsegmentation and knows no gbseg; both prefixes are resolved here."""
-    original = Config._get_cfg_path
-
-    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
-        package, _, name = cfg_path.partition("::")
-        if package not in ("gbseg", "mmseg") or not name:
-            return original(cfg_path, filename)
-        # the scope makes mmengine look up the base's types in that package
-        return str(config_folder(package) / name), "mmseg" if package == "mmseg" else None
-
-    with patch.object(Config, "_get_cfg_path", staticmethod(get_cfg_path)):
-        yield
+    package_folder = Path(spec.origin).parent
+    if package != "gbseg":
+        return package_folder / ".mim" / "configs"
+    in_wheel, in_checkout = package_folder / "configs", package_folder.parent / "configs"
+    return in_checkout if in_checkout.is_dir() and not in_wheel.is_dir() else in_wheel
 
 
 def load_config(path: str | Path, options: Mapping[str, object] | None = None) -> Config:
@@ -57,11 +43,11 @@ def load_config(path: str | Path, options: Mapping[str, object] | None = None) -
     package, _, name = str(path).partition("::")
     file = config_folder(package) / name if name else Path(path)
     if not file.is_file():
-        known = config_folder("gbseg")
-        found = (p.relative_to(known) for p in known.rglob("*.py"))
-        names = sorted(str(p) for p in found if not any(part.startswith("_") for part in p.parts))
-        raise FileNotFoundError(f"there is no config {file}. gbseg brings: {', '.join('gbseg::' + n for n in names)}.")
-    with _inheritance():
+        folder = config_folder("gbseg")
+        shipped = (path.relative_to(folder) for path in folder.rglob("*.py"))
+        names = sorted(f"gbseg::{path}" for path in shipped if not any(part.startswith("_") for part in path.parts))
+        raise FileNotFoundError(f"there is no config {file}. gbseg brings: {', '.join(names)}.")
+    with base_configs_by_prefix(config_folder, {"gbseg": None, "mmseg": "mmseg"}):
         config = Config.fromfile(str(file))
     if options:
         config.merge_from_dict(dict(options))
@@ -71,39 +57,38 @@ def load_config(path: str | Path, options: Mapping[str, object] | None = None) -
 
 
 def default_work_dir(config: Config) -> Path:
-    """Where a config's logs and checkpoints go if nobody says: its own ``work_dir``, or ``work_dirs/<its name>``."""
+    """The folder for a config's logs and checkpoints: its own ``work_dir``, or ``work_dirs/<name of the file>``."""
     return Path(config.get("work_dir") or Path("work_dirs") / Path(config.filename).stem)
 
 
 def run_configs(config: Config, work_dir: Path) -> dict[str, tuple[Config, Path]]:
-    """The runs of a config by name, each with its own config and folder; a config without ``runs`` is one run, ''.
+    """The runs that a config lists, each with its own config and folder; a config without ``runs`` is one run named ''.
 
-    ``runs`` maps a name to what that run changes in the config around it, or to a config file beside it. A run lies in
-    ``work_dir/<name>``.
+    ``runs`` maps a name to what that run changes in the config around it, or to a config file beside it. The folder of a run
+    is ``work_dir/<name>``.
     """
-    runs = config.get("runs")
-    if not runs:
+    if not config.get("runs"):
         return {"": (config, work_dir)}
-    own = ("runs", "prepare", "compare")
-    # what the command line says holds for every run, also against the run's own changes
-    options = {key: value for key, value in config.get("cfg_options", {}).items() if key.split(".")[0] not in own}
-    found = {}
-    for name, changes in runs.items():
+    not_inherited = ("runs", "prepare", "compare")
+    # options of the command line hold for every run and take precedence over the run's own changes
+    options = {key: value for key, value in config.get("cfg_options", {}).items() if key.split(".")[0] not in not_inherited}
+    runs = {}
+    for name, changes in config.runs.items():
         if isinstance(changes, str):
-            one = load_config(Path(config.filename).parent / changes, options)
+            run_config = load_config(Path(config.filename).parent / changes, options)
         else:
-            one = copy.deepcopy(config)
-            for key in own:
-                one.pop(key, None)
-            # a copy, because merging takes _delete_ out of what it is given
-            one.merge_from_dict(copy.deepcopy(dict(changes)))
-            one.merge_from_dict(copy.deepcopy(options))
-        found[name] = (one, work_dir / name)
-    return found
+            run_config = copy.deepcopy(config)
+            for key in not_inherited:
+                run_config.pop(key, None)
+            # a copy, because merging removes _delete_ from its argument
+            run_config.merge_from_dict(copy.deepcopy(dict(changes)))
+            run_config.merge_from_dict(copy.deepcopy(options))
+        runs[name] = (run_config, work_dir / name)
+    return runs
 
 
 def inner_test_dataset(config: Config) -> ConfigDict:
-    """The settings of a config's test set, inside whatever wraps it (``RepeatDataset`` and its like)."""
+    """The settings of a config's test set, inside wrappers such as ``RepeatDataset``."""
     dataset = config.test_dataloader.dataset
     while "pipeline" not in dataset and "dataset" in dataset:
         dataset = dataset.dataset
@@ -111,19 +96,18 @@ def inner_test_dataset(config: Config) -> ConfigDict:
 
 
 def without_annotations(pipeline: Sequence) -> list:
-    """A test pipeline that needs no labels; inside ``TestTimeAug`` as well."""
+    """A test pipeline without the transforms that need labels, inside ``TestTimeAug`` as well."""
     kept = []
-    for step in pipeline:
-        if isinstance(step, Mapping):
-            if "Annotation" in str(step["type"]):
+    for transform in pipeline:
+        if isinstance(transform, Mapping):
+            if "Annotation" in str(transform["type"]):
                 continue
-            if "transforms" in step:
-                step = copy.deepcopy(step)
-                step["transforms"] = without_annotations(step["transforms"])
-        elif isinstance(step, list | tuple):
-            # TestTimeAug's alternatives; of none there would be no combination at all
-            step = without_annotations(step)
-            if not step:
+            if "transforms" in transform:
+                transform = {**transform, "transforms": without_annotations(transform["transforms"])}
+        elif isinstance(transform, list | tuple):
+            # alternatives of TestTimeAug; an empty list of them would leave no combination at all
+            transform = without_annotations(transform)
+            if not transform:
                 continue
-        kept.append(step)
+        kept.append(transform)
     return kept

@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to a network: what is missing or of another shape would stay random, and be scored."""
+"""Load a checkpoint's weights strictly: a tensor that is missing or of another shape would stay random, and be scored."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from os import PathLike
 
 from torch import Tensor, nn
+
+from gbseg.mm.compat import unwrap_model
 
 __all__ = ["load_weights", "require_weights"]
 
@@ -15,29 +17,27 @@ def _weights(stored: Mapping) -> dict[str, Tensor]:
 
 
 def require_weights(network: nn.Module, stored: Mapping, checkpoint: str | PathLike) -> None:
-    """Refuse a checkpoint that has not all weights of a network. What it has beyond them (an auxiliary head's) is fine.
+    """Refuse a checkpoint without all weights of a network. Additional ones (an auxiliary head's) are ignored.
 
     Args:
-        network: wrapped for several processes or test-time augmentation, or not (``module``).
+        network: may be wrapped for several processes or test-time augmentation.
         stored: the checkpoint's content.
         checkpoint: its path, for the message.
 
     Raises:
         ValueError: tensors are missing or of another shape; the message names the first ones.
     """
-    while isinstance(getattr(network, "module", None), nn.Module):
-        network = network.module
     weights = _weights(stored)
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in unwrap_model(network).state_dict().items()}
     wrong = [
         f"{name} {tuple(weights[name].shape)} instead of {shape}"
-        for name, shape in wanted.items()
+        for name, shape in shapes.items()
         if name in weights and tuple(weights[name].shape) != shape
     ]
-    missing = [f"{name} is missing" for name in wanted if name not in weights]
+    missing = [f"{name} is missing" for name in shapes if name not in weights]
     if problems := [*wrong, *missing]:
         raise ValueError(
-            f"{checkpoint} does not belong to this config: {len(problems)} of the network's {len(wanted)} tensors are missing "
+            f"{checkpoint} does not belong to this config: {len(problems)} of the network's {len(shapes)} tensors are missing "
             f"or of another shape: {', '.join(problems[:3])}{', ...' if len(problems) > 3 else ''}."
         )
 

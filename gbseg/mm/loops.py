@@ -1,4 +1,7 @@
-"""Training by iterations that can be interrupted anywhere and goes on as if nothing had happened."""
+"""The training loop: iterations that can be interrupted anywhere, and resumed bit for bit.
+
+What happens on ``--resume``, step by step, is in the docstring of `gbseg.mm.training`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 
+from gbseg.mm.compat import replace_dataset, update_val_interval
 from gbseg.mm.resumable_sampler import ResumableSampler, SeededDataset
 from gbseg.mm.rng import preserved_rng, rng_state, set_rng_state
 
@@ -22,19 +26,19 @@ __all__ = ["ResumableIterLoop"]
 class ResumableIterLoop(IterBasedTrainLoop):
     """`IterBasedTrainLoop`, whose interrupted and resumed run gives, on a CPU, the uninterrupted run's weights bit for bit.
 
-    What that takes, beside `DurableCheckpointHook`, which saves `state_dict`:
+    `DurableCheckpointHook` saves `state_dict`. Beside it, this takes:
 
-    * the training data goes on at the next draw, without replay, and every sample is augmented with generators seeded for
+    * the training data continues at the next draw, without replay, and every sample is augmented with generators seeded for
       its draw (`gbseg.mm.resumable_sampler`), so neither workers nor history matter;
-    * validation leaves the random generators as it found them, so that it does not matter whether it ran;
-    * a validation that was due when the checkpoint was written, but was not part of it, is done first.
+    * validation restores the random generators, so it does not matter whether it ran;
+    * a validation that was due when the checkpoint was written, and is not part of it, is done first.
 
     Args:
-        runner: The runner.
-        dataloader: Config of the training data, or a DataLoader. Its sampler must be a `ResumableSampler`.
-        max_iters: Iterations to train.
-        val_begin: First iteration that may be validated.
-        val_interval: Iterations between validations; the last iteration is always validated.
+        runner: the runner.
+        dataloader: config of the training data, or a DataLoader. Its sampler must be a `ResumableSampler`.
+        max_iters: iterations to train.
+        val_begin: first iteration that may be validated.
+        val_interval: iterations between validations; the last iteration is always validated.
         dynamic_intervals: (iteration, interval) pairs that replace ``val_interval`` from that iteration on.
 
     Raises:
@@ -54,8 +58,7 @@ class ResumableIterLoop(IterBasedTrainLoop):
             dataloader = {**dataloader, "dataset": {"type": SeededDataset, "dataset": dataloader["dataset"]}}
         super().__init__(runner, dataloader, max_iters, val_begin, val_interval, dynamic_intervals)
         if not isinstance(dataloader, dict):
-            # past DataLoader.__setattr__, which guards against samplers that no longer fit; the length is the same here
-            self.dataloader.__dict__["dataset"] = SeededDataset(dataloader.dataset)
+            replace_dataset(self.dataloader, SeededDataset(dataloader.dataset))
         batches = self.dataloader.batch_sampler
         if type(batches) is not BatchSampler or not isinstance(batches.sampler, ResumableSampler):
             raise TypeError(
@@ -69,11 +72,11 @@ class ResumableIterLoop(IterBasedTrainLoop):
         self._before_validation: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold of this process, to be called after an iteration or during its validation.
+        """The state of this process for a checkpoint, after an iteration or during its validation.
 
         Returns:
             ``seed`` of the data stream, ``draws`` taken from it by all processes, ``size`` of the data set, ``validated``
-            (whether the validation of this iteration is over, hooks excepted), and ``rng``.
+            (whether the validation of this iteration is over, except for hooks), and ``rng``.
         """
         return {
             "seed": self._sampler.seed,
@@ -84,23 +87,23 @@ class ResumableIterLoop(IterBasedTrainLoop):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a `state_dict`; it has its effect when `run` starts. Without ``rng``, the generators stay as they are."""
+        """Take a `state_dict`, which `run` then starts from. Without ``rng``, the random generators keep their states."""
         self._resumed = state
 
     def run(self) -> nn.Module:
         """Train, and return the model."""
-        if self._iter >= self._max_iters:
-            print_log(f"All {self._max_iters} iterations were trained before: there is nothing to do.", logger="current")
+        if self.iter >= self.max_iters:
+            print_log(f"All {self.max_iters} iterations were trained before: there is nothing to do.", logger="current")
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self._set_position()
         self.dataloader_iterator = iter(self.dataloader)
-        # only now: the hooks above may have drawn, and an iterator draws a seed from torch's generator when it is made
+        # only now: the hooks above may have used the generators, and so does making the iterator
         if self._resumed is not None and "rng" in self._resumed:
             set_rng_state(self._resumed["rng"])
         if self._resumed is not None and not self._resumed["validated"]:
             self._validate_if_due()
-        while self._iter < self._max_iters and not self.stop_training:
+        while self.iter < self.max_iters and not self.stop_training:
             self.runner.model.train()
             batch = next(self.dataloader_iterator)
             self._draws += self._draws_per_iter
@@ -113,7 +116,7 @@ class ResumableIterLoop(IterBasedTrainLoop):
         return self.runner.model
 
     def _set_position(self) -> None:
-        """Start the sampler where the interrupted run stopped."""
+        """Start the sampler at the draw where the interrupted run stopped."""
         if self._resumed is not None:
             if self._resumed["size"] != self._sampler.size:
                 print_log(
@@ -124,22 +127,22 @@ class ResumableIterLoop(IterBasedTrainLoop):
                 )
             self._sampler.seed = self._resumed["seed"]
             self._draws = self._resumed["draws"]
-        elif self._iter > 0:
+        elif self.iter > 0:
             print_log(
                 "The checkpoint holds no position in the training data (it is not one of DurableCheckpointHook's): the "
-                f"data goes on after {self._iter} batches, with other random numbers than without interruption.",
+                f"data goes on after {self.iter} batches, with other random numbers than without interruption.",
                 logger="current",
                 level=logging.WARNING,
             )
-            self._draws = self._iter * self._draws_per_iter
+            self._draws = self.iter * self._draws_per_iter
         # rounded up where the number of processes has changed, so that no image of the epoch comes twice
         self._sampler.skip(-(-self._draws // get_world_size()))
 
     def _validate_if_due(self) -> None:
-        """Validate where the iteration just done asks for it; see the rule at ``val_interval``."""
-        self._decide_current_val_interval()
-        last_or_nth = self._iter == self._max_iters or self._iter % self.val_interval == 0
-        if self.runner.val_loop is None or self._iter < self.val_begin or not last_or_nth:
+        """Validate after the last iteration and every ``val_interval`` ones, from ``val_begin`` on."""
+        update_val_interval(self)
+        is_due = self.iter == self.max_iters or self.iter % self.val_interval == 0
+        if self.runner.val_loop is None or self.iter < self.val_begin or not is_due:
             return
         with preserved_rng() as self._before_validation:
             self.runner.val_loop.run()

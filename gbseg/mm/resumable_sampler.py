@@ -1,14 +1,15 @@
-"""The position of a training run in its data: which sample comes next, and with which random numbers it is augmented.
+"""The position of a training run in its data: which sample comes next, and which random numbers augment it.
 
 A *draw* is one sample taken from the endless stream of shuffled epochs, all processes together. Draw d of a data set of
 n images is image ``permutation(seed, d // n)[d % n]``, and its augmentation is seeded from (seed, d). So neither depends
-on the number of workers, on what was drawn before, or on where a run was interrupted.
+on the number of workers, on earlier draws, or on where a run was interrupted. `SampleIndex` carries d and the seed from the
+sampler to the data set.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import nullcontext
 from types import FunctionType, ModuleType
 from typing import Any
@@ -22,35 +23,43 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from gbseg.mm.rng import preserved_rng, seed_cpu_rng
 
-__all__ = ["Draw", "ResumableSampler", "SeededDataset", "iterations_per_epoch"]
+__all__ = ["ResumableSampler", "SampleIndex", "SeededDataset", "iterations_per_epoch"]
 
 
-class Draw(int):
-    """The index of an image that knows the number of its draw and the seed of the stream: what `SeededDataset` reads."""
+class SampleIndex(int):
+    """The index of an image, with the number of its draw and the seed of the stream: `SeededDataset` reads them.
+
+    Attributes:
+        draw: number of the draw in the endless stream of all processes, from 0.
+        seed: seed of the stream.
+    """
 
     draw: int
     seed: int
 
-    def __new__(cls, index: int, draw: int, seed: int) -> Draw:
-        """Make the index of an image."""
+    def __new__(cls, index: int, draw: int, seed: int) -> SampleIndex:
+        """Make the index."""
         self = super().__new__(cls, index)
         self.draw = draw
         self.seed = seed
         return self
 
-    def __reduce__(self) -> tuple[type[Draw], tuple[int, int, int]]:
-        """Make it travel to the workers; what int gives would call ``__new__`` with the index alone."""
-        return Draw, (int(self), self.draw, self.seed)
+    def __reduce__(self) -> tuple[type[SampleIndex], tuple[int, int, int]]:
+        """Pickle for the workers of a data loader; int's own way would call ``__new__`` with the index alone."""
+        return SampleIndex, (int(self), self.draw, self.seed)
 
 
 @DATA_SAMPLERS.register_module()
 class ResumableSampler(Sampler):
-    """An endless sampler: one permutation per epoch, dealt out to the processes in turn, to be started anywhere at once.
+    """An endless sampler: one permutation per epoch, distributed over the processes in turn. It can start at any draw.
 
     Args:
-        dataset: The data set; only its length is used.
-        shuffle: Whether every epoch is permuted.
-        seed: Seed of the stream, the same in all processes. None: agreed on by the processes (the Runner passes its own).
+        dataset: the data set; only its length is used.
+        shuffle: whether every epoch is permuted.
+        seed: seed of the stream, the same in all processes. None: the processes agree on one (the Runner passes its own).
+
+    Raises:
+        ValueError: the data set is empty.
     """
 
     def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
@@ -67,7 +76,7 @@ class ResumableSampler(Sampler):
         return -(-self.size // self.world_size)
 
     def skip(self, num_samples: int) -> None:
-        """Start at draw ``num_samples`` of this process; the cost does not depend on it.
+        """Start at draw ``num_samples`` of this process; the cost does not depend on the number.
 
         The name and the meaning are those of `mmengine.dataset.InfiniteSampler.skip`, which mmengine's own loops call.
 
@@ -79,14 +88,14 @@ class ResumableSampler(Sampler):
         self.start = num_samples
 
     def order(self, epoch: int) -> list[int]:
-        """The images of one epoch of all processes, in the order in which they are drawn."""
+        """The indices of one epoch of all processes, in the order in which they are drawn."""
         if not self.shuffle:
             return list(range(self.size))
         word = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0])
         generator = torch.Generator().manual_seed(word)
         return torch.randperm(self.size, generator=generator).tolist()
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleIndex]:
         """Yield the draws of this process from ``start`` on, without end."""
         draw = self.start * self.world_size + self.rank
         epoch = -1
@@ -94,20 +103,20 @@ class ResumableSampler(Sampler):
             if draw // self.size != epoch:
                 epoch = draw // self.size
                 order = self.order(epoch)
-            yield Draw(order[draw % self.size], draw, self.seed)
+            yield SampleIndex(order[draw % self.size], draw, self.seed)
             draw += self.world_size
 
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """Any map-style data set, whose sample at a `Draw` is made with generators seeded from (seed, draw).
+    """Any map-style data set, whose sample at a `SampleIndex` is made with generators seeded from (seed, draw).
 
     Covers python's `random`, numpy's global generator, torch's CPU generator, and transforms that hold generators of their
-    own and offer albumentations' ``set_random_state(numpy generator, python Random)``, so `mmseg.Albu`. Everything else is
-    the wrapped data set's. A transform that remembers earlier samples (a mosaic cache) stays dependent on history.
+    own and offer albumentations' ``set_random_state(numpy generator, python Random)``, such as ``mmseg.Albu``. All other
+    attributes are the wrapped data set's. A transform that keeps earlier samples (a mosaic cache) still depends on history.
 
     Args:
-        dataset: The data set, or its config.
+        dataset: the data set, or its config.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -121,10 +130,10 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        """Return the sample; only a `Draw` is seeded."""
-        if not isinstance(index, Draw):
+        """Return the sample; only that of a `SampleIndex` is seeded."""
+        if not isinstance(index, SampleIndex):
             return self.dataset[index]
-        # in a worker nothing else draws from the global generators, so that there is nothing to protect
+        # in a worker nothing else uses the global generators, so there is nothing to preserve
         with nullcontext() if get_worker_info() else preserved_rng(cuda=False):
             seed_cpu_rng(index.seed, index.draw)
             for number, transform in enumerate(self._seedable):
@@ -133,21 +142,21 @@ class SeededDataset(Dataset):
             return self.dataset[int(index)]
 
     def __getitems__(self, indices: list[int]) -> Any:
-        """Return a batch: of a data set that makes whole batches (it seeds them by their draws itself), or sample by sample."""
+        """Return a batch: from a data set that makes batches (and seeds them by their draws itself), or sample by sample."""
         if hasattr(self.dataset, "__getitems__"):
             return self.dataset.__getitems__(indices)
         return [self[index] for index in indices]
 
     def __getattr__(self, name: str) -> Any:
-        """Look everything else up in the wrapped data set (metainfo, get_data_info, ...)."""
-        # no special methods: DataLoader would call the wrapped __getitems__ past our __getitem__, and unpickling would loop
+        """Look all other attributes up in the wrapped data set (metainfo, get_data_info, ...)."""
+        # no special methods: DataLoader would call the wrapped __getitems__, not our __getitem__, and unpickling would loop
         if name.startswith("__") or name == "dataset":
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
 
 def iterations_per_epoch(loader: Any) -> int:
-    """Iterations in which each training image is drawn once, by all processes together, rounded up.
+    """Iterations in which all processes together draw each training image once, rounded up.
 
     Raises:
         ValueError: the data has no length.
@@ -156,7 +165,7 @@ def iterations_per_epoch(loader: Any) -> int:
         length = len(loader)
     except TypeError as error:
         raise ValueError("the training data has no length, so its epochs cannot be counted.") from error
-    # mmengine's endless sampler gives the length of the whole set, not of a process's share
+    # the length of mmengine's endless sampler is that of the data set, not of a process's share
     if isinstance(getattr(loader, "sampler", None), InfiniteSampler):
         length = -(-length // get_world_size())
     return max(length, 1)
@@ -165,27 +174,28 @@ def iterations_per_epoch(loader: Any) -> int:
 def _seedable(root: Any) -> list[Any]:
     """All objects with a ``set_random_state`` that can be reached from ``root``, the outermost ones only.
 
-    Not ``set_random_seed``, which albumentations has too: it gives all children of a Compose one and the same seed, and
-    with a new seed for every sample all transforms with p=0.5 would be applied together or not at all.
+    Not ``set_random_seed``, which albumentations has too: it gives all children of a Compose the same seed, and with a new
+    seed for every sample all transforms with p=0.5 would be applied together or not at all.
     """
-    found: list[Any] = []
-    seen: set[int] = set()
+    seedable: list[Any] = []
+    visited: set[int] = set()
     leaves = (str, bytes, type, ModuleType, FunctionType, np.ndarray, torch.Tensor)
 
     def visit(node: Any, depth: int) -> None:
-        if depth > 12 or id(node) in seen or isinstance(node, leaves):
+        if depth > 12 or id(node) in visited or isinstance(node, leaves):
             return
-        seen.add(id(node))
+        visited.add(id(node))
+        children: Iterable[Any] = ()
         if callable(getattr(node, "set_random_state", None)):
-            found.append(node)
+            seedable.append(node)
         elif isinstance(node, (list, tuple, dict)):
-            # a long one is the data, not the pipeline; to look through a million annotations would take minutes
+            # a long one is the data and not the pipeline; visiting a million annotations would take minutes
             if len(node) <= 256:
-                for child in node.values() if isinstance(node, dict) else node:
-                    visit(child, depth + 1)
+                children = node.values() if isinstance(node, dict) else node
         elif hasattr(node, "__dict__"):
-            for child in vars(node).values():
-                visit(child, depth + 1)
+            children = vars(node).values()
+        for child in children:
+            visit(child, depth + 1)
 
     visit(root, 0)
-    return found
+    return seedable

@@ -1,8 +1,9 @@
-"""What a config with several runs ends in: their table, their curves, and their predictions side by side."""
+"""Compare the runs of a config: a table, their curves, and their predictions side by side."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -22,34 +23,36 @@ from gbseg.report.overlay import prediction_sheet
 __all__ = ["compare_runs", "draw_predictions"]
 
 
-def draw_predictions(runs: dict[str, tuple[Config, Path]], images: list[int] | int, path: Path) -> None:
+def draw_predictions(runs: dict[str, tuple[Config, Path]], images: Sequence[int] | int, path: Path) -> None:
     """Draw validation images with their ground truth and the prediction of every run.
 
     Args:
         runs: config and folder of each run by name; the newest checkpoint of each is used.
-        images: positions in the validation set, or how many, taken at equal distances.
+        images: indices in the validation set, or a number of images, taken at equal distances.
         path: the PNG to write.
     """
     config = next(iter(runs.values()))[0]
     init_default_scope(config.get("default_scope", "mmseg"))
     dataset = DATASETS.build(config.val_dataloader.dataset)
     if isinstance(images, int):
-        images = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int).tolist()
+        indices: Sequence[int] = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int).tolist()
+    else:
+        indices = images
     rows = []
-    for index in images:
+    for index in indices:
         sample = dataset[index]["data_samples"]
         rows.append([cv2.imread(sample.img_path), sample.gt_sem_seg.data[0].numpy().astype(np.uint8)])
     drawn: list[str] = []
-    for name, (one, folder) in runs.items():
+    for name, (config, folder) in runs.items():
         checkpoint = newest_readable_checkpoint(folder)
         if checkpoint is None:
             print(f"The run {name} has no checkpoint in {folder}, so its predictions are not drawn.")
             continue
         drawn.append(name)
-        model = MODELS.build(one.model).to(get_device())
+        model = MODELS.build(config.model).to(get_device())
         load_checkpoint(model, str(checkpoint), map_location="cpu")
         model.eval()
-        for row, index in zip(rows, images, strict=True):
+        for row, index in zip(rows, indices, strict=True):
             with torch.no_grad():
                 (result,) = model.test_step(pseudo_collate([dataset[index]]))
             row.append(result.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8))
@@ -57,26 +60,26 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: list[int] | i
 
 
 def compare_runs(config: Config, work_dir: Path | str) -> None:
-    """Write and print the comparison of a config's runs, from what they left in ``work_dir``.
+    """Write and print the comparison of a config's runs, from their logs and checkpoints in ``work_dir``.
 
-    Beside the table and the figures lies ``provenance.json``, that of every run by its name.
+    Beside table and figures it writes ``provenance.json``, with that of every run by name.
 
     ``config.compare`` has ``metric`` (a key of the validation), ``baseline`` (the name of a run), and may have
-    ``lower_is_better`` (for an error or a loss), ``epoch_length`` (iterations an epoch, for the table) and ``images`` (see
-    `draw_predictions`; by default 4 of a segmentor, whose model has a ``decode_head``, and none of a classifier).
+    ``lower_is_better`` (for an error or a loss), ``epoch_length`` (iterations per epoch, for the table) and ``images`` (see
+    `draw_predictions`; by default 4 for segmentors, whose models have a ``decode_head``, and none for classifiers).
 
     Raises:
-        ValueError: there is nothing to compare, or see `compare`.
+        ValueError: the config lists no runs to compare, or `compare` raises.
     """
     if not config.get("runs") or "compare" not in config:
         raise ValueError(f"{config.filename} lists no runs to compare (keys runs and compare; see configs/demo_expgb.py).")
     work_dir = Path(work_dir)
     runs = run_configs(config, work_dir)
     settings = config.compare
-    segments = all("decode_head" in one.model for one, _ in runs.values())
+    segments = all("decode_head" in run_config.model for run_config, _ in runs.values())
     images = settings.get("images", 4 if segments else 0)
     if images and not segments:
-        # no reason to lose the table of runs that took their time
+        # no reason to fail after the training
         print("compare.images is left out: it draws label maps, and not every run predicts any.")
         images = 0
     result = compare(
@@ -87,8 +90,8 @@ def compare_runs(config: Config, work_dir: Path | str) -> None:
         epoch_length=settings.get("epoch_length"),
         lower_is_better=settings.get("lower_is_better", False),
     )
-    facts = {name: json.loads((folder / "provenance.json").read_text()) for name, (_, folder) in runs.items()}
-    (work_dir / "provenance.json").write_text(json.dumps(facts, indent=2) + "\n")
+    records = {name: json.loads((folder / "provenance.json").read_text()) for name, (_, folder) in runs.items()}
+    (work_dir / "provenance.json").write_text(json.dumps(records, indent=2) + "\n")
     if images:
         draw_predictions(runs, images, work_dir / "predictions.png")
     print(f"\n{result.table()}\n")

@@ -1,12 +1,12 @@
-"""Looking at what a network sees: the samples of a config's own data set, pipeline, batches and pixel sampler."""
+"""Show what a network sees: the samples of a config's own data set, pipeline, batches and pixel sampler."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS, init_default_scop
 from torch import Tensor
 
 from gbseg.files import write_atomically
+from gbseg.mm.compat import swaps_channels
 from gbseg.mm.config import default_work_dir
 from gbseg.mm.models.pixelnet_head import PixelNetHead
-from gbseg.mm.resumable_sampler import Draw, SeededDataset
+from gbseg.mm.resumable_sampler import SampleIndex, SeededDataset
 from gbseg.mm.training import prepare
 from gbseg.report.overlay import VOID
 from gbseg.report.sheet import OTHERS, Cell, contact_sheet
 
-__all__ = ["INDEX", "browse", "seen"]
+__all__ = ["INDEX", "browse", "iter_samples"]
 
 INDEX = "sheets.json"
 
@@ -42,61 +43,62 @@ def browse(
 ) -> list[Path]:
     """Write contact sheets of the samples that a config's network sees, in the order in which it sees them.
 
-    The folder's ``sheets.json`` lists what was written: the next call replaces or removes these files and no others.
+    The folder's ``sheets.json`` lists the sheets: the next call replaces or removes these files and no others.
 
-    The marked pixels are a draw of the same sampler, not training's own, whose generator the network has used before.
+    The marked pixels come from the same sampler as in training, but are not training's own: there, the network uses the random
+    generator before the sampler.
 
     Args:
-        config: of one run.
-        out: the folder; by default ``<work dir of the config>/browse``.
+        config: config of one run.
+        out: folder of the sheets; by default ``<work dir of the config>/browse``.
         split: 'train', 'val' or 'test'.
-        number: of samples.
-        image: show this one ``number`` times, to see how much augmentation varies: its name, or its place in the list.
-        seed: of order, augmentation and marked pixels; None takes the config's, so that the sheets show the first samples of a
-            training by gbseg's `ResumableIterLoop`.
-        scale: pixels of the sheet a pixel of a sample; None makes panels about 256 wide.
-        per_page: samples a sheet.
+        number: number of samples.
+        image: show this image ``number`` times, to see how augmentation varies: its name, or its index in the list.
+        seed: seed of order, augmentation and marked pixels; None takes the config's, so that the sheets show the first samples
+            of a training by `gbseg.mm.loops.ResumableIterLoop`.
+        scale: pixels of the sheet per pixel of a sample; None makes panels about 256 wide.
+        per_page: samples per sheet.
 
     Returns:
         The PNG files.
 
     Raises:
-        ValueError: no such split or image, a number below 1, or a file in the way that is none of an earlier call's.
+        ValueError: no such split or image, a number below 1, or a file in the folder that no earlier call has written.
     """
     if number < 1 or per_page < 1:
         raise ValueError(f"the number of samples, and of samples a sheet, is at least 1, not {number} and {per_page}.")
     seed = config.get("randomness", {}).get("seed", 0) if seed is None else seed
     folder = Path(out) if out is not None else default_work_dir(config) / "browse"
-    dataset, cells = _open(config, split, image, seed or 0)
+    dataset, samples = _open(config, split, image, seed or 0)
     classes = dataset.metainfo.get("classes") or ()
     palette = dataset.metainfo.get("palette") or ()
     sheets = [folder / f"{split}_{page + 1:02d}.png" for page in range(-(-number // per_page))]
-    owned = _sheets(folder)
+    listed = _listed_sheets(folder)
     for sheet in sheets:
-        if sheet.name not in owned and os.path.lexists(sheet):
+        if sheet.name not in listed and os.path.lexists(sheet):
             raise ValueError(f"{sheet} is not a sheet of an earlier gbseg browse: name another --out, or move it away.")
     name, written = Path(config.filename or "config").name, []
-    what = f"{name}, {split}: {len(dataset):,} images, seed {seed}; sizes are height x width"
-    shown = islice(cells, number)
+    title = f"{name}, {split}: {len(dataset):,} images, seed {seed}; sizes are height x width"
+    samples = islice(samples, number)
     for sheet in sheets:
-        if not (page := list(islice(shown, per_page))):
+        if not (page := list(islice(samples, per_page))):
             break
-        contact_sheet(page, sheet, palette, classes, what, scale)
+        contact_sheet(page, sheet, palette, classes, title, scale)
         written.append(sheet)
-        # after the sheet: what is listed may be removed, so nothing is listed that was never written
-        owned.add(sheet.name)
-        write_atomically(json.dumps(sorted(owned)).encode(), folder / INDEX)
-    # an earlier call with more pages would leave some of them
-    stale = {old for old in owned if old.startswith(f"{split}_")} - {sheet.name for sheet in written}
+        # after the sheet: listed files may be removed, so nothing is listed that was never written
+        listed.add(sheet.name)
+        write_atomically(json.dumps(sorted(listed)).encode(), folder / INDEX)
+    # an earlier call may have written more pages
+    stale = {old for old in listed if old.startswith(f"{split}_")} - {sheet.name for sheet in written}
     for old in stale:
         (folder / old).unlink(missing_ok=True)
     if stale:
-        write_atomically(json.dumps(sorted(owned - stale)).encode(), folder / INDEX)
+        write_atomically(json.dumps(sorted(listed - stale)).encode(), folder / INDEX)
     return written
 
 
-def _sheets(folder: Path) -> set[str]:
-    """The names of the sheets that earlier calls wrote into a folder."""
+def _listed_sheets(folder: Path) -> set[str]:
+    """The names of the sheets that earlier calls wrote to a folder."""
     path = folder / INDEX
     if not path.exists():
         return set()
@@ -110,8 +112,8 @@ def _sheets(folder: Path) -> set[str]:
     return set(names)
 
 
-def seen(config: Config, split: str = "train", image: str | None = None, seed: int = 0) -> Iterator[Cell]:
-    """The samples that `browse` draws, one after the other; of a train split, endlessly."""
+def iter_samples(config: Config, split: str = "train", image: str | None = None, seed: int = 0) -> Iterator[Cell]:
+    """The samples that `browse` shows, one after the other; endless for a train split."""
     return _open(config, split, image, seed)[1]
 
 
@@ -122,74 +124,70 @@ def _open(config: Config, split: str, image: str | None, seed: int) -> tuple[Any
     prepare(config)
     init_default_scope(config.get("default_scope") or "mmseg")
     dataset = SeededDataset(DATASETS.build(dict(loader.dataset)))
-    return dataset, _cells(config, dataset, loader, split, image, seed)
-
-
-def _cells(config: Config, dataset: SeededDataset, loader: dict, split: str, image: str | None, seed: int) -> Iterator[Cell]:
-    training = split == "train"
-    draws = _draws(dataset, loader, image, seed, training)
-    model = config.get("model") or {}
-    preprocessor = MODELS.build(model.data_preprocessor) if model.get("data_preprocessor") else None
-    head = model.get("decode_head") or {}
-    head = head[-1] if isinstance(head, Sequence) else head
-    sampler = None
-    kind = MODELS.get(head["type"]) if isinstance(head.get("type"), str) else head.get("type")
-    if training and isinstance(kind, type) and issubclass(kind, PixelNetHead):
-        sampler = MODELS.build(dict(head.get("sampler") or dict(type="UniformPixelSampler")))
-    ignored = head.get("ignore_index", VOID)
+    indices = _indices(dataset, loader, image, seed, split == "train")
     # test images are not padded to each other
-    size = loader.get("batch_size", 1) if training else 1
-    number = 0
-    while batch := list(islice(draws, size)):
-        data = pseudo_collate([dataset[draw] for draw in batch])
-        raw = data["inputs"]
-        if preprocessor is not None:
-            data = preprocessor(data, training)
-        labels = [s.gt_sem_seg.data.squeeze(0) if "gt_sem_seg" in s else None for s in data["data_samples"]]
-        points: list[Any] = [None] * len(batch)
-        if sampler is not None and all(label is not None for label in labels):
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed + number)
-                points = list(sampler(torch.stack(labels), head["num_classes"], ignored).points.numpy())
-        for index, sample in enumerate(data["data_samples"]):
-            picture = _picture(data["inputs"][index], preprocessor, dataset)
-            label = None if labels[index] is None else _shown(labels[index].numpy(), ignored)
-            caption = _caption(sample.metainfo, tuple(raw[index].shape[1:]), tuple(picture.shape[:2]), config, training)
-            if points[index] is not None:
-                caption += f"; {len(np.unique(points[index], axis=0)):,} pixels by {type(sampler).__name__}"
-            yield Cell(picture, label, points[index], [Path(sample.img_path).name, caption])
-        number += 1
+    batch_size = loader.get("batch_size", 1) if split == "train" else 1
+    batches = iter(lambda: [dataset[index] for index in islice(indices, batch_size)], [])
+    return dataset, _cells(config, dataset, batches, seed, split == "train")
 
 
-def _draws(dataset: SeededDataset, loader: dict, image: str | None, seed: int, training: bool) -> Iterator[Draw]:
+def _indices(dataset: SeededDataset, loader: dict, image: str | None, seed: int, training: bool) -> Iterator[SampleIndex]:
     if image is not None:
-        index = _index(dataset, image)
-        return (Draw(index, draw, seed) for draw in range(2**31))
-    settings = loader.get("sampler")
-    if not settings:
-        settings = dict(type="DefaultSampler", shuffle=training)
-    order = DATA_SAMPLERS.build(dict(settings), default_args=dict(dataset=dataset, seed=seed))
-    # ResumableSampler gives draws of its own
-    return (index if isinstance(index, Draw) else Draw(index, draw, seed) for draw, index in enumerate(order))
+        index = _image_index(dataset, image)
+        return (SampleIndex(index, draw, seed) for draw in count())
+    settings = loader.get("sampler") or dict(type="DefaultSampler", shuffle=training)
+    sampler = DATA_SAMPLERS.build(dict(settings), default_args=dict(dataset=dataset, seed=seed))
+    # a ResumableSampler gives a SampleIndex itself
+    return (i if isinstance(i, SampleIndex) else SampleIndex(i, draw, seed) for draw, i in enumerate(sampler))
 
 
-def _index(dataset: SeededDataset, image: str) -> int:
-    names = [Path(dataset.get_data_info(i)["img_path"]) for i in range(len(dataset))]
-    for i, path in enumerate(names):
+def _image_index(dataset: SeededDataset, image: str) -> int:
+    paths = [Path(dataset.get_data_info(i)["img_path"]) for i in range(len(dataset))]
+    for i, path in enumerate(paths):
         if image in (path.stem, path.name, str(path)):
             return i
-    if image.isdecimal() and int(image) < len(names):
+    if image.isdecimal() and int(image) < len(paths):
         return int(image)
-    raise ValueError(f"there is no image {image!r}: the list has {len(names)}, from {names[0].name} to {names[-1].name}.")
+    raise ValueError(f"there is no image {image!r}: the list has {len(paths)}, from {paths[0].name} to {paths[-1].name}.")
 
 
-def _picture(x: Tensor, preprocessor: Any, dataset: Any) -> np.ndarray:
-    """The network's input (C, H, W) as an image (H, W, 3), uint8 BGR: normalisation and change of channels undone."""
+def _cells(config: Config, dataset: SeededDataset, batches: Iterable[list], seed: int, training: bool) -> Iterator[Cell]:
+    model: dict = config.get("model") or {}
+    preprocessor = MODELS.build(model["data_preprocessor"]) if model.get("data_preprocessor") else None
+    head = model.get("decode_head") or {}
+    head = head[-1] if isinstance(head, Sequence) else head
+    head_class = MODELS.get(head["type"]) if isinstance(head.get("type"), str) else head.get("type")
+    sampler = None
+    if training and isinstance(head_class, type) and issubclass(head_class, PixelNetHead):
+        sampler = MODELS.build(dict(head.get("sampler") or dict(type="UniformPixelSampler")))
+    ignore_index = head.get("ignore_index", VOID)
+    for number, batch in enumerate(batches):
+        data = pseudo_collate(batch)
+        augmented = data["inputs"]
+        if preprocessor is not None:
+            data = preprocessor(data, training)
+        labels = [s.gt_sem_seg.data.squeeze(0) for s in data["data_samples"] if "gt_sem_seg" in s]
+        points: list[Any] = [None] * len(batch)
+        if sampler is not None and len(labels) == len(batch):
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed + number)
+                points = list(sampler(torch.stack(labels), head["num_classes"], ignore_index).points.numpy())
+        for sample, x, tensor, pixels in zip(data["data_samples"], data["inputs"], augmented, points, strict=True):
+            image = _to_image(x, preprocessor, dataset)
+            label = _sheet_label(sample.gt_sem_seg.data[0].numpy(), ignore_index) if "gt_sem_seg" in sample else None
+            caption = _caption(sample.metainfo, tuple(tensor.shape[1:]), tuple(image.shape[:2]), config, training)
+            if pixels is not None:
+                caption += f"; {len(np.unique(pixels, axis=0)):,} pixels by {type(sampler).__name__}"
+            yield Cell(image, label, pixels, [Path(sample.img_path).name, caption])
+
+
+def _to_image(x: Tensor, preprocessor: Any, dataset: Any) -> np.ndarray:
+    """The network's input (C, H, W) as an image (H, W, 3), uint8 BGR: normalisation and channel order undone."""
     x = x.detach().cpu().double()
     if preprocessor is not None:
         if getattr(preprocessor, "mean", None) is not None:
             x = x * preprocessor.std.double() + preprocessor.mean.double()
-        if getattr(preprocessor, "_channel_conversion", False) and len(x) == 3:
+        if swaps_channels(preprocessor) and len(x) == 3:
             x = x.flip(0)
     for transform in getattr(getattr(dataset, "pipeline", None), "transforms", ()):
         # older configs normalise in the pipeline
@@ -200,11 +198,11 @@ def _picture(x: Tensor, preprocessor: Any, dataset: Any) -> np.ndarray:
     return x.permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def _shown(label: np.ndarray, ignored: int) -> np.ndarray:
-    """Labels with the ignored one at 255, where the sheet expects it; what has no number of its own then is `OTHERS`."""
-    shown = np.where((label < 0) | (label > OTHERS), OTHERS, label).astype(np.uint8)
-    shown[label == ignored] = VOID
-    return shown
+def _sheet_label(label: np.ndarray, ignore_index: int) -> np.ndarray:
+    """Labels with ``ignore_index`` at 255, where the sheet expects it, and labels that fit no byte beside it at `OTHERS`."""
+    sheet_label = np.where((label < 0) | (label > OTHERS), OTHERS, label).astype(np.uint8)
+    sheet_label[label == ignore_index] = VOID
+    return sheet_label
 
 
 def _caption(meta: dict, augmented: tuple, final: tuple, config: Config, training: bool) -> str:

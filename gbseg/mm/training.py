@@ -1,4 +1,20 @@
-"""Training: one run, or the preparation and the runs that a config lists, and their comparison."""
+"""Train a config: one run, or the preparation and the runs that it lists, and their comparison.
+
+What happens on ``--resume``
+----------------------------
+
+1. `train` gives ``resume=True`` to the runner of each run (`build_runner`). A finished run ends as soon as it is loaded.
+2. `gbseg.mm.hooks.checkpoint.DurableCheckpointHook.before_run` chooses the newest checkpoint that is not damaged
+   (`gbseg.mm.checkpoint_files.newest_readable_checkpoint`). Without any checkpoint the run starts at the beginning.
+3. mmengine's runner loads it: weights, optimizer, schedules, iteration, logged values. The hook keeps its
+   ``training_state``: for each process the random states and the position in the training data.
+4. The hook's ``before_train`` removes what the killed process left behind, and hands the state of this process to
+   `gbseg.mm.loops.ResumableIterLoop.load_state_dict`.
+5. `gbseg.mm.loops.ResumableIterLoop.run` sets the sampler to the next draw (`gbseg.mm.resumable_sampler`), restores the
+   random generators (`gbseg.mm.rng`), makes up for a validation that was due, and goes on.
+
+On a CPU the weights are those of the run without interruption, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +35,7 @@ from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.run_comparison import compare_runs
-from gbseg.mm.runner import TerseRunner
+from gbseg.mm.runner import QuietRunner
 from gbseg.report.provenance import provenance
 
 __all__ = ["build_runner", "prepare", "train"]
@@ -28,29 +44,29 @@ FUNCTIONS.register_module(name="write_scenes", module=write_scenes)
 
 
 def build_runner(config: Config, work_dir: Path, name: str = "", **changes: object) -> Runner:
-    """mmengine's runner of a config, as training and testing use it.
+    """Build mmengine's runner of a config for training or testing.
 
     Args:
-        config: of one run; it is not changed.
-        work_dir: where logs and checkpoints go.
-        name: of the run, where a config has several.
+        config: config of one run; it is not changed.
+        work_dir: folder of logs and checkpoints.
+        name: name of the run, where a config has several.
         changes: top-level keys that replace the config's.
     """
     config = copy.deepcopy(config)
     config.work_dir = str(work_dir)
-    # loggers and visualisers are found by this name: two runs of one process must not share them
+    # mmengine keeps loggers and visualizers by this name: two runs of one process must not share them
     config.experiment_name = "_".join(part for part in (Path(config.filename or "run").stem, name) if part)
     if "visualizer" in config:
         config.visualizer.pop("name", None)
     for key, value in changes.items():
         config[key] = value
-    runner = RUNNERS.build(config) if "runner_type" in config else TerseRunner.from_cfg(config)
+    runner = RUNNERS.build(config) if "runner_type" in config else QuietRunner.from_cfg(config)
     runner.register_hook(ClassCountHook())
     return runner
 
 
 def prepare(config: Config) -> None:
-    """Call the function that a config's ``prepare`` names, which makes its data where they are not there yet."""
+    """Call the function that a config's ``prepare`` names, which writes the data if they do not exist yet."""
     if config.get("prepare"):
         settings = dict(config.prepare)
         FUNCTIONS.get(settings.pop("type"))(**settings)
@@ -64,19 +80,20 @@ def train(
     launcher: str = "none",
     command: str | None = None,
 ) -> Path:
-    """Prepare, train and compare whatever a config asks for.
+    """Prepare, train and compare the runs of a config.
 
     * ``prepare``: a registered function and its arguments, called first, e.g. ``dict(type='write_scenes', root=...)``;
     * ``runs``: several runs, one after the other, each in its own sub-folder (see `gbseg.mm.config.run_configs`);
-    * ``compare``: with ``runs``, what `gbseg.mm.run_comparison.compare_runs` draws at the end.
+    * ``compare``: with ``runs``, the settings of `gbseg.mm.run_comparison.compare_runs`, called last.
 
-    Every run leaves a ``provenance.json`` in its folder: command, seed, date, commit, hardware and versions at its start.
-    One that trains on images which it also evaluates on says so loudly (`gbseg.mm.hooks.train_test_overlap`).
+    Every run writes ``provenance.json`` to its folder: command, seed, date, commit, hardware and versions at its start.
+    A run that trains on images which it also evaluates on logs a warning (`gbseg.mm.hooks.train_test_overlap`).
 
     Args:
         config: from `gbseg.mm.config.load_config`.
-        work_dir: where everything goes; by default ``work_dirs/<name of the config>``.
-        resume: continue from the newest readable checkpoint of each run; finished runs are left as they are.
+        work_dir: folder of all output; by default ``work_dirs/<name of the config>``.
+        resume: continue each run from its newest readable checkpoint (see the top of this module); finished runs stay as
+            they are.
         amp: mixed precision; bfloat16 on a CPU.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi', as `mmengine.runner.Runner` takes it.
         command: the command line, for the provenance.
@@ -85,28 +102,29 @@ def train(
         The work dir.
 
     Raises:
-        NonFiniteLossError: a run's loss was not finite. Of several runs the others are trained and compared first.
+        NonFiniteLossError: a run's loss was not finite. If there are several runs, the others are trained and compared first.
     """
     work_dir = Path(work_dir or default_work_dir(config))
     prepare(config)
     runs = run_configs(config, work_dir)
     diverged: list[str] = []
-    for name, (one, folder) in runs.items():
+    for name, (run_config, folder) in runs.items():
         if amp:
-            enable_amp(one)
-            one.val_cfg.fp16 = True
-        runner = build_runner(one, folder, name, launcher=launcher, resume=resume or one.get("resume", False))
+            enable_amp(run_config)
+            run_config.val_cfg.fp16 = True
+        run_resume = resume or run_config.get("resume", False)
+        runner = build_runner(run_config, folder, name, launcher=launcher, resume=run_resume)
         runner.register_hook(OverlapHook())
         if is_main_process():
-            facts = provenance(command, one.get("randomness", {}).get("seed"))
-            write_atomically((json.dumps(facts, indent=2) + "\n").encode(), folder / "provenance.json")
+            record = provenance(command, run_config.get("randomness", {}).get("seed"))
+            write_atomically((json.dumps(record, indent=2) + "\n").encode(), folder / "provenance.json")
         try:
             runner.train()
         except NonFiniteLossError as error:
             if len(runs) == 1:
                 raise
             diverged.append(f"{name}: {error}")
-        # workers of a finished run would hold memory and a core for as long as its loaders live
+        # as long as its data loaders live, the workers of a finished run hold memory
         del runner
     if "runs" in config and "compare" in config:
         if launcher != "none":

@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader
 pytest.importorskip("mmseg")
 from gbseg.data.arrays import BadDataFileError, read_cifar10, read_folder, read_idx, read_mnist, uniform_words
 from gbseg.mm.datasets.array_dataset import ArrayImages, as_is
-from gbseg.mm.resumable_sampler import Draw, ResumableSampler, SeededDataset
+from gbseg.mm.resumable_sampler import ResumableSampler, SampleIndex, SeededDataset
 
 GENERATOR = np.random.default_rng(0)
 
@@ -236,5 +236,5 @@ def test_refused(cifar: Path, options: dict, message: str) -> None:
 def test_draws_only_seed(cifar: Path) -> None:
     """The same draw of another seed is another crop."""
     dataset = ArrayImages("CIFAR10", cifar, pad=4, flip=True, device="cpu")
-    one, other = (dataset.__getitems__([Draw(k, k, seed) for k in range(60)])["inputs"] for seed in (1, 2))
+    one, other = (dataset.__getitems__([SampleIndex(k, k, seed) for k in range(60)])["inputs"] for seed in (1, 2))
     assert (one != other).any(dim=(1, 2, 3)).sum() > 50

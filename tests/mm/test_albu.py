@@ -19,7 +19,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from gbseg.mm.config import load_config
 from gbseg.mm.datasets.transforms import SeededAlbu
-from gbseg.mm.resumable_sampler import Draw, SeededDataset
+from gbseg.mm.resumable_sampler import SampleIndex, SeededDataset
 from gbseg.palettes import VOC_PALETTE
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_the_config_keeps_them_aligned_through_its_whole_pipeline(tmp_path: Path
     dataset = SeededDataset(DATASETS.build(settings))
     voids = 0
     for draw in range(16):
-        sample = dataset[Draw(draw % 8, draw, 3)]
+        sample = dataset[SampleIndex(draw % 8, draw, 3)]
         image, mask = sample["inputs"].permute(1, 2, 0).numpy(), sample["data_samples"].gt_sem_seg.data[0].numpy()
         assert mask.shape == (224, 224)
         assert sample["data_samples"].img_shape == (224, 224)
@@ -121,7 +121,7 @@ def test_the_config_keeps_them_aligned_through_its_whole_pipeline(tmp_path: Path
         voids += int((mask == 255).sum())
     assert voids > 0
     # the same draw is the same sample, whatever was drawn before: a resumed run goes on as if nothing had happened
-    again = SeededDataset(DATASETS.build(settings))[Draw(7, 15, 3)]
+    again = SeededDataset(DATASETS.build(settings))[SampleIndex(7, 15, 3)]
     np.testing.assert_array_equal(again["inputs"], sample["inputs"])
     np.testing.assert_array_equal(again["data_samples"].gt_sem_seg.data[0], mask)
 

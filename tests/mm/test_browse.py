@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from gbseg.data.scenes import write_scenes
 from gbseg.mm.config import load_config
 from gbseg.mm.resumable_sampler import SeededDataset
-from gbseg.mm.sample_browser import browse, seen
+from gbseg.mm.sample_browser import browse, iter_samples
 from gbseg.palettes import VOC_PALETTE
 from gbseg.report.sheet import Cell, contact_sheet
 
@@ -98,7 +98,7 @@ def test_the_sheet_shows_what_training_gets(
 def test_the_marked_pixels_are_those_that_the_heads_sampler_draws(scenes: Path, tmp_path: Path) -> None:
     config = demo(scenes)
     config.model.decode_head.sampler = dict(type="BalancedPixelSampler", num=90)
-    cells = [cell for cell, _ in zip(seen(config, seed=5), range(6), strict=False)]
+    cells = [cell for cell, _ in zip(iter_samples(config, seed=5), range(6), strict=False)]
     places = contact_sheet(cells, tmp_path / "sheet.png", VOC_PALETTE[:21], [str(i) for i in range(21)], scale=1)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     head = MODELS.build(config.model).decode_head
@@ -120,7 +120,7 @@ def test_the_marked_pixels_are_those_that_the_heads_sampler_draws(scenes: Path, 
 
 def test_one_image_many_times_varies_by_augmentation_alone(scenes: Path) -> None:
     config = demo(scenes)
-    cells = [cell for cell, _ in zip(seen(config, image="train_000005", seed=1), range(8), strict=False)]
+    cells = [cell for cell, _ in zip(iter_samples(config, image="train_000005", seed=1), range(8), strict=False)]
     assert {cell.caption[0] for cell in cells} == {"train_000005.jpg"}
     assert len({cell.image.tobytes() for cell in cells}) == 8
     flipped = ["flipped" in cell.caption[1] for cell in cells]
@@ -133,7 +133,7 @@ def test_one_image_many_times_varies_by_augmentation_alone(scenes: Path) -> None
 def test_validation_images_come_unchanged_and_all_pixels_count(scenes: Path, tmp_path: Path) -> None:
     config = demo(scenes)
     config.model.test_cfg.input = (32, 40)
-    cells = list(seen(config, "val"))
+    cells = list(iter_samples(config, "val"))
     assert [cell.caption[0] for cell in cells] == ["val_000000.jpg", "val_000001.jpg"]
     assert cells[0].points is None
     assert cells[0].caption[1] == "48 x 64 > 32 x 40"
@@ -219,9 +219,9 @@ def test_a_label_255_that_is_not_the_ignored_one_is_called_so(
 def test_a_model_without_a_head_and_a_config_without_a_model_are_shown(scenes: Path) -> None:
     config = demo(scenes)
     config.model.decode_head = None
-    assert next(seen(config)).points is None
+    assert next(iter_samples(config)).points is None
     config.pop("model")
-    image = next(seen(config, "val")).image
+    image = next(iter_samples(config, "val")).image
     assert image.shape == (*SIZE, 3)
 
 

@@ -42,7 +42,7 @@ def _runner(folder: Path, network: nn.Module, wrapper: OptimWrapper, visualizer:
         log_dir=str(folder / "20260101_000000"),
         train_dataloader=range(4),
         optim_wrapper=wrapper,
-        visualizer=visualizer or SimpleNamespace(_vis_backends={}),
+        visualizer=visualizer or SimpleNamespace(get_backend=lambda name: None),
         logger=logging.getLogger("gradients"),
     )
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from gbseg.mm import resumable_sampler as position
 from gbseg.mm.loops import ResumableIterLoop
-from gbseg.mm.resumable_sampler import Draw, ResumableSampler, SeededDataset, iterations_per_epoch
+from gbseg.mm.resumable_sampler import ResumableSampler, SampleIndex, SeededDataset, iterations_per_epoch
 from gbseg.mm.rng import preserved_rng, rng_state, set_rng_state
 
 
@@ -94,7 +94,7 @@ def test_sampler_errors() -> None:
 
 def test_draw() -> None:
     """A draw is an index, and keeps what it knows on the way to a worker."""
-    draw = pickle.loads(pickle.dumps(Draw(4, 123, 9)))
+    draw = pickle.loads(pickle.dumps(SampleIndex(4, 123, 9)))
     assert [10, 11, 12, 13, 14][draw] == 14
     assert (draw.draw, draw.seed) == (123, 9)
 
@@ -106,18 +106,18 @@ def _dataset(**kwargs: Any) -> SeededDataset:
 def test_sample_depends_on_its_draw_alone() -> None:
     """Not on what was drawn before, nor on the generators of the process."""
     dataset = _dataset()
-    first = dataset[Draw(2, 40, 1)]["inputs"]
-    dataset[Draw(5, 41, 1)]
+    first = dataset[SampleIndex(2, 40, 1)]["inputs"]
+    dataset[SampleIndex(5, 41, 1)]
     torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
-    assert torch.equal(dataset[Draw(2, 40, 1)]["inputs"], first)
-    assert not torch.equal(dataset[Draw(2, 50, 1)]["inputs"], first)
-    assert not torch.equal(dataset[Draw(2, 40, 2)]["inputs"], first)
+    assert torch.equal(dataset[SampleIndex(2, 40, 1)]["inputs"], first)
+    assert not torch.equal(dataset[SampleIndex(2, 50, 1)]["inputs"], first)
+    assert not torch.equal(dataset[SampleIndex(2, 40, 2)]["inputs"], first)
 
 
 def test_sample_leaves_the_generators_alone() -> None:
     """Without workers, dropout draws what it draws with them."""
     dataset, before = _dataset(), rng_state()
-    dataset[Draw(0, 0, 0)]
+    dataset[SampleIndex(0, 0, 0)]
     assert tiny.differences(before, rng_state()) == []
 
 
@@ -152,8 +152,8 @@ def test_albumentations() -> None:
             return self.pipeline[0].transform({"img": image})["img"][..., 0]
 
     dataset = SeededDataset(Images())
-    places = [int(np.argmax(dataset[Draw(0, draw, 1)])) for draw in range(200)]
-    assert places == [int(np.argmax(dataset[Draw(0, draw, 1)])) for draw in range(200)]
+    places = [int(np.argmax(dataset[SampleIndex(0, draw, 1)])) for draw in range(200)]
+    assert places == [int(np.argmax(dataset[SampleIndex(0, draw, 1)])) for draw in range(200)]
     # both flips, independently: one seed for both would only ever give 0 and 3
     counts = np.bincount(places, minlength=4)
     assert counts.min() > 25, counts

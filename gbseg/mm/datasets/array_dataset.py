@@ -1,4 +1,4 @@
-"""Small image sets held in memory: a batch is one gather, on the device where there is one.
+"""Small image sets in memory, on the GPU if there is one: a batch is one gather.
 
 A data set whose `__getitems__` returns a whole batch, for an ordinary DataLoader with ``num_workers=0`` and
 ``collate_fn=dict(type='as_is')``.
@@ -16,8 +16,17 @@ import torch.nn.functional as F
 from mmengine.registry import DATASETS, FUNCTIONS
 from torch.utils.data import Dataset
 
-from gbseg.data.arrays import CIFAR10_CLASSES, MNIST_CLASSES, Images, random_crops, read_cifar10, read_folder, read_mnist
-from gbseg.data.arrays import uniform_words as words
+from gbseg.data.arrays import (
+    CIFAR10_CLASSES,
+    MNIST_CLASSES,
+    Images,
+    random_crops,
+    read_cifar10,
+    read_folder,
+    read_mnist,
+    uniform_words,
+)
+from gbseg.mm.resumable_sampler import SampleIndex
 
 __all__ = ["ArrayImages", "as_is"]
 
@@ -30,30 +39,30 @@ _SOURCES: dict[str, Callable[[Path, bool], tuple[Images, Sequence[str]]]] = {
 
 @FUNCTIONS.register_module()
 def as_is(batch: Any) -> Any:
-    """A collate function for batches that are collated already."""
+    """A collate function for batches that are already collated."""
     return batch
 
 
 @DATASETS.register_module()
 class ArrayImages(Dataset):
-    """MNIST, CIFAR-10, or a folder of equally large images with one sub-folder a class, as arrays.
+    """MNIST, CIFAR-10, or a folder of images of the same size with one sub-folder per class, as arrays.
 
-    A batch is ``dict(inputs=(B, C, H, W) uint8, data_samples=(B,) labels)``. What is random in it depends on the seed and the
-    number of each draw alone (see `gbseg.mm.resumable_sampler`), so a resumed run sees what an uninterrupted one would.
+    A batch is ``dict(inputs=(B, C, H, W) uint8, data_samples=(B,) labels)``. Its augmentation depends only on the seed and the
+    number of each draw (see `gbseg.mm.resumable_sampler`), so a resumed run sees the batches of an uninterrupted one.
 
     Args:
         source: 'MNIST', 'CIFAR10' or 'folder' (``data_root/train`` and ``data_root/val``).
-        data_root: see `gbseg.data.arrays.read_mnist` and `read_cifar10`.
+        data_root: folder of the files, see `gbseg.data.arrays.read_mnist` and `gbseg.data.arrays.read_cifar10`.
         part: 'train' or 'test'; with ``held_out`` also 'tune' (train without the images held out) and 'held_out'.
-        held_out: how many training images are held out, a fixed choice, for tuning without the test set.
-        num: use only this many, the first of a fixed shuffling.
-        pad: pixels of zeros around an image before it is cropped at random to its own size; 0: no crop.
-        flip: whether half of the images are mirrored.
-        device: where the arrays live: 'cpu', 'cuda', or 'auto' for CUDA where it is.
+        held_out: number of training images that are held out, a fixed choice, for tuning without the test set.
+        num: use only the first ``num`` images of a fixed permutation.
+        pad: pixels of zeros around an image before a random crop to its own size; 0: no crop.
+        flip: whether to flip an image horizontally with probability 1/2.
+        device: device of the arrays: 'cpu', 'cuda', or 'auto' for CUDA if available.
 
     Raises:
         BadDataFileError: a file is missing or damaged.
-        ValueError: an unknown source or part, or more images asked for than there are.
+        ValueError: unknown source or part, or ``held_out`` or ``num`` exceeds the number of images.
     """
 
     def __init__(
@@ -72,7 +81,7 @@ class ArrayImages(Dataset):
         if part not in ("train", "test", "tune", "held_out"):
             raise ValueError(f"ArrayImages: part is 'train', 'test', 'tune' or 'held_out', got {part!r}.")
         images, classes = _SOURCES[source](Path(data_root), part != "test")
-        # one shuffling for all parts, so that 'tune' and 'held_out' never share an image, whatever their sizes
+        # the same permutation for all parts, so that 'tune' and 'held_out' never share an image, whatever their sizes
         order = np.random.default_rng(0).permutation(len(images.labels))
         if part in ("tune", "held_out"):
             if not 0 < held_out < len(order):
@@ -94,7 +103,7 @@ class ArrayImages(Dataset):
         self.labels = torch.tensor(images.labels, device=device)
 
     def __len__(self) -> int:
-        """How many images."""
+        """Number of images."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
@@ -102,16 +111,16 @@ class ArrayImages(Dataset):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """A batch; augmented where the indices are draws (`gbseg.mm.resumable_sampler.Draw`), else as the images are."""
+        """A batch; augmented if all indices are `gbseg.mm.resumable_sampler.SampleIndex`."""
         device = self.pixels.device
         index = torch.tensor(indices, device=device)
-        draws = [getattr(number, "draw", None) for number in indices]
-        if not (self.pad or self.flip) or None in draws:
+        drawn = [sample for sample in indices if isinstance(sample, SampleIndex)]
+        if not (self.pad or self.flip) or len(drawn) < len(indices):
             inner = slice(self.pad, -self.pad or None)
             return {"inputs": self.pixels[index][..., inner, inner], "data_samples": self.labels[index]}
-        random = words(indices[0].seed, draws, 3)
-        spread = 2 * self.pad + 1
-        top, left, mirrored = (torch.from_numpy(random[:, k] % n).to(device) for k, n in enumerate((spread, spread, 2)))
+        words = uniform_words(drawn[0].seed, [sample.draw for sample in drawn], 3)
+        offsets = 2 * self.pad + 1
+        top, left, mirrored = (torch.from_numpy(words[:, k] % n).to(device) for k, n in enumerate((offsets, offsets, 2)))
         flip = (mirrored == 1) & self.flip
         crops = random_crops(self.pixels, index, top.long(), left.long(), flip, self.size)
         return {"inputs": crops, "data_samples": self.labels[index]}

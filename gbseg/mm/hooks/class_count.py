@@ -1,13 +1,14 @@
-"""Whether a classifier's data have the classes that its head has: a wrong number would train, and score, without a word."""
+"""Check the number of classes of data and head: with a wrong number a classifier trains, and is scored, without an error."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+from gbseg.mm.compat import unwrap_model
 
 __all__ = ["ClassCountHook"]
 
@@ -16,43 +17,43 @@ __all__ = ["ClassCountHook"]
 class ClassCountHook(Hook):
     """Before training and testing, compare the classes of the data with ``num_classes`` of a classifier's ``head``.
 
-    Data sets that do not name their classes (``metainfo['classes']``) and models without such a head are left alone.
+    Data sets that do not name their classes (``metainfo['classes']``) and models without such a head are not checked.
     `gbseg.mm` adds it to every run; for MMPretrain's own tools: ``custom_hooks = [dict(type='ClassCountHook')]``.
 
     Raises:
-        ValueError: while training or testing; another number of classes, or training and validation name other classes.
+        ValueError: before training or testing, the numbers differ, or training and validation data name different classes.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Look at the training data, and at those of the validation."""
+        """Check the training and the validation data."""
         train = _require_count(runner, runner.train_dataloader.dataset, "training")
         if runner.val_loop is None:
             return
         val = _require_count(runner, runner.val_dataloader.dataset, "validation")
         if train and val and (different := [pair for pair in zip(train, val, strict=True) if pair[0] != pair[1]]):
-            one, other = different[0]
+            train_name, val_name = different[0]
             raise ValueError(
                 f"{len(different):,} of the classes have other names in the training data than in the validation data, the "
-                f"first one {one!r} and {other!r}: a label would mean two things. Give both the same folders of classes."
+                f"first one {train_name!r} and {val_name!r}: a label would mean two things. Give both "
+                "the same folders of classes."
             )
 
     def before_test(self, runner: Runner) -> None:
-        """Look at the test data."""
+        """Check the test data."""
         _require_count(runner, runner.test_dataloader.dataset, "test")
 
 
 def _require_count(runner: Runner, dataset: Any, title: str) -> tuple[str, ...]:
-    """The classes that a data set names, none if it does not."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    wanted = getattr(getattr(model, "head", None), "num_classes", None)
+    """The classes that a data set names; () if it names none, or if the model has no such head."""
+    num_classes = getattr(getattr(unwrap_model(runner.model), "head", None), "num_classes", None)
     classes = tuple((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
-    if not isinstance(wanted, int) or not classes:
+    if not isinstance(num_classes, int) or not classes:
         return ()
-    if len(classes) != wanted:
-        place = getattr(dataset, "img_prefix", "") or getattr(dataset, "data_root", "")
+    if len(classes) != num_classes:
+        folder = getattr(dataset, "img_prefix", "") or getattr(dataset, "data_root", "")
         raise ValueError(
-            f"the {title} data{f' in {place}' if place else ''} have {len(classes):,} classes and the head has "
-            f"num_classes={wanted}: set model.head.num_classes={len(classes)} (in the config, or by --cfg-options), or give "
-            f"data of {wanted:,} classes."
+            f"the {title} data{f' in {folder}' if folder else ''} have {len(classes):,} classes and the head has "
+            f"num_classes={num_classes}: set model.head.num_classes={len(classes)} (in the config, or by --cfg-options), or "
+            f"give data of {num_classes:,} classes."
         )
     return classes

@@ -1,4 +1,4 @@
-"""How fast a run learns, kept up to date while it does."""
+"""The speed of convergence of a run, written after every validation."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ class ConvergenceHook(Hook):
 
     ``convergence.json`` in the run's ``work_dir`` holds:
 
-    * ``points``: iteration, epoch and value of every validation, those of before an interruption included; None for a value
+    * ``points``: iteration, epoch and value of every validation, those before an interruption included; None for a value
       that is not finite, or of parameters that are not;
     * ``best``: the best of them, the first where several are equal;
-    * ``targets``: the first validation at which each value was reached, None where it was not;
+    * ``targets``: the first validation at which each target was reached, None where it was not;
     * ``baseline``: the same for the best value of another run;
     * ``area``: the area under the error ``|perfect - value|`` from the first to the last validation, in the metric's unit times
-      epochs, and that divided by its length (``mean_error``). To be compared over equal ranges only; None before the second
+      epochs, and that divided by its length (``mean_error``). Compare it over equal ranges only. None before the second
       validation and where a value is not finite;
-    * ``complete``: whether training came to its end. A run that diverged or was killed leaves False.
+    * ``complete``: whether training finished. False for a run that diverged or was killed.
 
-    Nothing is interpolated: what was reached between two validations counts from the second. An epoch is as many iterations as
-    it takes to draw each training image once, rounded up.
+    Nothing is interpolated: a value reached between two validations counts from the second. An epoch is the number of
+    iterations in which each training image is drawn once, rounded up.
 
     Args:
         metric: a key of the validation's metrics.
         higher_is_better: False for an error or a loss.
         targets: values of the metric to reach: for an error of 30% of a top-1 accuracy, 70.
         baseline: the ``work_dir`` of a finished run.
-        perfect: the metric without any error; None: 100 where higher is better, else 0.
+        perfect: the metric of a perfect model; None: 100 where higher is better, else 0.
 
     Raises:
-        ValueError: the metric is not among those of a validation, or of the baseline (the message lists those that are); a
-            target is not finite.
+        ValueError: the metric is not among those of a validation, or of the baseline (the message lists them); a target is
+            not finite.
         FileNotFoundError: the baseline's folder holds no logs.
     """
 
@@ -73,38 +73,43 @@ class ConvergenceHook(Hook):
         self.targets = tuple(targets)
         self.baseline = baseline
         self.perfect = perfect if perfect is not None else 100.0 if higher_is_better else 0.0
-        self._points: dict[int, float] = {}
+        self._values: dict[int, float] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Read the baseline, and what this run was before it was interrupted."""
+        """Read the baseline and, if the run was resumed, its earlier validations."""
         self._epoch_length = iterations_per_epoch(runner.train_dataloader)
         self._path = Path(runner.work_dir) / "convergence.json"
-        self._goal = None if self.baseline is None else self._best_of(self.baseline)
-        self._points = self._earlier_points(runner) if runner.iter else {}
+        self._goal = None if self.baseline is None else self._best_of_baseline(self.baseline)
+        self._values = self._earlier_values(runner) if runner.iter else {}
 
-    def _best_of(self, work_dir: str) -> float:
+    def _best_of_baseline(self, work_dir: str) -> float:
         history = read_history(work_dir)
         if self.metric not in history.metrics:
             raise ValueError(
                 f"ConvergenceHook: the baseline {work_dir} has no metric {self.metric!r}; it has "
                 f"{', '.join(history.metrics) or 'none'}."
             )
-        values = history.metrics[self.metric]
-        values = values[np.isfinite(values)]
-        if not len(values):
+        best = self._best(history.metrics[self.metric])
+        if best is None:
             raise ValueError(f"ConvergenceHook: the baseline {work_dir} has no finite value of {self.metric}.")
-        return float(values.max() if self.higher_is_better else values.min())
+        return best
 
-    def _earlier_points(self, runner: Runner) -> dict[int, float]:
-        """Validations up to the iteration at which a resumed run goes on; a later start may have undone the others."""
-        found: dict[int, float] = {}
+    def _best(self, values: np.ndarray) -> float | None:
+        """The best finite value."""
+        finite = values[np.isfinite(values)]
+        return float(self.sign * (self.sign * finite).min()) if len(finite) else None
+
+    def _earlier_values(self, runner: Runner) -> dict[int, float]:
+        """Validations by iteration, up to the one at which a resumed run continues; later ones may have been undone."""
+        written: dict[int, float] = {}
         if self._path.is_file():
             try:
                 content = json.loads(self._path.read_text(encoding="utf-8"))
                 if content["metric"] == self.metric:
-                    found = {p["iteration"]: math.nan if p["value"] is None else p["value"] for p in content["points"]}
+                    written = {p["iteration"]: math.nan if p["value"] is None else p["value"] for p in content["points"]}
             except (ValueError, KeyError, TypeError) as error:
                 runner.logger.warning(f"ConvergenceHook: {self._path} is not what this hook wrote: {error!r}")
+        logged: dict[int, float] = {}
         try:
             history = read_history(runner.work_dir)
         except (OSError, ValueError) as error:
@@ -112,40 +117,40 @@ class ConvergenceHook(Hook):
             runner.logger.warning(f"ConvergenceHook: {error}")
         else:
             steps = history.val_steps * (self._epoch_length if history.val_in_epochs else 1)
-            values = history.metrics.get(self.metric, [])
+            values = history.metrics.get(self.metric, np.empty(0))
             logged = {int(step): float(value) for step, value in zip(steps, values, strict=False)}
-            # what a start without this hook did is in the logs alone; a ruined network's score is in them as if it were one
-            found |= {step: value for step, value in logged.items() if not math.isnan(found.get(step, 0.0))}
-        found = {step: value for step, value in sorted(found.items()) if step <= runner.iter}
-        if not found:
+        # the logs alone have the validations of a start without this hook, but they also have the scores of diverged networks
+        values_by_step = written | {step: value for step, value in logged.items() if not math.isnan(written.get(step, 0.0))}
+        earlier = {step: value for step, value in sorted(values_by_step.items()) if step <= runner.iter}
+        if not earlier:
             runner.logger.warning(
                 f"ConvergenceHook: {runner.work_dir} holds no validation of {self.metric} up to iteration {runner.iter}, where "
                 "training goes on: what was reached before is not known."
             )
-        return found
+        return earlier
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Take the validation in, and write."""
-        # tools/test.py validates nothing in training, mmengine's runner.val() does
+        """Add the validation, and write the file."""
+        # outside of training (runner.val()) there is nothing to add to
         if not hasattr(self, "_path"):
             return
         if metrics is None or self.metric not in metrics:
             raise ValueError(
                 f"ConvergenceHook: the validation has no metric {self.metric!r}; it has {', '.join(metrics or ()) or 'none'}."
             )
-        # what a diverged network scores is no measure
-        self._points[runner.iter] = float(metrics[self.metric]) if parameters_are_finite(runner.model) else math.nan
+        # the score of a diverged network means nothing
+        self._values[runner.iter] = float(metrics[self.metric]) if parameters_are_finite(runner.model) else math.nan
         self._write(complete=False)
 
     def after_train(self, runner: Runner) -> None:
-        """Say what was reached, in one line."""
-        if not self._points:
+        """Log what was reached, in one line."""
+        if not self._values:
             runner.logger.warning(f"ConvergenceHook: there was no validation, so nothing is known of {self.metric}.")
             return
-        found = self._write(complete=True)
-        best, area, baseline = found["best"], found["area"], found["baseline"]
+        summary = self._write(complete=True)
+        best, area, baseline = summary["best"], summary["area"], summary["baseline"]
         parts = [f"best {best['value']:g} {_when(best)}"] if best else ["no value is finite"]
-        parts += [f"{target['value']:g} {_when(target)}" for target in found["targets"]]
+        parts += [f"{target['value']:g} {_when(target)}" for target in summary["targets"]]
         if baseline:
             parts.append(f"the baseline's best, {baseline['value']:g}, {_when(baseline)}")
         if area:
@@ -153,28 +158,22 @@ class ConvergenceHook(Hook):
         runner.logger.info(f"{self.metric}: {'; '.join(parts)} ({self._path})")
 
     def _write(self, complete: bool) -> dict[str, Any]:
-        found = self._summary(complete)
-        if is_main_process():
-            write_atomically((json.dumps(found, indent=2, allow_nan=False) + "\n").encode(), self._path)
-        return found
-
-    def _summary(self, complete: bool) -> dict[str, Any]:
-        steps = np.array(sorted(self._points), np.int64)
-        values = np.array([self._points[step] for step in steps.tolist()])
-        finite = values[np.isfinite(values)]
+        steps = np.array(sorted(self._values), np.int64)
+        values = np.array([self._values[step] for step in steps.tolist()])
+        epochs = steps / self._epoch_length
 
         def reached(value: float) -> dict[str, Any]:
             step = first_below(steps, self.sign * values, self.sign * value)
             return {"value": value, "iteration": step, "epoch": None if step is None else step / self._epoch_length}
 
-        epochs = steps / self._epoch_length
+        best = self._best(values)
         area = area_under(epochs, np.abs(self.perfect - values))
-        return {
+        summary: dict[str, Any] = {
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
             "iterations_per_epoch": self._epoch_length,
             "complete": complete,
-            "best": reached(float(self.sign * (self.sign * finite).min())) if len(finite) else None,
+            "best": None if best is None else reached(best),
             "targets": [reached(value) for value in self.targets],
             "baseline": None if self._goal is None else {"work_dir": str(self.baseline), **reached(self._goal)},
             "area": None
@@ -191,9 +190,12 @@ class ConvergenceHook(Hook):
                 for step, value in zip(steps.tolist(), values.tolist(), strict=True)
             ],
         }
+        if is_main_process():
+            write_atomically((json.dumps(summary, indent=2, allow_nan=False) + "\n").encode(), self._path)
+        return summary
 
 
-def _when(found: dict[str, Any]) -> str:
-    if found["iteration"] is None:
+def _when(target: dict[str, Any]) -> str:
+    if target["iteration"] is None:
         return "not reached"
-    return f"at iteration {found['iteration']:,} (epoch {found['epoch']:g})"
+    return f"at iteration {target['iteration']:,} (epoch {target['epoch']:g})"

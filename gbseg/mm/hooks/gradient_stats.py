@@ -19,6 +19,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from gbseg.mm.compat import unwrap_model
 from gbseg.mm.resumable_sampler import iterations_per_epoch
 
 __all__ = ["GradientStatsHook"]
@@ -97,18 +98,17 @@ class GradientStatsHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the modules, and note in the file where this start begins, so that what it goes over again is known."""
-        model = getattr(runner.model, "module", runner.model)
-        known = dict(model.named_modules())
-        if missing := [name for name in self.names if name not in known]:
+        modules = dict(unwrap_model(runner.model).named_modules())
+        if missing := [name for name in self.names if name not in modules]:
             raise ValueError(
-                f"GradientStatsHook: the model has no {', '.join(missing)}; it has {', '.join(filter(None, known))}."
+                f"GradientStatsHook: the model has no {', '.join(missing)}; it has {', '.join(filter(None, modules))}."
             )
         if kinds := _UNKNOWN_SCALE & {kind.__name__ for kind in type(runner.optim_wrapper).__mro__}:
             raise ValueError(
                 f"GradientStatsHook: it does not know by what {kinds.pop()} scales the loss; use OptimWrapper or "
                 "AmpOptimWrapper, or take the hook out of custom_hooks."
             )
-        self._modules = {name: known[name] for name in self.names}
+        self._modules = {name: modules[name] for name in self.names}
         self._epoch_length = iterations_per_epoch(runner.train_dataloader)
         self._histograms = self.histograms | {(epoch - 1) * self._epoch_length for epoch in self.histogram_epochs}
         self.path = Path(runner.log_dir) / "gradients.jsonl"
@@ -230,9 +230,10 @@ class GradientStatsHook(Hook):
             file.write(json.dumps(record) + "\n")
 
     def _to_tensorboard(self, runner: Runner, record: dict[str, Any]) -> None:
-        if "TensorboardVisBackend" not in getattr(runner.visualizer, "_vis_backends", {}):
+        backend = runner.visualizer.get_backend("TensorboardVisBackend")
+        if backend is None:
             return
-        writer = runner.visualizer.get_backend("TensorboardVisBackend").experiment
+        writer = backend.experiment
         for key, value in record.items():
             if key.startswith("rms/"):
                 writer.add_scalar(f"gradients/{key}", value, runner.iter)

@@ -1,4 +1,4 @@
-"""A hook that turns a test into a report: the worst and best images, calibration, figures and the page."""
+"""Write the report of a test: scores, the worst and best images, calibration, figures and the page."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ __all__ = ["ReportHook"]
 class ReportHook(Hook):
     """Write ``scores.json``, ``confusion.png``, ``report.html`` and, of the calibration, ``reliability.png`` after a test.
 
-    The scores are those of the test's `VOCMetric`. Of several processes the first one writes; images that a sampler repeats to
-    give every process equally many are counted and shown once.
+    The scores are those of the test's `VOCMetric`. In distributed runs, rank 0 writes; images that a sampler repeats to give
+    every process equally many are counted and shown once.
 
     Args:
-        out_dir: the folder.
-        pictures: how many of the worst and of the best images the page shows. For each image the host waits for its IoU, and
-            as many label maps and predictions are kept as are shown; 0 for neither.
-        page: whether to write ``report.html`` and ``confusion.png`` at all.
-        calibration: whether to compute the expected calibration error, `ECE`; the samples must hold ``seg_logits``, or the
+        out_dir: the folder of the report.
+        pictures: number of worst and of best images on the page. With it, the host waits for each image's IoU, and keeps the
+            label maps and predictions that are shown.
+        page: whether to write ``report.html`` and ``confusion.png``.
+        calibration: whether to compute the expected calibration error, ``ECE``; the samples must hold ``seg_logits``, or the
             ``probabilities`` of test-time augmentation.
-        name: of what is tested, the page's title.
-        facts: what else the report is to say, by name.
+        name: title of the page: what is tested.
+        facts: further rows of the report, by name.
         command: the command line, for the provenance.
 
     Raises:
-        ValueError: before the test: calibration of a model whose loss has no known link; there is no `VOCMetric`.
+        ValueError: before the test, calibration of a model whose loss has no known link, or there is no `VOCMetric`.
     """
 
     def __init__(
@@ -69,60 +69,61 @@ class ReportHook(Hook):
         self.command = command
 
     def before_test(self, runner: Runner) -> None:
-        """Refuse what cannot work before the time of the test is spent."""
+        """Refuse settings that cannot work before the test takes its time."""
         self._metric(runner)
         if self.with_calibration:
             self.link = probabilities_of(runner.model)
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Start from nothing."""
-        self.seen = 0
+        """Reset the state."""
+        self.num_seen = 0
         self.ranking = Ranking(self.pictures)
         self.calibration = Calibration(ignore_index=self._metric(runner).ignore_index) if self.with_calibration else None
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence[SegDataSample] | None = None
     ) -> None:
-        """Take the images of one batch in."""
+        """Add the images of one batch."""
         rank, world = get_dist_info()
         for sample in outputs or ():
-            position = self.seen * world + rank
-            self.seen += 1
-            # a sampler fills the last round up with the first images again
+            position = self.num_seen * world + rank
+            self.num_seen += 1
+            # the sampler repeats the first images to fill the last round
             if position < len(runner.test_dataloader.dataset) and "gt_sem_seg" in sample:
                 if self.calibration is not None:
-                    self._calibrate(sample)
+                    self._calibrate(self.calibration, sample)
                 if self.pictures:
                     self._rank(runner, sample, position)
 
-    def _calibrate(self, sample: SegDataSample) -> None:
+    def _calibrate(self, calibration: Calibration, sample: SegDataSample) -> None:
         label = sample.gt_sem_seg.data.squeeze(0)
         if "probabilities" in sample:
-            # of test-time augmentation, whose mean has no logits and decides by itself
-            self.calibration.update(sample.probabilities.data, sample.probabilities.data, label)
+            # the mean of test-time augmentation has no logits; labels are its argmax
+            calibration.update(sample.probabilities.data, sample.probabilities.data, label)
             return
         if "seg_logits" not in sample:
             raise ValueError(f"{sample.get('img_path')}: calibration needs seg_logits in the model's data samples.")
         logits = sample.seg_logits.data
-        self.calibration.update(logits, self.link(logits.unsqueeze(0)).squeeze(0), label)
+        calibration.update(logits, self.link(logits.unsqueeze(0)).squeeze(0), label)
 
     def _rank(self, runner: Runner, sample: SegDataSample, position: int) -> None:
-        names = self._metric(runner).class_names
+        metric = self._metric(runner)
+        names = metric.class_names
         prediction = sample.pred_sem_seg.data.squeeze(0)
         label = sample.gt_sem_seg.data.squeeze(0).to(prediction.device)
-        bins = count_bins(prediction, label, len(names), self._metric(runner).ignore_index)
-        found = scores(bins[: len(names), : len(names)], names)
-        # a label map of bytes holds 255 classes beside void; values out of range are the metric's to complain about
-        if self.ranking.wants(found.miou, position) and len(names) <= 255:
-            void = label.masked_fill(label == self._metric(runner).ignore_index, VOID)
-            maps = (values.cpu().numpy().astype(np.uint8) for values in (void, prediction))
-            name = Path(image_name(sample, position)).stem
-            self.ranking.add(Picture(found.miou, position, name, sample.get("img_path"), *maps, found.iou))
+        bins = count_bins(prediction, label, len(names), metric.ignore_index)
+        image_scores = scores(bins[: len(names), : len(names)], names)
+        # a uint8 label map holds 255 classes beside void; the metric reports values out of range
+        if self.ranking.wants(image_scores.miou, position) and len(names) <= 255:
+            label = label.masked_fill(label == metric.ignore_index, VOID)
+            label_map, prediction_map = (labels.cpu().numpy().astype(np.uint8) for labels in (label, prediction))
+            name, path = Path(image_name(sample, position)).stem, sample.get("img_path")
+            self.ranking.add(Picture(image_scores.miou, position, name, path, label_map, prediction_map, image_scores.iou))
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Merge what the processes have, add `ECE` to the metrics, and write."""
-        found = self._metric(runner).last
-        if found is None or metrics is None:
+        """Merge the results of all processes, add ``ECE`` to the metrics, and write the report."""
+        evaluation = self._metric(runner).last
+        if evaluation is None or metrics is None:
             return
         reliability: Reliability | None = None
         if self.calibration is not None:
@@ -136,15 +137,15 @@ class ReportHook(Hook):
         ranking = Ranking(self.pictures)
         ranking.add(*(picture for part in parts for picture in part))
         colours = runner.test_dataloader.dataset.metainfo.get("palette") or ()
-        count = len(found.scores.class_names)
+        count = len(evaluation.scores.class_names)
         report = TestReport(
             name=self.name,
-            images=found.images,
+            images=evaluation.images,
             metrics=dict(metrics),
-            scores=found.scores,
-            matrix=found.matrix.numpy(),
+            scores=evaluation.scores,
+            matrix=evaluation.matrix.numpy(),
             palette=[*map(list, colours), *(list(VOC_PALETTE[i % 255]) for i in range(len(colours), count))],
-            intervals=found.intervals,
+            intervals=evaluation.intervals,
             reliability=reliability,
             worst=ranking.worst,
             best=ranking.best,

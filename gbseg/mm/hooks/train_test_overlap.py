@@ -1,4 +1,4 @@
-"""Whether a config trains on images that it also evaluates on: then its score is not a held-out score."""
+"""Find images that are both trained on and evaluated on: the score on them is not a held-out score."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mmengine.runner import Runner
 
 __all__ = ["Overlap", "OverlapHook", "find_overlap", "image_paths"]
 
-# SBD and VOC keep the same photographs in folders of their own; their ids name them wherever they lie
+# SBD and VOC keep the same photographs in different folders, under the same ids
 _VOC_ID = re.compile(r"20(0[5-9]|1[0-2])_\d{6}")
-LISTED = 5
+LISTED = 5  # images that the warning names
 
 
 class Overlap(NamedTuple):
@@ -46,7 +46,7 @@ class Overlap(NamedTuple):
         )
 
     def meaning(self) -> str:
-        """What it means and what to do."""
+        """What follows for the score, and what to do."""
         return (
             f"A score on {self.split} is not a held-out score: the network has seen these answers, so it comes out too high "
             "and must not be reported or compared. Train on another list, or evaluate on images that are not trained on."
@@ -54,19 +54,18 @@ class Overlap(NamedTuple):
 
 
 def image_paths(dataset: Any) -> list[Path]:
-    """The image files of a data set of the MM packages, wrapped ones included; [] where it does not say (no ``img_path``)."""
+    """The image files of a data set of the MM packages, also of a wrapped one; [] where it gives no ``img_path``."""
     if hasattr(dataset, "full_init"):
         dataset.full_init()
     return [Path(path) for path in dict.fromkeys(_paths(dataset))]
 
 
 def _paths(dataset: Any) -> Iterator[str]:
-    # wrappers first: a repeated data set is as long as all its repetitions
-    for part in getattr(dataset, "datasets", None) or ():
-        yield from _paths(part)
-    if getattr(dataset, "datasets", None):
-        return
-    if "dataset" in vars(dataset):
+    # wrappers first: the length of a repeated data set is that of all repetitions
+    if parts := getattr(dataset, "datasets", None):
+        for part in parts:
+            yield from _paths(part)
+    elif "dataset" in vars(dataset):
         yield from _paths(dataset.dataset)
     elif hasattr(dataset, "get_data_info"):
         for index in range(len(dataset)):
@@ -76,11 +75,11 @@ def _paths(dataset: Any) -> Iterator[str]:
 
 
 def find_overlap(train: Sequence[Path], evaluated: Sequence[Path], split: str) -> Overlap | None:
-    """The evaluated images that are trained on, or None.
+    """The evaluated images that are also trained on; None if there are none.
 
-    Two paths are one image if they are one file (links followed), or if their names are one VOC id (``2007_000032``), since SBD
-    keeps VOC's photographs in a folder of its own. Equal names alone, in different folders (``train/0001.png``,
-    ``val/0001.png``), mean nothing.
+    Two paths are the same image if they are the same file (links followed), or if their names are the same VOC id
+    (``2007_000032``), since SBD keeps VOC's photographs in another folder. Other equal names in different folders
+    (``train/0001.png``, ``val/0001.png``) mean nothing.
     """
     files = {path.resolve() for path in train}
     ids = {path.stem for path in train if _VOC_ID.fullmatch(path.stem)}
@@ -89,9 +88,8 @@ def find_overlap(train: Sequence[Path], evaluated: Sequence[Path], split: str) -
 
 
 def evaluated_splits(config: Mapping[str, Any]) -> dict[str, dict]:
-    """The dataloaders that a config evaluates on by the name of their split; 'val/test' where both are the same data."""
-    loaders = {name: config.get(f"{name}_dataloader") for name in ("val", "test")}
-    loaders = {name: loader for name, loader in loaders.items() if loader}
+    """The dataloaders that a config evaluates on, by split; 'val/test' where both have the same data."""
+    loaders = {split: loader for split in ("val", "test") if (loader := config.get(f"{split}_dataloader"))}
     if len(loaders) == 2 and loaders["val"]["dataset"] == loaders["test"]["dataset"]:
         return {"val/test": loaders["val"]}
     return loaders
@@ -99,7 +97,7 @@ def evaluated_splits(config: Mapping[str, Any]) -> dict[str, dict]:
 
 @HOOKS.register_module()
 class OverlapHook(Hook):
-    """At the start of training, say loudly which images are both trained on and evaluated on; training goes on.
+    """At the start of training, warn of images that are both trained on and evaluated on.
 
     `gbseg.mm.training` adds it to every run; for mmseg's own tools: ``custom_hooks = [dict(type='OverlapHook')]``.
     """
@@ -107,26 +105,23 @@ class OverlapHook(Hook):
     priority = "VERY_LOW"
 
     def before_train(self, runner: Runner) -> None:
-        """Compare the lists."""
+        """Compare the lists of images."""
         if not is_main_process():
             return
         train = image_paths(runner.train_dataloader.dataset)
         for split, loader in evaluated_splits(runner.cfg).items():
-            if split.startswith("val"):
-                if runner.val_loop is None:
-                    continue
-                evaluated = image_paths(runner.val_dataloader.dataset)
-            else:
+            if split == "test":
                 try:
                     evaluated = image_paths(DATASETS.build(dict(loader["dataset"])))
                 except (OSError, AssertionError, ValueError):
-                    # a test set that is not there hinders no training
+                    # training needs no test set
                     continue
-            found = find_overlap(train, evaluated, split)
-            if found is not None:
-                print_log(_banner(found), logger="current", level=logging.WARNING)
-
-
-def _banner(found: Overlap) -> str:
-    line = "!" * 100
-    return f"\n{line}\nTRAINING AND EVALUATION OVERLAP: {found.sentence()}.\n{found.meaning()}\n{line}"
+            elif runner.val_loop is None:
+                continue
+            else:
+                evaluated = image_paths(runner.val_dataloader.dataset)
+            overlap = find_overlap(train, evaluated, split)
+            if overlap is not None:
+                line = "!" * 100
+                message = f"TRAINING AND EVALUATION OVERLAP: {overlap.sentence()}.\n{overlap.meaning()}"
+                print_log(f"\n{line}\n{message}\n{line}", logger="current", level=logging.WARNING)
