@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from gbseg.data.voc import VOC_CLASSES
 from gbseg.engine.config import load_config
+from gbseg.pixelnet.gather import gather
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
@@ -26,7 +27,6 @@ from torch import Tensor
 
 from gbseg.evaluation import confusion_matrix, scores
 from gbseg.pixelnet import PixelNetHead, UniformPixelSampler
-from gbseg.pixelnet.gather import gather
 
 RATES = {
     "softmax": (0.01, 0.03, 0.1, 0.3, 1.0),
