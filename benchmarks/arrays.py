@@ -91,7 +91,7 @@ def measure(root: Path, rounds: int, seconds: float) -> dict[str, list[float]]:
     """Batches a second of every round, by contender; the first round warms up and is left out."""
     agree(root)
     ways = list(contenders(root).items())
-    found: dict[str, list[float]] = {name: [] for name, _ in ways}
+    rates: dict[str, list[float]] = {name: [] for name, _ in ways}
     for turn in range(rounds + 1):
         first = turn % len(ways)
         for name, take in ways[first:] + ways[:first]:
@@ -103,8 +103,8 @@ def measure(root: Path, rounds: int, seconds: float) -> dict[str, list[float]]:
                 take()
                 count += 1
             if turn:
-                found[name].append(count / spent)
-    return found
+                rates[name].append(count / spent)
+    return rates
 
 
 def main() -> None:
@@ -120,19 +120,19 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rates = measure(arguments.data, arguments.rounds, arguments.seconds)
     theirs = list(rates)[-1]
-    facts = provenance(f"python -m benchmarks.arrays --rounds {arguments.rounds} --seconds {arguments.seconds:g}")
-    facts["versions"] |= {name: version(name) for name in ("torchvision", "onedl-mmpretrain")}
-    facts |= {"threads": arguments.threads, "rounds": arguments.rounds, "note": arguments.note}
+    metadata = provenance(f"python -m benchmarks.arrays --rounds {arguments.rounds} --seconds {arguments.seconds:g}")
+    metadata["versions"] |= {name: version(name) for name in ("torchvision", "onedl-mmpretrain")}
+    metadata |= {"threads": arguments.threads, "rounds": arguments.rounds, "note": arguments.note}
     rows = []
     for name, values in rates.items():
         low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
         # of each round, so that both sides had the same neighbours
-        ratio = statistics.median(mine / other for mine, other in zip(values, rates[theirs], strict=True))
+        ratio = statistics.median(rate / reference for rate, reference in zip(values, rates[theirs], strict=True))
         print(f"{median:9.1f} batches/s  (quartiles {low:.1f}, {high:.1f})  {ratio:6.2f} x torchvision's  {name}")
         rows.append([name, f"{median:.2f}", f"{low:.2f}", f"{high:.2f}", f"{ratio:.3f}"])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with arguments.out.open("w", newline="") as file:
-        file.write(f"# {json.dumps(facts)}\n")
+        file.write(f"# {json.dumps(metadata)}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["what", "batches_of_128_a_second", "quartile_1", "quartile_3", "times_torchvision"])
         writer.writerows(rows)

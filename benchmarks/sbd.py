@@ -168,10 +168,11 @@ def main() -> None:
         print(f"{a.masks:,} masks, medians of {a.rounds} rounds:")
         for name, seconds in medians.items():
             print(f"  {name:<26}{seconds:8.2f} s  (from {min(times[name]):.2f} to {max(times[name]):.2f})")
-        one, more, peer_one, peer_more = medians.values()
-        print(f"  {several} processes are {one / more:.2f} times as fast as one")
+        ours_single, ours_several, peer_single, peer_several = medians.values()
+        print(f"  {several} processes are {ours_single / ours_several:.2f} times as fast as one")
         print(
-            f"  voc_aug.py takes {peer_one / one:.2f} times as long as ours on one, {peer_more / more:.2f} times on {several}"
+            f"  voc_aug.py takes {peer_single / ours_single:.2f} times as long as ours on one, "
+            f"{peer_several / ours_several:.2f} times on {several}"
         )
         if a.full:
             seconds, peak = _full(sorted((sbd / "cls").iterdir()), folder / "full", several)

@@ -137,12 +137,13 @@ def lock_folder(folder: str | Path, timeout: float = 10) -> Iterator[None]:
     Windows has no ``fcntl``: nothing is locked there, and it is up to the user not to prepare a folder twice at once.
 
     Args:
-        folder: an existing folder.
+        folder: the folder, which is created if it does not exist.
         timeout: seconds to wait for another process.
 
     Raises:
         RuntimeError: another process still holds the lock after ``timeout`` seconds.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:

@@ -1,4 +1,8 @@
-"""What PASCAL VOC 2012 calls its labels and how its indexed PNGs colour them."""
+"""Class names and palettes for masks, figures and checks.
+
+Those of PASCAL VOC 2012 are the defaults of this package. Data sets with other classes bring their own in their metainfo, as
+in MMSegmentation; without one, VOC's palette serves for them as well, since it has a colour for each of 256 labels.
+"""
 
 VOC_CLASSES: tuple[str, ...] = (
     "background",
@@ -30,8 +34,8 @@ def _every_third_bit(label: int) -> int:
     return (label & 1) << 7 | (label >> 3 & 1) << 6 | (label >> 6 & 1) << 5
 
 
-# VOC deals a label's bits out to red, green and blue in turn, lowest bit to highest place: labels that are close as numbers
-# are far apart as colours, and every index of a PNG has one, 255 ("void") included.
+#: (red, green, blue) of the labels 0..255 in VOC's indexed PNGs; 255 is "void". A label's bits go to red, green and blue in
+#: turn, the lowest bit to the highest position, so that labels close to each other have distant colours.
 VOC_PALETTE: tuple[tuple[int, int, int], ...] = tuple(
     (_every_third_bit(label), _every_third_bit(label >> 1), _every_third_bit(label >> 2)) for label in range(256)
 )

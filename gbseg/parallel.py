@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -84,7 +84,9 @@ def run_in_processes(
     return failed
 
 
-def _outcomes(function: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result | ValueError]:
+def _outcomes(
+    function: Callable[[Item], Result], items: Sequence[Item], processes: int
+) -> Generator[Result | ValueError, None, None]:
     """The result or the ValueError of every item, in order."""
     attempt = functools.partial(_attempt, function)
     if processes == 1:

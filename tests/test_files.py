@@ -57,9 +57,9 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "page").write_text("kept")
     require_folder(None)
     require_folder(tmp_path / "new/one")
-    for place in (tmp_path / "page", tmp_path / "page/under"):
+    for path in (tmp_path / "page", tmp_path / "page/under"):
         with pytest.raises(ValueError, match=r"is to be a folder, and .*page is a file: name another\."):
-            require_folder(place)
+            require_folder(path)
     assert (tmp_path / "page").read_text() == "kept" and not (tmp_path / "new").exists()
 
 

@@ -34,8 +34,8 @@ def test_every_item_once(tmp_path: Path, processes: int) -> None:
     failed = run_in_processes(_work, items, "work", processes)
     assert [(path.name, str(error)) for path, error in failed] == [(f"{n}", f"{n} is bad") for n in range(3, 100, 10)]
     lines = [path.read_text().split() for path in items if path.exists()]
-    assert len(lines) == 90 and all(len(one) == 1 for one in lines)
-    workers = {int(one[0]) for one in lines}
+    assert len(lines) == 90 and all(len(pids) == 1 for pids in lines)
+    workers = {int(pids[0]) for pids in lines}
     assert workers == {os.getpid()} if processes == 1 else os.getpid() not in workers and 1 < len(workers) <= 3
 
 

@@ -33,14 +33,14 @@ def check(a: argparse.Namespace, root: Path, lists: Sequence[str]) -> int:
     """
     status = 0
     if a.verify:
-        from gbseg.data.prepare.verify import verify
+        from gbseg.data.prepare.verify import verify_dataset
 
-        status = verify(root, processes=a.processes).report()
+        status = verify_dataset(root, processes=a.processes).report()
     if a.stats:
-        from gbseg.data.statistics import statistics
+        from gbseg.data.statistics import dataset_statistics
         from gbseg.report.statistics_figure import write_statistics
 
         for name in lists:
-            found = statistics(root, name, processes=a.processes)
-            print(f"{write_statistics(found, root / 'stats' / name)}: {found.summary()}")
+            statistics = dataset_statistics(root, name, processes=a.processes)
+            print(f"{write_statistics(statistics, root / 'stats' / name)}: {statistics.summary()}")
     return status

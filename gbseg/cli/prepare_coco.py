@@ -11,7 +11,7 @@ from gbseg.cli.data_checks import add_checks, check
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Options, and the function that runs them."""
-    from gbseg.data.prepare.coco import HOW, SPLITS
+    from gbseg.data.prepare.coco import LINK_MODES, SPLITS
 
     parser.add_argument(
         "coco", nargs="?", type=Path, default=Path("data/coco"), help="COCO 2017: annotations/, train2017/, ..."
@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
         metavar="N",
         help="leave out images with fewer pixels of the 20 VOC classes than this",
     )
-    parser.add_argument("--images", choices=HOW, default="symlink", help="how COCO's images get into JPEGImages")
+    parser.add_argument("--images", choices=LINK_MODES, default="symlink", help="how COCO's images get into JPEGImages")
     add_checks(parser)
     return _run
 

@@ -1,4 +1,4 @@
-"""Images as people have them, for prediction: what is read from a file or taken from memory, as (H, W, 3) uint8, blue first."""
+"""Images for prediction, from files or from memory, as (H, W, 3) uint8 BGR arrays."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = ["ImageError", "read_bgr", "require_readable", "to_bgr"]
 
-PIXELS = 2**30  # of the largest image that OpenCV decodes, as it is built
-_WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+PIXELS = 2**30  # the largest image that OpenCV's builds decode
+_MODES_OF_16_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class ImageError(ValueError):
-    """An image cannot be read, or is no image of 8 or 16 bits a channel."""
+    """An image cannot be read, or does not have 8 or 16 bits per channel."""
 
 
 def require_readable(path: str | os.PathLike) -> None:
-    """Decode an image file to its end: OpenCV fills what is missing of a damaged file with grey and says nothing.
+    """Decode an image file completely: OpenCV fills the missing part of a damaged file with grey, without an error.
 
     Raises:
-        ImageError: it is missing, no image, damaged, or of more than 2**30 pixels.
+        ImageError: the file is missing, damaged or no image, or has more than 2**30 pixels.
     """
-    # Pillow stops at a sixth of what the configs' loader reads
+    # Pillow's limit is a sixth of what the configs' loader reads
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as image:
@@ -44,13 +44,13 @@ def require_readable(path: str | os.PathLike) -> None:
 
 
 def read_bgr(path: str | os.PathLike) -> np.ndarray:
-    """An image file as OpenCV decodes it, (H, W, 3) uint8, blue first, upright.
+    """Read an image file with OpenCV, (H, W, 3) uint8 BGR, upright.
 
     Raises:
-        ImageError: it is missing, or OpenCV cannot decode it.
+        ImageError: the file is missing, or OpenCV cannot decode it.
     """
     try:
-        # OpenCV 5.0.0 crashes at a name that is no UTF-8, so Python opens the file
+        # opened by Python, because OpenCV 5.0.0 crashes at a name that is not UTF-8
         image = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     except (OSError, cv2.error) as error:
         raise ImageError(f"{path} cannot be read as an image: {error}") from error
@@ -60,27 +60,28 @@ def read_bgr(path: str | os.PathLike) -> np.ndarray:
 
 
 def to_bgr(image: np.ndarray | Image.Image, bgr: bool = False) -> np.ndarray:
-    """An image in memory as OpenCV would have read it from a file: (H, W, 3) uint8, blue first, upright.
+    """Convert an image in memory to what OpenCV reads from a file: (H, W, 3) uint8 BGR, upright.
 
-    Alpha is ignored: the colours are those that are stored, also under transparent pixels, as training reads them. Of 16 bits
-    the upper 8 are kept (``value // 256``). Grey becomes three equal channels. A PIL image is turned upright by its EXIF
-    orientation, and palettes, CMYK and the like are converted by Pillow.
+    Alpha is dropped, and the stored colours are kept also under transparent pixels, as in training. Of 16 bits the upper 8 are
+    kept (``value // 256``). Grey becomes three equal channels. A PIL image is rotated by its EXIF orientation, and Pillow
+    converts palettes, CMYK and the like.
 
     Args:
         image: a PIL image, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or uint16.
-        bgr: an array's channels are blue, green, red(, alpha), as OpenCV has them; by default red comes first.
+        bgr: whether an array's channels are blue, green, red(, alpha), as in OpenCV, instead of red, green, blue(, alpha).
 
     Raises:
-        ImageError: another shape or type, or no pixel.
+        ImageError: the image has another shape or type, or no pixels.
     """
     if isinstance(image, Image.Image):
-        array, bgr = _array(image), False
+        array, bgr = _pil_to_array(image), False
     else:
         array = np.asarray(image)
+    shape = array.shape
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
-        raise ImageError(f"an image is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) and not empty, got {np.shape(image)}")
+        raise ImageError(f"an image is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) and not empty, got {shape}")
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     if array.dtype != np.uint8:
@@ -92,11 +93,11 @@ def to_bgr(image: np.ndarray | Image.Image, bgr: bool = False) -> np.ndarray:
     return np.ascontiguousarray(array[..., :3] if bgr else array[..., 2::-1])
 
 
-def _array(image: Image.Image) -> np.ndarray:
+def _pil_to_array(image: Image.Image) -> np.ndarray:
     name = getattr(image, "filename", "") or "an image"
     try:
         image = ImageOps.exif_transpose(image)
-        if image.mode in _WIDE:
+        if image.mode in _MODES_OF_16_BITS:
             array = np.asarray(image)
             if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
                 raise ImageError(f"{Path(name)} has values {array.min()}..{array.max()}; 16 bits hold 0..65535")

@@ -1,4 +1,4 @@
-"""VOC's folder layout: which folders there are, what a list of ids holds, and which masks belong to a list.
+"""VOC's folder layout: the folders, the format of a list, and the masks that belong to a list.
 
 ``JPEGImages/<id>.jpg``, ``SegmentationClass/<id>.png``, ``SegmentationClassAug/<id>.png`` (VOC's masks and SBD's together),
 ``ImageSets/Segmentation/<list>.txt``.
@@ -10,25 +10,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = [
-    "BLANK",
-    "IMAGES",
-    "LISTS",
-    "MARK",
-    "MASKS",
-    "MASKS_AUG",
-    "VOC_LISTS",
-    "ListLine",
-    "find_lists",
-    "mask_folders",
-    "read_list",
-]
+__all__ = ["IMAGES", "LISTS", "MASKS", "MASKS_AUG", "VOC_LISTS", "ListLine", "find_lists", "mask_folders", "read_list"]
 
 IMAGES, MASKS, MASKS_AUG = "JPEGImages", "SegmentationClass", "SegmentationClassAug"
 LISTS = "ImageSets/Segmentation"
 BLANK, MARK = "is blank", "begins with a byte order mark: save the list as plain text"
 
-# the lists that come with VOC itself: their masks are in SegmentationClass, whatever else was prepared
+#: The lists that come with VOC: their masks are in ``SegmentationClass``, whatever else was prepared.
 VOC_LISTS = ("train", "val", "trainval")
 
 
@@ -36,9 +24,9 @@ class ListLine(NamedTuple):
     """One line of a list.
 
     Attributes:
-        number: from 1.
-        id: what it names, empty where it names nothing.
-        fault: what is wrong with the line, empty if it is fine.
+        number: line number, from 1.
+        id: the id, '' if the line has none.
+        fault: what is wrong with the line, '' for nothing.
     """
 
     number: int
@@ -50,7 +38,7 @@ def find_lists(root: str | Path) -> list[str]:
     """The names of the lists of a data set, sorted, without ``.txt``.
 
     Raises:
-        FileNotFoundError: the root or its folder of lists is missing, or there is no list.
+        FileNotFoundError: the root or its folder of lists does not exist, or holds no list.
     """
     root, folder = Path(root), Path(root) / LISTS
     if not folder.is_dir():
@@ -65,29 +53,29 @@ def find_lists(root: str | Path) -> list[str]:
 
 
 def read_list(path: str | Path) -> list[ListLine]:
-    """Every line of a list, faulty ones included.
+    """Read every line of a list, also faulty ones.
 
-    A line is an id: the name of an image without its suffix. Blank lines, several columns, suffixes, ids that leave their
-    folder and ids that stood in an earlier line are faults.
+    A line is an id: the name of an image without its suffix. Faults are blank lines, several columns, suffixes, paths that
+    leave the folder, and ids of an earlier line.
 
     Raises:
         ValueError: the file is no UTF-8 text.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
-    first: dict[str, int] = {}
+    first_line: dict[str, int] = {}
     result = []
     for number, line in enumerate(lines, 1):
         name = line.removeprefix("\ufeff").strip()
         fault = _fault(name)
-        if not fault and first.setdefault(name, number) != number:
-            fault = f"names {name} again, as line {first[name]} does"
+        if not fault and first_line.setdefault(name, number) != number:
+            fault = f"names {name} again, as line {first_line[name]} does"
         if not fault and line.startswith("\ufeff"):
             fault = MARK
-        result.append(ListLine(number, name if name in first else "", fault))
+        result.append(ListLine(number, name if name in first_line else "", fault))
     return result
 
 
@@ -106,10 +94,10 @@ def _fault(name: str) -> str:
 
 
 def mask_folders(root: str | Path, name: str) -> tuple[str, ...]:
-    """The folders that must hold a mask for every id of a list; the first is the one to train with.
+    """The folders that must hold a mask for every id of a list; the first is used for training.
 
-    VOC's own lists need ``SegmentationClass``. Every list needs ``SegmentationClassAug`` where that folder exists, VOC's own
-    too, because it holds VOC's masks beside SBD's; other lists need ``SegmentationClass`` only where it does not exist.
+    VOC's own lists need ``SegmentationClass``. All lists, VOC's too, need ``SegmentationClassAug`` if that folder exists, as it
+    holds the masks of VOC and SBD. Other lists need ``SegmentationClass`` only if it does not exist.
     """
     folders = (MASKS,) if name in VOC_LISTS else ()
     if (Path(root) / MASKS_AUG).is_dir():

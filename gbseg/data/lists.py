@@ -10,6 +10,7 @@ from gbseg.data.layout import BLANK, MARK, read_list
 
 __all__ = ["HELD_OUT", "OFFICIAL_COUNTS", "abbreviate", "build_lists", "count_problems", "hold_out", "list_bytes", "read_ids"]
 
+#: The number of ids of each list that is made from the official ones.
 OFFICIAL_COUNTS: Mapping[str, int] = {
     "train": 1464,
     "val": 1449,
@@ -23,10 +24,9 @@ OFFICIAL_COUNTS: Mapping[str, int] = {
     "paper_val": 100,
     "sbd_train_noval": 5623,
 }
-"""The number of ids of each list that is made from the official ones."""
 
+#: The number of images of SBD's train list that the paper's authors held out for evaluation; they do not say which.
 HELD_OUT = 100
-"""The number of images of SBD's train list that the paper's authors held out for evaluation; they do not say which."""
 
 
 def read_ids(path: str | Path) -> list[str]:

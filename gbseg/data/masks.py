@@ -1,4 +1,4 @@
-"""Label maps as files: indexed PNGs in VOC's palette, whose indices are the class numbers."""
+"""Label maps as files: indexed PNGs whose palette indices are the class indices."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["MaskError", "encode_mask", "read_mask", "resize_mask", "write_mask"]
 
 
 class MaskError(ValueError):
-    """A file is no label map: it cannot be read, or its pixels are colours instead of class numbers."""
+    """A file is no label map: it cannot be read, or its pixels are colours instead of class indices."""
 
 
 def encode_mask(values: np.ndarray, palette: Sequence[Sequence[int]] = VOC_PALETTE) -> bytes:
-    """A label map as the bytes of an indexed PNG; the same values give the same bytes with the same Pillow.
+    """Encode a label map as an indexed PNG. The same values give the same bytes with the same version of Pillow.
 
     Args:
         values: (H, W) integers in 0..255.
         palette: (red, green, blue) of the labels 0, 1, ...
 
     Raises:
-        ValueError: not two dimensions, no integers, or a value that a byte does not hold.
+        ValueError: ``values`` is not two-dimensional, has no integer type, or a value is not in 0..255.
     """
     if values.ndim != 2 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"a label map is (H, W) integers, not {values.shape} {values.dtype}")
@@ -36,18 +36,28 @@ def encode_mask(values: np.ndarray, palette: Sequence[Sequence[int]] = VOC_PALET
         raise ValueError(f"a PNG holds class numbers 0..255, not {values.min()}..{values.max()}")
     image, buffer = Image.fromarray(values.astype(np.uint8)), io.BytesIO()
     image.putpalette([channel for colour in palette for channel in colour])
-    # label maps are runs of equal bytes: looking for nothing else takes a third of the time for a tenth more space
+    # label maps are runs of equal bytes: run-length encoding takes a third of the time for a tenth more space
     image.save(buffer, format="PNG", compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 
 def write_mask(path: str | Path, values: np.ndarray, palette: Sequence[Sequence[int]] = VOC_PALETTE) -> None:
-    """Write a label map as an indexed PNG, atomically; raises as `encode_mask` and `gbseg.files.write_atomically` do."""
+    """Write a label map as an indexed PNG, atomically.
+
+    Args:
+        path: the file.
+        values: (H, W) integers in 0..255.
+        palette: (red, green, blue) of the labels 0, 1, ...
+
+    Raises:
+        ValueError: ``values`` is no such label map (`encode_mask`).
+        gbseg.files.FileWriteError: the file could not be written.
+    """
     write_atomically(encode_mask(values, palette), path)
 
 
 def resize_mask(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """A (H, W) label map enlarged or shrunk to ``shape`` (height, width) by nearest neighbour."""
+    """Resize a (H, W) label map to ``shape`` (height, width) by nearest-neighbour interpolation."""
     height, width = shape[:2]
     if values.shape == (height, width):
         return values
@@ -55,19 +65,19 @@ def resize_mask(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """The class numbers of an indexed or grey PNG of 8 bits, (H, W) uint8, exactly as they are stored.
+    """Read the class indices of an indexed or grey PNG of 8 bits, (H, W) uint8, exactly as they are stored.
 
     Raises:
-        MaskError: the file is missing or damaged, no PNG, or holds colours or 16 bits; the message says which.
+        MaskError: the file is missing or damaged, no PNG, or has colours or 16 bits; the message says which.
     """
     try:
         with Image.open(path) as image:
             if image.format != "PNG":
                 raise MaskError(f"{path} is a {image.format}; label maps are PNGs (a JPEG changes class numbers)")
-            # Pillow decodes without looking at the checksums: a flipped bit may give other labels, all of them classes
+            # decoding ignores the checksums: a flipped bit could give other labels that are valid classes
             image.verify()
         with Image.open(path) as image:
-            # grey of 1, 2 or 4 bits is scaled up to 0..255 by Pillow and OpenCV alike: 1 becomes 255, 85 or 17
+            # grey of 1, 2 or 4 bits is scaled to 0..255 by Pillow and OpenCV alike: 1 becomes 255, 85 or 17
             depth = _bit_depth(path)
             if image.mode not in ("P", "L") or (image.mode == "L" and depth != 8):
                 what = f"mode {image.mode}, {depth} bits"
@@ -82,6 +92,6 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def _bit_depth(path: str | Path) -> int:
-    """The bits of a PNG's sample, as its header says: Pillow's mode does not."""
+    """Bits per sample of a PNG, from its header, because Pillow's mode does not tell."""
     with Path(path).open("rb") as file:
         return file.read(25)[24]

@@ -1,7 +1,7 @@
-"""What a list of labelled images holds, for who chooses a crop size, a sampling or a loss weight: classes and sizes.
+"""Class frequencies and sizes of the labelled images of a list, for choosing a crop size, a sampling or loss weights.
 
-C: classes. A *region* is a set of pixels of one class that touch each other at a side or a corner; two objects of a class that
-touch are one region. Its *box* is the smallest upright rectangle around it.
+C: number of classes. A *region* is a connected component of the pixels of one class, with 8 neighbours; touching objects of a
+class are one region. Its *box* is its bounding box.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from gbseg._moved import moved_names
 from gbseg.data.layout import LISTS, mask_folders, read_list
 from gbseg.data.masks import read_mask
 from gbseg.palettes import VOC_CLASSES
 from gbseg.parallel import run_in_processes
 
-__all__ = ["Statistics", "statistics"]
+__all__ = ["Statistics", "dataset_statistics"]
 
 QUANTILES = (5, 25, 50, 75, 95)  # percent
-# VOC's PNGs encode the class as a palette index, the first of which is everything that is no object
-BACKGROUND = "background"
+BACKGROUND = "background"  # the class of everything that is no object
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counts of one list.
+    """Counts of one list of N images, C classes and R regions.
 
     Attributes:
-        name: of the list.
-        folder: of the masks.
-        classes: the C names.
+        name: name of the list.
+        folder: folder of the masks.
+        classes: names of the classes.
         sizes: (N, 2) int64, height and width of each image in pixels, in the order of the list.
-        pixels: (C,) int64, pixels of every class.
-        void: pixels that belong to no class.
-        images: (C,) int64, images in which a class occurs.
-        shared: (C,) int64, labelled pixels, of any class, of the images in which a class occurs.
-        regions: (R, 4) int64: class, pixels, height and width of the box of each region.
+        pixels: (C,) int64, number of pixels of each class.
+        void: number of pixels that belong to no class.
+        images: (C,) int64, number of images in which a class occurs.
+        shared: (C,) int64, number of labelled pixels, of all classes, in the images in which a class occurs.
+        regions: (R, 4) int64, for each region its class, its number of pixels, and height and width of its box.
     """
 
     name: str
@@ -54,34 +54,37 @@ class Statistics:
     regions: np.ndarray
 
     def areas(self, label: int) -> np.ndarray:
-        """The areas of the regions of a class in pixels, (r,) int64."""
+        """Areas of the regions of a class in pixels, (r,) int64."""
         return self.regions[self.regions[:, 0] == label, 1]
 
     def median_pixel(self, label: int) -> int | None:
-        """The area of the region in which the median pixel of a class lies: half of the class's pixels lie in regions of at
-        least that area. Masks hold many regions of a pixel or two, by which the median region says little. None without one.
+        """Area of the region that holds the median pixel of a class: half of its pixels lie in regions of at least that area.
+
+        The median over regions would say little, because masks hold many regions of a pixel or two. None without a region.
         """
         areas = np.sort(self.areas(label))
         return int(areas[np.searchsorted(np.cumsum(areas), areas.sum() / 2)]) if len(areas) else None
 
     def objects(self) -> np.ndarray:
-        """(r,) whether a region is one of an object, that is, not of the class ``background``."""
+        """(R,) bool, whether a region belongs to an object, which is any class but ``background``."""
         return np.array([name != BACKGROUND for name in self.classes])[self.regions[:, 0]]
 
     def fitting(self, side: int) -> dict[str, float]:
-        """What a square of ``side`` pixels holds whole: the shares of the images, of the objects' regions by their boxes, and
-        of the objects' pixels that lie in such regions.
+        """What fits into a square crop of ``side`` pixels.
+
+        Returns:
+            The shares of the images, of the objects' regions by their boxes, and of the objects' pixels in such regions.
         """
         objects = self.regions[self.objects()]
-        held = objects[:, 2:].max(1) <= side
+        fits = objects[:, 2:].max(1) <= side
         return {
             "images": float((self.sizes.max(1) <= side).mean()),
-            "regions": float(held.mean()) if len(objects) else 0.0,
-            "object_pixels": float(objects[held, 1].sum() / objects[:, 1].sum()) if len(objects) else 0.0,
+            "regions": float(fits.mean()) if len(objects) else 0.0,
+            "object_pixels": float(objects[fits, 1].sum() / objects[:, 1].sum()) if len(objects) else 0.0,
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table by class: what JSON and CSV hold. Quantiles of a class without regions are None."""
+        """One dict per class, for JSON and CSV. Quantiles of a class without regions are None."""
         labelled, count = int(self.pixels.sum()), len(self.sizes)
         rows = []
         for label, name in enumerate(self.classes):
@@ -105,15 +108,14 @@ class Statistics:
         return rows
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as what JSON can hold; areas as histograms of [2^k, 2^(k+1)) pixels."""
+        """All counts for JSON; areas as histograms with bins [2^k, 2^(k+1)) pixels."""
         total = int(self.pixels.sum()) + self.void
         sizes, counts = np.unique(self.sizes, axis=0, return_counts=True)
         octaves = np.frexp(self.regions[:, 1].astype(np.float64))[1] - 1
         last = int(octaves.max(initial=0))
         rows = self.rows()
         for row in rows:
-            found = octaves[self.regions[:, 0] == row["label"]]
-            row["area_histogram"] = np.bincount(found, minlength=last + 1).tolist()
+            row["area_histogram"] = np.bincount(octaves[self.regions[:, 0] == row["label"]], minlength=last + 1).tolist()
         return {
             "list": self.name,
             "masks": self.folder,
@@ -129,7 +131,7 @@ class Statistics:
         }
 
     def summary(self) -> str:
-        """One line."""
+        """One line of text: number of images, regions and classes, and the share of void pixels."""
         total = int(self.pixels.sum()) + self.void
         absent = [name for name, images in zip(self.classes, self.images, strict=True) if not images]
         without = f" (without {', '.join(absent)})" if absent else ""
@@ -147,7 +149,7 @@ class _Counts(NamedTuple):
     regions: np.ndarray
 
 
-def statistics(
+def dataset_statistics(
     root: str | Path,
     name: str,
     classes: Sequence[str] = VOC_CLASSES,
@@ -155,19 +157,19 @@ def statistics(
     folder: str | None = None,
     processes: int | None = None,
 ) -> Statistics:
-    """Count the masks of one list of a data set in VOC's layout. Images are not opened: a mask has its image's size.
+    """Count the masks of one list of a data set in VOC's layout. Images are not read: a mask has its image's size.
 
     Args:
         root: the folder with ``ImageSets``.
-        name: of the list.
-        classes: the names of the classes 0, 1, ...
-        ignore_index: the value of pixels that belong to no class.
-        folder: of the masks; None for the one that the list is trained with (`gbseg.data.layout.mask_folders`).
-        processes: how many; None for as many as there are cores.
+        name: name of the list.
+        classes: names of the classes 0, 1, ...
+        ignore_index: label of pixels that belong to no class.
+        folder: folder of the masks, by default the one for training with this list (`gbseg.data.layout.mask_folders`).
+        processes: number of processes, by default one per core.
 
     Raises:
         FileNotFoundError: there is no such list.
-        ValueError: the list is faulty, or masks are missing, damaged or hold other values (the first three are named).
+        ValueError: the list is faulty, or masks are missing, damaged or hold other values; the message names the first three.
         RuntimeError: a worker was killed.
     """
     root = Path(root)
@@ -181,38 +183,39 @@ def statistics(
         raise ValueError(f"{path}: line {faulty.number} {faulty.fault}")
     ids = [line.id for line in lines]
     folder = mask_folders(root, name)[0] if folder is None else folder
-    counts: dict[str, _Counts] = {}
-    count = functools.partial(_count, folder=root / folder, classes=len(classes), ignore_index=ignore_index)
-    failed = run_in_processes(count, ids, f"count {name}", processes, lambda key, found: counts.update({key: found}))
-    if failed:
+    counts: list[_Counts] = []
+    count = functools.partial(_count_mask, folder=root / folder, classes=len(classes), ignore_index=ignore_index)
+    if failed := run_in_processes(count, ids, f"count {name}", processes, lambda _, mask_counts: counts.append(mask_counts)):
         first = "; ".join(str(error) for _, error in failed[:3])
         raise ValueError(f"{len(failed):,} of {len(ids):,} masks cannot be counted (--verify lists them all): {first}")
-    ordered = [counts[key] for key in ids]
-    pixels = np.stack([one.pixels for one in ordered])
+    pixels = np.stack([mask.pixels for mask in counts])
     return Statistics(
         name,
         folder,
         tuple(classes),
-        np.array([one.size for one in ordered], np.int64),
+        np.array([mask.size for mask in counts], np.int64),
         pixels.sum(0),
-        sum(one.void for one in ordered),
+        sum(mask.void for mask in counts),
         (pixels > 0).sum(0),
         ((pixels > 0) * pixels.sum(1, keepdims=True)).sum(0),
-        np.concatenate([one.regions for one in ordered]),
+        np.concatenate([mask.regions for mask in counts]),
     )
 
 
-def _count(key: str, folder: Path, classes: int, ignore_index: int) -> _Counts:
-    path = folder / f"{key}.png"
-    values = read_mask(path)
-    counts = np.bincount(values.ravel(), minlength=256)
-    void, counts[ignore_index] = int(counts[ignore_index]), 0
-    if counts[classes:].any():
-        raise ValueError(f"{path} holds {np.flatnonzero(counts[classes:])[0] + classes}, which is no class")
-    pixels = counts[:classes].astype(np.int64)
-    regions = []
+def _count_mask(name: str, folder: Path, classes: int, ignore_index: int) -> _Counts:
+    path = folder / f"{name}.png"
+    labels = read_mask(path)
+    pixels = np.bincount(labels.ravel(), minlength=256)
+    void, pixels[ignore_index] = int(pixels[ignore_index]), 0
+    if pixels[classes:].any():
+        raise ValueError(f"{path} holds {np.flatnonzero(pixels[classes:])[0] + classes}, which is no class")
+    regions = [np.empty((0, 4), np.int64)]
     for label in np.flatnonzero(pixels):
-        found = cv2.connectedComponentsWithStats((values == label).astype(np.uint8), connectivity=8)[2][1:]
-        columns = found[:, [cv2.CC_STAT_AREA, cv2.CC_STAT_HEIGHT, cv2.CC_STAT_WIDTH]].astype(np.int64)
+        # the first component is the background of this label's pixels
+        components = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8), connectivity=8)[2][1:]
+        columns = components[:, [cv2.CC_STAT_AREA, cv2.CC_STAT_HEIGHT, cv2.CC_STAT_WIDTH]].astype(np.int64)
         regions.append(np.column_stack([np.full(len(columns), label, np.int64), columns]))
-    return _Counts((values.shape[0], values.shape[1]), pixels, void, np.concatenate(regions or [np.empty((0, 4), np.int64)]))
+    return _Counts((labels.shape[0], labels.shape[1]), pixels[:classes].astype(np.int64), void, np.concatenate(regions))
+
+
+__getattr__ = moved_names(__name__)

@@ -63,9 +63,9 @@ def test_cifar_is_torchvisions(cifar: Path, train: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_load_meta", lambda self: None)
     expected = torchvision.datasets.CIFAR10(str(cifar), train=train)
-    found = read_cifar10(cifar, train)
-    assert (found.pixels == expected.data.transpose(0, 3, 1, 2)).all() and found.labels.tolist() == expected.targets
-    assert (read_cifar10(cifar / "cifar-10-batches-py", train).pixels == found.pixels).all()
+    images = read_cifar10(cifar, train)
+    assert (images.pixels == expected.data.transpose(0, 3, 1, 2)).all() and images.labels.tolist() == expected.targets
+    assert (read_cifar10(cifar / "cifar-10-batches-py", train).pixels == images.pixels).all()
 
 
 def test_keys_of_later_writers(tmp_path: Path) -> None:
@@ -80,11 +80,11 @@ def test_keys_of_later_writers(tmp_path: Path) -> None:
 def test_mnist_is_torchvisions(mnist: Path, train: bool, tmp_path: Path) -> None:
     """The same arrays as torchvision reads, packed or not."""
     expected = torchvision.datasets.MNIST(str(mnist), train=train)
-    found = read_mnist(mnist, train)
-    assert (found.pixels[:, 0] == expected.data.numpy()).all() and (found.labels == expected.targets.numpy()).all()
+    images = read_mnist(mnist, train)
+    assert (images.pixels[:, 0] == expected.data.numpy()).all() and (images.labels == expected.targets.numpy()).all()
     for path in (mnist / "MNIST/raw").iterdir():
         (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
-    assert (read_mnist(tmp_path, train).pixels == found.pixels).all()
+    assert (read_mnist(tmp_path, train).pixels == images.pixels).all()
 
 
 class Evil:
@@ -199,8 +199,8 @@ def test_parts_do_not_overlap(cifar: Path) -> None:
     }
     assert len(parts["held_out"]) == 20 and len(parts["tune"]) == 40
     assert parts["tune"] | parts["held_out"] == everything
-    few = ArrayImages("CIFAR10", cifar, "tune", held_out=20, num=5, device="cpu")
-    assert len(few) == 5 and {row.numpy().tobytes() for row in few.pixels} <= parts["tune"]
+    subset = ArrayImages("CIFAR10", cifar, "tune", held_out=20, num=5, device="cpu")
+    assert len(subset) == 5 and {row.numpy().tobytes() for row in subset.pixels} <= parts["tune"]
 
 
 def test_random_words() -> None:
@@ -236,5 +236,5 @@ def test_refused(cifar: Path, options: dict, message: str) -> None:
 def test_draws_only_seed(cifar: Path) -> None:
     """The same draw of another seed is another crop."""
     dataset = ArrayImages("CIFAR10", cifar, pad=4, flip=True, device="cpu")
-    one, other = (dataset.__getitems__([SampleIndex(k, k, seed) for k in range(60)])["inputs"] for seed in (1, 2))
-    assert (one != other).any(dim=(1, 2, 3)).sum() > 50
+    first, second = (dataset.__getitems__([SampleIndex(k, k, seed) for k in range(60)])["inputs"] for seed in (1, 2))
+    assert (first != second).any(dim=(1, 2, 3)).sum() > 50

@@ -60,14 +60,14 @@ def test_pillow_and_opencv_give_the_same_pixels(kind: str, tmp_path: Path) -> No
     file.write_bytes(KINDS[kind])
     require_readable(file)
     with Image.open(file) as image:
-        found = to_bgr(image)
+        converted = to_bgr(image)
     expected = mmcv.imfrombytes(KINDS[kind], flag="color", backend="cv2")
-    assert found.dtype == np.uint8 and found.flags.c_contiguous
-    assert found.shape == expected.shape
+    assert converted.dtype == np.uint8 and converted.flags.c_contiguous
+    assert converted.shape == expected.shape
     # the two round the conversion of inks differently
-    assert np.abs(found.astype(int) - expected).max() <= (1 if "cmyk" in kind else 0)
+    assert np.abs(converted.astype(int) - expected).max() <= (1 if "cmyk" in kind else 0)
     if "turned" in kind and kind[-1] in "5678d":
-        assert found.shape == (32, 24, 3)
+        assert converted.shape == (32, 24, 3)
 
 
 def test_arrays() -> None:

@@ -19,7 +19,7 @@ def _field() -> tuple[dict[str, list[str]], list[str]]:
         pytest.skip(f"{SPLITS} is not there (the field's lists)")
     train, val, field = ((SPLITS / f"{name}.txt").read_text().split() for name in ("train", "val", "train_aug"))
     rng = random.Random(0)
-    sbd = [one for one in field if one not in set(train)] + rng.sample(train, 1133) + rng.sample(val, 1104)
+    sbd = [name for name in field if name not in set(train)] + rng.sample(train, 1133) + rng.sample(val, 1104)
     rng.shuffle(sbd)
     return {"train": train, "val": val, "sbd_train": sbd[:8498], "sbd_val": sbd[8498:]}, field
 
@@ -44,13 +44,15 @@ def test_the_fields_list() -> None:
 def test_counts_are_enforced() -> None:
     """One id less, one more, or one that is in both: each is said."""
     given, _ = _field()
-    one, other = given["sbd_train"][0], given["sbd_val"][0]
+    train_id, val_id = given["sbd_train"][0], given["sbd_val"][0]
     assert count_problems(build_lists(**{**given, "sbd_train": given["sbd_train"][1:]}))[0].startswith(
         "sbd_train has 8,497 ids instead of 8,498"
     )
     assert "val has 1,450 ids instead of 1,449" in count_problems(build_lists(**{**given, "val": [*given["val"], "x"]}))
-    swapped = [one if name == other else name for name in given["sbd_val"]]
-    assert f"sbd_train and sbd_val share 1 ids, first {one}" in count_problems(build_lists(**{**given, "sbd_val": swapped}))
+    swapped = [train_id if name == val_id else name for name in given["sbd_val"]]
+    assert f"sbd_train and sbd_val share 1 ids, first {train_id}" in count_problems(
+        build_lists(**{**given, "sbd_val": swapped})
+    )
     noval = count_problems(build_lists(**given, sbd_train_noval=given["val"][:3]))
     assert noval == [
         "sbd_train_noval has 3 ids instead of 5,623",
@@ -74,11 +76,11 @@ def test_brute_force() -> None:
             expected |= {"aug"} if sbd[name] and not voc[name] else set()
             expected |= {"train_aug", "trainaug"} if voc[name] == "train" or (sbd[name] and not voc[name]) else set()
             expected |= {"sbd_train_noval"} if sbd[name] == "train" and voc[name] != "val" else set()
-            found = {which for which, ids in lists.items() if name in ids}
-            assert found - {"paper_train", "paper_val"} == expected
-            assert len(found & {"paper_train", "paper_val"}) == (sbd[name] == "train")
+            actual = {which for which, ids in lists.items() if name in ids}
+            assert actual - {"paper_train", "paper_val"} == expected
+            assert len(actual & {"paper_train", "paper_val"}) == (sbd[name] == "train")
         assert all(ids == sorted(set(ids)) for ids in lists.values())
-        assert lists == build_lists(*(rng.sample(one, len(one)) for one in given), sbd_train_noval=lists["sbd_train_noval"])
+        assert lists == build_lists(*(rng.sample(ids, len(ids)) for ids in given), sbd_train_noval=lists["sbd_train_noval"])
 
 
 HELD = {"2007_000007", "2007_000002", "2007_000003"}

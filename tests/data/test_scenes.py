@@ -38,12 +38,12 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def arrays(default: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Images (N, H, W, 3) as cv2 reads them and label maps (N, H, W) as PIL reads them, by split."""
-    found = {}
+    arrays = {}
     for split in ("train", "val"):
         images = [cv2.imread(str(default / "JPEGImages" / f"{stem}.jpg")) for stem in _stems(default, split)]
         masks = [np.array(Image.open(default / "SegmentationClass" / f"{stem}.png")) for stem in _stems(default, split)]
-        found[split] = np.stack(images), np.stack(masks)
-    return found
+        arrays[split] = np.stack(images), np.stack(masks)
+    return arrays
 
 
 def test_same_bytes(tmp_path: Path) -> None:
@@ -59,20 +59,20 @@ from gbseg.data.scenes import write_scenes
 write_scenes({str(tmp_path / "there")!r}, **{SMALL!r}, seed=3)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-    here = _contents(write_scenes(tmp_path / "here", **SMALL, seed=3))
-    assert here == _contents(tmp_path / "there")
-    other = _contents(write_scenes(tmp_path / "other", **SMALL, seed=4))
-    assert here.keys() == other.keys()
-    assert all(here[name] != other[name] for name in here if name.startswith(("JPEG", "SegmentationClass")))
+    same_seed = _contents(write_scenes(tmp_path / "here", **SMALL, seed=3))
+    assert same_seed == _contents(tmp_path / "there")
+    other_seed = _contents(write_scenes(tmp_path / "other", **SMALL, seed=4))
+    assert same_seed.keys() == other_seed.keys()
+    assert all(same_seed[name] != other_seed[name] for name in same_seed if name.startswith(("JPEG", "SegmentationClass")))
 
 
 def test_independent_scenes(tmp_path: Path) -> None:
     """A scene is the same however many others are drawn, and no two of a set are."""
-    few = _contents(write_scenes(tmp_path / "few", **SMALL))
-    many = _contents(write_scenes(tmp_path / "many", **(SMALL | {"train": 5, "val": 4})))
-    shared = [name for name in few if name.startswith(("JPEG", "SegmentationClass"))]
-    assert len(shared) == 10 and all(few[name] == many[name] for name in shared)
-    assert len({many[name] for name in many if name.startswith("JPEG")}) == 9
+    small = _contents(write_scenes(tmp_path / "few", **SMALL))
+    large = _contents(write_scenes(tmp_path / "many", **(SMALL | {"train": 5, "val": 4})))
+    shared = [name for name in small if name.startswith(("JPEG", "SegmentationClass"))]
+    assert len(shared) == 10 and all(small[name] == large[name] for name in shared)
+    assert len({large[name] for name in large if name.startswith("JPEG")}) == 9
 
 
 def test_class_shares(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
@@ -116,8 +116,8 @@ def test_palette(default: Path) -> None:
 def test_borders(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """No two neighbours, across or down, have different labels unless one is 255."""
     for _, masks in arrays.values():
-        for one, two in ((masks[:, 1:], masks[:, :-1]), (masks[:, :, 1:], masks[:, :, :-1])):
-            assert ((one == two) | (one == 255) | (two == 255)).all()
+        for labels, neighbours in ((masks[:, 1:], masks[:, :-1]), (masks[:, :, 1:], masks[:, :, :-1])):
+            assert ((labels == neighbours) | (labels == 255) | (neighbours == 255)).all()
         assert 0.04 < (masks == 255).mean() < 0.1  # a border of two pixels, no more
 
 
@@ -234,9 +234,9 @@ def test_colour_alone(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     (image, label), (val_image, val_label) = (
         (images[:, ::2, ::2], labels[:, ::2, ::2]) for images, labels in (arrays["train"], arrays["val"])
     )
-    known, val_known = label < 255, val_label < 255
-    colour, label = image[known].astype(np.float32), label[known]
-    val_colour, val_label = val_image[val_known].astype(np.float32), val_label[val_known]
+    labelled, val_labelled = label < 255, val_label < 255
+    colour, label = image[labelled].astype(np.float32), label[labelled]
+    val_colour, val_label = val_image[val_labelled].astype(np.float32), val_label[val_labelled]
 
     count = np.bincount(label, minlength=21)
     means = np.stack([np.bincount(label, colour[:, channel], 21) for channel in range(3)], axis=1) / count[:, None]

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from gbseg.data.masks import write_mask
-from gbseg.data.statistics import statistics
+from gbseg.data.statistics import dataset_statistics
 from gbseg.report.statistics_figure import write_statistics
 
 CLASSES = ["background", "cat", "dog", "never"]
@@ -45,8 +45,8 @@ def masks() -> dict[str, np.ndarray]:
 def test_counts(tmp_path: Path, masks: dict[str, np.ndarray], processes: int) -> None:
     """Pixels, images and void by loops; regions and their boxes by scipy with its own idea of a neighbour."""
     _write(tmp_path, masks)
-    found = statistics(tmp_path, "mine", CLASSES, processes=processes)
-    assert found.sizes.tolist() == [list(values.shape) for values in masks.values()]
+    counts = dataset_statistics(tmp_path, "mine", CLASSES, processes=processes)
+    assert counts.sizes.tolist() == [list(values.shape) for values in masks.values()]
     pixels, images, shared, regions = [0] * 4, [0] * 4, [0] * 4, []
     for values in masks.values():
         labelled = sum(int(value != 255) for value in values.ravel())
@@ -59,51 +59,51 @@ def test_counts(tmp_path: Path, masks: dict[str, np.ndarray], processes: int) ->
             for number, box in enumerate(ndimage.find_objects(numbered), 1):
                 height, width = (side.stop - side.start for side in box)
                 regions.append([label, int((numbered == number).sum()), height, width])
-    assert found.pixels.tolist() == pixels and found.images.tolist() == images and found.shared.tolist() == shared
-    assert found.void == sum(values.size for values in masks.values()) - sum(pixels)
-    assert sorted(found.regions.tolist()) == sorted(regions) and len(regions) > 50
-    assert {found.pixels.dtype, found.images.dtype, found.shared.dtype, found.regions.dtype} == {np.dtype(np.int64)}
+    assert counts.pixels.tolist() == pixels and counts.images.tolist() == images and counts.shared.tolist() == shared
+    assert counts.void == sum(values.size for values in masks.values()) - sum(pixels)
+    assert sorted(counts.regions.tolist()) == sorted(regions) and len(regions) > 50
+    assert {counts.pixels.dtype, counts.images.dtype, counts.shared.dtype, counts.regions.dtype} == {np.dtype(np.int64)}
 
 
 def test_derived(tmp_path: Path, masks: dict[str, np.ndarray]) -> None:
     """What is derived from the counts, pixel by pixel."""
     _write(tmp_path, masks)
-    found = statistics(tmp_path, "mine", CLASSES, processes=1)
-    rows = found.rows()
+    counts = dataset_statistics(tmp_path, "mine", CLASSES, processes=1)
+    rows = counts.rows()
     for label in (0, 1, 2):
         # one entry a pixel: the area of the region that it lies in
-        spread = sorted(area for area in found.areas(label).tolist() for _ in range(area))
-        assert rows[label]["area_of_median_pixel"] == spread[(len(spread) - 1) // 2]
-        assert rows[label]["share_of_pixels"] == pytest.approx(len(spread) / found.pixels.sum(), rel=1e-12)
-        assert rows[label]["area_p25"] == np.percentile(found.areas(label), 25)
+        area_of_each_pixel = sorted(area for area in counts.areas(label).tolist() for _ in range(area))
+        assert rows[label]["area_of_median_pixel"] == area_of_each_pixel[(len(area_of_each_pixel) - 1) // 2]
+        assert rows[label]["share_of_pixels"] == pytest.approx(len(area_of_each_pixel) / counts.pixels.sum(), rel=1e-12)
+        assert rows[label]["area_p25"] == np.percentile(counts.areas(label), 25)
     assert rows[3]["regions"] == 0 and rows[3]["area_p50"] is rows[3]["share_where_present"] is None
-    objects = [region for region in found.regions.tolist() if region[0] in (1, 2)]
+    objects = [region for region in counts.regions.tolist() if region[0] in (1, 2)]
     for side in (3, 20, 70):
         fitting = [region for region in objects if max(region[2:]) <= side]
         pixels = sum(region[1] for region in fitting) / sum(region[1] for region in objects)
         images = sum(max(values.shape) <= side for values in masks.values()) / len(masks)
         want = {"images": images, "regions": len(fitting) / len(objects), "object_pixels": pixels}
-        assert found.fitting(side) == pytest.approx(want, rel=1e-12)
+        assert counts.fitting(side) == pytest.approx(want, rel=1e-12)
 
 
 def test_files(tmp_path: Path, masks: dict[str, np.ndarray]) -> None:
     """The numbers can be read back, the histogram holds every region in its bin, and the figure is one."""
     _write(tmp_path, masks)
-    found = statistics(tmp_path, "mine", CLASSES, processes=1)
-    path = write_statistics(found, tmp_path / "stats")
+    counts = dataset_statistics(tmp_path, "mine", CLASSES, processes=1)
+    path = write_statistics(counts, tmp_path / "stats")
     content = json.loads((tmp_path / "stats/stats.json").read_text())
     with (tmp_path / "stats/stats.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    assert [row["class"] for row in table] == CLASSES and [int(row["pixels"]) for row in table] == found.pixels.tolist()
+    assert [row["class"] for row in table] == CLASSES and [int(row["pixels"]) for row in table] == counts.pixels.tolist()
     assert table[3]["area_p50"] == ""
-    assert content["void"]["pixels"] == found.void and content["images"] == 10
+    assert content["void"]["pixels"] == counts.void and content["images"] == 10
     assert content["pixels"] == sum(values.size for values in masks.values())
     assert (
         sum(size["images"] for size in content["sizes"]) == 10 and {"height": 7, "width": 70, "images": 1} in content["sizes"]
     )
     for label, row in enumerate(content["classes"]):
         bins = content["area_bins"]
-        by_hand = [sum(low <= area < high for area in found.areas(label)) for low, high in pairwise(bins)]
+        by_hand = [sum(low <= area < high for area in counts.areas(label)) for low, high in pairwise(bins)]
         assert row["area_histogram"] == by_hand
     with Image.open(path) as image:
         assert image.width == 1440 and np.asarray(image.convert("L")).std() > 10
@@ -113,16 +113,16 @@ def test_files(tmp_path: Path, masks: dict[str, np.ndarray]) -> None:
 def test_degenerate_lists_are_drawn(tmp_path: Path, values: np.ndarray) -> None:
     """Nothing but void, one pixel, one class."""
     _write(tmp_path, {"a": values})
-    found = statistics(tmp_path, "mine", CLASSES, processes=1)
-    assert write_statistics(found, tmp_path / "stats").stat().st_size > 10_000
-    assert "1 images" in found.summary()
+    counts = dataset_statistics(tmp_path, "mine", CLASSES, processes=1)
+    assert write_statistics(counts, tmp_path / "stats").stat().st_size > 10_000
+    assert "1 images" in counts.summary()
 
 
 def test_many_classes(tmp_path: Path) -> None:
     """The figure stops at sixty, the table does not."""
     classes = [f"a class with a long name {number}" for number in range(150)]
     _write(tmp_path, {"a": np.repeat(np.arange(150), 150).reshape(150, 150)})
-    path = write_statistics(statistics(tmp_path, "mine", classes, processes=1), tmp_path)
+    path = write_statistics(dataset_statistics(tmp_path, "mine", classes, processes=1), tmp_path)
     with Image.open(path) as image:
         assert image.height < 3500
     assert len((tmp_path / "stats.csv").read_text().splitlines()) == 151
@@ -131,29 +131,29 @@ def test_many_classes(tmp_path: Path) -> None:
 def test_which_masks(tmp_path: Path) -> None:
     """Those that the list is trained with: VOC's for VOC's own lists, for others SBD's where they were prepared."""
     _write(tmp_path, {"a": np.zeros((5, 5), int)}, "train_aug")
-    assert statistics(tmp_path, "train_aug", processes=1).folder == "SegmentationClass"
+    assert dataset_statistics(tmp_path, "train_aug", processes=1).folder == "SegmentationClass"
     write_mask(tmp_path / "SegmentationClassAug/a.png", np.ones((5, 5), int))
-    found = statistics(tmp_path, "train_aug", processes=1)
-    assert found.folder == "SegmentationClassAug" and found.pixels[1] == 25
-    assert statistics(tmp_path, "train_aug", folder="SegmentationClass", processes=1).pixels[0] == 25
+    counts = dataset_statistics(tmp_path, "train_aug", processes=1)
+    assert counts.folder == "SegmentationClassAug" and counts.pixels[1] == 25
+    assert dataset_statistics(tmp_path, "train_aug", folder="SegmentationClass", processes=1).pixels[0] == 25
     _write(tmp_path, {"a": np.zeros((5, 5), int)}, "train")
-    assert statistics(tmp_path, "train", processes=1).folder == "SegmentationClass"
+    assert dataset_statistics(tmp_path, "train", processes=1).folder == "SegmentationClass"
 
 
 def test_wrong_inputs(tmp_path: Path) -> None:
     """A list or a mask that is missing or wrong ends in a sentence, never in a number."""
     with pytest.raises(FileNotFoundError, match=r"there is no list .*mine\.txt"):
-        statistics(tmp_path, "mine")
+        dataset_statistics(tmp_path, "mine")
     _write(tmp_path, {"a": np.full((5, 5), 21), "b": np.zeros((5, 5), int)})
     with pytest.raises(ValueError, match=r"1 of 2 masks cannot be counted.*a\.png holds 21, which is no class"):
-        statistics(tmp_path, "mine", processes=2)
+        dataset_statistics(tmp_path, "mine", processes=2)
     (tmp_path / "SegmentationClass/a.png").unlink()
     with pytest.raises(ValueError, match=r"a\.png is missing"):
-        statistics(tmp_path, "mine", processes=1)
+        dataset_statistics(tmp_path, "mine", processes=1)
     path = tmp_path / "ImageSets/Segmentation/mine.txt"
     path.write_text("b\nb\n")
     with pytest.raises(ValueError, match="line 2 names b again"):
-        statistics(tmp_path, "mine")
+        dataset_statistics(tmp_path, "mine")
     path.write_text("")
     with pytest.raises(ValueError, match="is empty"):
-        statistics(tmp_path, "mine")
+        dataset_statistics(tmp_path, "mine")

@@ -104,12 +104,12 @@ def build(folder: Path, sbd_only: int = 40, no_image: str | None = None) -> Layo
         (sbd, "train", sbd_train),
         (sbd, "val", sbd_val),
     ):
-        tree[f"{where}/{name}.txt"] = "".join(f"{one}\n" for one in sorted(ids)).encode()
+        tree[f"{where}/{name}.txt"] = "".join(f"{image_id}\n" for image_id in sorted(ids)).encode()
     folder.mkdir(parents=True, exist_ok=True)
     write_tar(folder / VOC_NAME, {k: v for k, v in tree.items() if k.startswith(voc)})
     write_tar(folder / SBD_NAME, {k: v for k, v in tree.items() if k.startswith(sbd)})
     noval = folder / "train_noval.txt"
-    noval.write_text("".join(f"{one}\n" for one in sorted(sbd_train - val)))
+    noval.write_text("".join(f"{name}\n" for name in sorted(sbd_train - val)))
     return Layouts(folder / VOC_NAME, folder / SBD_NAME, noval, train, val, sbd_train, sbd_val, voc_masks, sbd_masks, images)
 
 
@@ -165,8 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server = self.server
-        wanted = self.headers.get("Range")
-        server.asked.append(wanted)
+        byte_range = self.headers.get("Range")
+        server.asked.append(byte_range)
         if server.statuses:
             self.send_error(server.statuses.pop(0))
             return
@@ -176,8 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = 0
-        if wanted and server.ranges:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-")) + server.shift
+        if byte_range and server.ranges:
+            start = int(byte_range.removeprefix("bytes=").removesuffix("-")) + server.shift
             if start >= len(data):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(data)}")
@@ -230,11 +230,11 @@ def _child(call: Callable[[], object], limit: int | None, pipe: Connection) -> N
 def start_child(call: Callable[[], object], limit: int | None = None) -> tuple[multiprocessing.Process, Connection]:
     """Run a function in a forked process, which may write files of at most ``limit`` bytes."""
     context = multiprocessing.get_context("fork")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(call, limit, there))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(call, limit, sender))
     process.start()
-    there.close()
-    return process, here  # type: ignore[return-value]
+    sender.close()
+    return process, receiver  # type: ignore[return-value]
 
 
 def in_child(call: Callable[[], object], limit: int | None = None) -> str | None:

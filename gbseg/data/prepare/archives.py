@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import lzma
 import os
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from gbseg.data.prepare.download import byte_progress
-from gbseg.files import FileWriteError, free_space, sync_disks, temporary_path
+from gbseg.files import FileWriteError, free_space, sync_disks
 
 __all__ = ["ArchiveError", "finish_unpacking", "open_tar", "read_member", "unpack"]
 
@@ -69,31 +68,18 @@ def finish_unpacking(folder: str | Path) -> None:
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move what ``target`` lacks of a folder, and the files that are there in part."""
+    """Move what ``target`` lacks of ``source``, and the files of which it has a first part.
+
+    If the target is a link to another disk, ``shutil.move`` copies. A killed copy leaves a first part, which the next run
+    replaces.
+    """
     if not os.path.lexists(target):
-        _move(source, target)
+        shutil.move(source, target)
     elif source.is_dir() and target.is_dir():
         for entry in source.iterdir():
             _merge(entry, target / entry.name)
     elif source.is_file() and target.is_file() and _is_first_part(target, source):
-        _move(source, target)
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        source.replace(target)
-    except OSError as error:
-        # EXDEV: the user's folder is a link to another disk
-        if error.errno != errno.EXDEV:
-            raise
-        if source.is_dir():
-            target.mkdir()
-            for entry in source.iterdir():
-                _move(entry, target / entry.name)
-        else:
-            temporary = temporary_path(target)
-            shutil.copyfile(source, temporary)
-            temporary.replace(target)
+        shutil.move(source, target)
 
 
 def _is_first_part(file: Path, complete: Path) -> bool:

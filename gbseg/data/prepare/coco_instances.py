@@ -1,7 +1,6 @@
-"""COCO's instance annotations, and the VOC label map that the instances of an image add up to.
+"""COCO's instance annotations, and the VOC label map that they give for an image.
 
-H, W: height and width of an image in pixels. Coordinates of a polygon: x to the right, y downwards, pixel (0, 0) covers
-0..1 in both.
+H, W: height and width of an image in pixels. Polygons: x to the right, y downwards; pixel (0, 0) covers 0..1 in both.
 """
 
 from __future__ import annotations
@@ -15,35 +14,35 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
+from pycocotools import mask as coco_mask
 
+from gbseg._moved import moved_names
 from gbseg.palettes import VOC_CLASSES
 
-__all__ = ["CROWD", "VOC_LABELS", "Instance", "Picture", "draw", "read_instances"]
+__all__ = ["CROWD", "VOC_LABELS", "CocoImage", "Instance", "draw_mask", "read_instances"]
 
 CROWD = 255
-_RENAMED = {
-    "airplane": "aeroplane",
-    "dining table": "diningtable",
-    "motorcycle": "motorbike",
-    "potted plant": "pottedplant",
-    "couch": "sofa",
-    "tv": "tvmonitor",
+_COCO_NAMES = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
 }
-_NOT_NEEDED = frozenset(("bbox", "area", "coco_url", "flickr_url", "date_captured", "license"))
-_COCO_NAMES = {voc: coco for coco, voc in _RENAMED.items()}
-# COCO's name of a category -> VOC's label
+_UNUSED_KEYS = frozenset(("bbox", "area", "coco_url", "flickr_url", "date_captured", "license"))
+#: COCO's name of a category -> VOC's label.
 VOC_LABELS: dict[str, int] = {_COCO_NAMES.get(name, name): label for label, name in enumerate(VOC_CLASSES) if label}
 
 
 class Instance(NamedTuple):
-    """One object, or one crowd of them.
+    """One object, or one crowd of objects.
 
     Attributes:
-        id: of the annotation.
-        label: VOC's, 255 for a crowd.
+        id: id of the annotation.
+        label: label of VOC, 255 for a crowd.
         segmentation: polygons ``[[x0, y0, x1, y1, ...], ...]``, or a run-length code ``{"size": [H, W], "counts": ...}``
-            with the counts as numbers or compressed to text.
+            whose counts are a list of numbers or compressed to a string.
     """
 
     id: int
@@ -51,14 +50,14 @@ class Instance(NamedTuple):
     segmentation: Any
 
 
-class Picture(NamedTuple):
-    """One image with what is annotated in it, of VOC's classes and crowds.
+class CocoImage(NamedTuple):
+    """One image with its annotated objects of VOC's classes and its crowds.
 
     Attributes:
-        file_name: a plain name.
-        height: in pixels.
-        width: in pixels.
-        instances: in the order of the file.
+        file_name: name of the image file, without folders.
+        height: height in pixels.
+        width: width in pixels.
+        instances: objects and crowds, in the order of the annotation file.
     """
 
     file_name: str
@@ -68,22 +67,22 @@ class Picture(NamedTuple):
 
     @property
     def id(self) -> str:
-        """What lists call it: the file's name without its suffix."""
+        """The id that lists use: the file name without its suffix."""
         return PurePath(self.file_name).stem
 
 
-def read_instances(path: str | Path) -> list[Picture]:
+def read_instances(path: str | Path) -> list[CocoImage]:
     """Read ``instances_*.json``: every image, sorted by id, with its instances of the 20 VOC classes and its crowds.
 
     Instances of other categories are left out: they are background, or part of the VOC object that they lie on (food on a
-    dining table), as in the usual pre-training on COCO. A crowd is kept whatever its category.
+    dining table), as in the usual pre-training on COCO. Crowds of all categories are kept.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged or no file of instances; the message says where.
+        ValueError: the file is damaged or no file of instances; the message says where.
     """
     path = Path(path)
-    how = "get it again (annotations_trainval2017.zip)"
+    remedy = "get it again (annotations_trainval2017.zip)"
     try:
         with path.open(encoding="utf-8") as file:
             content = json.load(file, object_hook=_compact)
@@ -91,28 +90,30 @@ def read_instances(path: str | Path) -> list[Picture]:
         raise FileNotFoundError(f"there are no annotations {path}: unpack annotations_trainval2017.zip there") from error
     except json.JSONDecodeError as error:
         size = path.stat().st_size
-        raise ValueError(f"{path} ({size:,} bytes) is damaged at character {error.pos:,} ({error.msg}): {how}") from error
+        raise ValueError(f"{path} ({size:,} bytes) is damaged at character {error.pos:,} ({error.msg}): {remedy}") from error
     except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {how}") from error
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
     try:
-        return _pictures(content)
+        return _parse_images(content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; {how}") from error
+        raise ValueError(f"{path}: {error}; {remedy}") from error
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry without what is not needed here, and with polygons as arrays, which take a quarter of the memory of lists. What
-    is no polygon stays as it is, to be refused later.
+    """Drop unused keys, and store polygons as arrays, which take a quarter of the memory of lists.
+
+    What is no polygon stays as it is, to be refused later.
     """
     if isinstance(entry.get("segmentation"), list):
         with contextlib.suppress(TypeError, OverflowError):
             entry["segmentation"] = [array("d", polygon) for polygon in entry["segmentation"]]
-    for key in _NOT_NEEDED.intersection(entry):
+    for key in _UNUSED_KEYS.intersection(entry):
         del entry[key]
     return entry
 
 
 def _get(entry: Any, key: str, kind: type, what: str) -> Any:
+    """A value of the annotation file; a ValueError if it is missing or of another type."""
     if not isinstance(entry, Mapping) or key not in entry:
         raise ValueError(f"{what} has no {key!r}")
     if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
@@ -120,7 +121,7 @@ def _get(entry: Any, key: str, kind: type, what: str) -> Any:
     return entry[key]
 
 
-def _pictures(content: Any) -> list[Picture]:
+def _parse_images(content: Any) -> list[CocoImage]:
     images, annotations, categories = (_get(content, key, list, "it") for key in ("images", "annotations", "categories"))
     labels: dict[int, int | None] = {}
     for entry in categories:
@@ -140,60 +141,61 @@ def _pictures(content: Any) -> list[Picture]:
         label = CROWD if _get(entry, "iscrowd", int, what) else labels[category]
         if label is not None:
             instances[image].append(Instance(key, label, entry.get("segmentation")))
-    pictures = []
+    coco_images = []
     for entry in images:
         what = f"image {entry['id']}"
         name = _get(entry, "file_name", str, what)
         height, width = _get(entry, "height", int, what), _get(entry, "width", int, what)
-        # whatever a file says, nothing is read or written outside the folders
+        # names must not lead outside of the folders
         if name != PurePath(name).name or not PurePath(name).stem or not name.isprintable():
             raise ValueError(f"{what} has the name {name[:80]!r}, which is no plain file name")
         if not (0 < height <= 2**15 and 0 < width <= 2**15):
             raise ValueError(f"{what} is said to be {width} x {height} pixels")
-        pictures.append(Picture(name, height, width, tuple(instances[entry["id"]])))
-    pictures.sort(key=lambda picture: picture.id)
-    for one, other in pairwise(pictures):
-        if one.id == other.id:
-            raise ValueError(f"it lists {one.file_name} and {other.file_name}, which would share a mask")
-    return pictures
+        coco_images.append(CocoImage(name, height, width, tuple(instances[entry["id"]])))
+    coco_images.sort(key=lambda image: image.id)
+    for image, following in pairwise(coco_images):
+        if image.id == following.id:
+            raise ValueError(f"it lists {image.file_name} and {following.file_name}, which would share a mask")
+    return coco_images
 
 
-def draw(picture: Picture) -> np.ndarray:
-    """The VOC label map of an image, (H, W) uint8: 0 background, 1..20, 255 in crowds.
+def draw_mask(image: CocoImage) -> np.ndarray:
+    """The VOC label map of an image, (H, W) uint8: 0 background, 1..20 the classes, 255 in crowds.
 
-    Instances overlap in COCO (a person on a sofa): they are painted by falling area, measured in pixels of their own masks, and
-    at the same area by rising annotation id, so the smaller one is on top. Crowds are painted first: their outline is coarse,
-    and an object that was outlined by itself is known better.
+    Instances overlap in COCO (a person on a sofa). They are painted by decreasing area of their masks in pixels, and at equal
+    area by increasing annotation id, so that the smaller one is on top. Crowds are painted first, because their outline is
+    coarse.
 
     Raises:
         ValueError: a segmentation is damaged; the message names the image and the annotation.
     """
-    values = np.zeros((picture.height, picture.width), np.uint8)
+    labels = np.zeros((image.height, image.width), np.uint8)
     masks = []
-    for instance in picture.instances:
+    for instance in image.instances:
         try:
-            code = _run_lengths(instance.segmentation, picture.height, picture.width)
+            code = _run_lengths(instance.segmentation, image.height, image.width)
         except ValueError as error:
-            raise ValueError(f"{picture.file_name}: annotation {instance.id} {error}") from error
+            raise ValueError(f"{image.file_name}: annotation {instance.id} {error}") from error
         masks.append((instance.label != CROWD, -int(coco_mask.area(code)), instance.id, instance.label, code))
-    for *_, label, code in sorted(masks, key=lambda entry: entry[:3]):
-        values[coco_mask.decode(code) != 0] = label
-    return values
+    for *_, label, code in sorted(masks, key=lambda mask: mask[:3]):
+        labels[coco_mask.decode(code) != 0] = label
+    return labels
 
 
 def _run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Pycocotools' compressed run-length code of a segmentation. It is checked here: pycocotools reads what is too short
-    on into foreign memory.
+    """The compressed run-length code of a segmentation, for pycocotools.
+
+    It is checked here, because pycocotools reads beyond the end of a code that is too short.
     """
     if isinstance(segmentation, list):
         limit = 2 * max(height, width)
         for polygon in segmentation:
             if not isinstance(polygon, array) or not polygon or len(polygon) % 2:
                 raise ValueError(f"has a damaged polygon (x, y, x, y, ... are expected, not {str(polygon)[:60]})")
-            # NaN is not <= anything
+            # written so that NaN fails, too
             if not all(abs(value) <= limit for value in polygon):
                 raise ValueError(f"has a polygon far outside of its image of {width} x {height} pixels")
-        # one or two points enclose nothing, and pycocotools takes four numbers for a box
+        # one or two points enclose nothing, and pycocotools would take four numbers for a box
         polygons = [list(polygon) for polygon in segmentation if len(polygon) >= 6]
         if not polygons:
             raise ValueError("has no polygon of three or more points")
@@ -215,8 +217,8 @@ def _run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 def _decompress(text: str) -> list[int]:
     """The counts of COCO's compressed run-length code.
 
-    A number is written in groups of 5 bits, lowest first, one character (48 + group) each, with 32 added to all but the last
-    and the sign in the last one's 16; from the third count on it is the difference to the count before the previous one.
+    A number is a sequence of groups of 5 bits, lowest first, each a character of code 48 + group; 32 is added to all groups but
+    the last, in which 16 is the sign. From the fourth count on, the number is the difference to the count before the previous.
     """
     counts: list[int] = []
     number = shift = 0
@@ -235,3 +237,6 @@ def _decompress(text: str) -> list[int]:
     if shift:
         raise ValueError("has a damaged run-length code: it ends in the middle of a number")
     return counts
+
+
+__getattr__ = moved_names(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import http.client
 import io
@@ -18,9 +17,10 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from gbseg._moved import moved_names
 from gbseg.files import FileWriteError, free_space, sync_folder
 
-__all__ = ["DownloadError", "byte_progress", "download", "file_md5", "require_md5"]
+__all__ = ["DownloadError", "byte_progress", "download_file", "file_md5", "require_md5"]
 
 _CHUNK = 2**18
 
@@ -38,8 +38,11 @@ def byte_progress() -> Progress:
 
 def file_md5(path: str | Path) -> str:
     """The MD5 of a file, in hexadecimal digits."""
+    md5 = hashlib.md5(usedforsecurity=False)
     with byte_progress() as progress, progress.open(path, "rb", description=f"MD5 of {Path(path).name}") as file:
-        return hashlib.file_digest(file, functools.partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+        while chunk := file.read(2**20):
+            md5.update(chunk)
+    return md5.hexdigest()
 
 
 def require_md5(
@@ -66,7 +69,7 @@ class _NoRetryError(Exception):
     """The server refuses, and would refuse again."""
 
 
-def download(url: str, path: str | Path, md5: str | None = None, attempts: int = 5, pause: float = 1.0) -> None:
+def download_file(url: str, path: str | Path, md5: str | None = None, attempts: int = 5, pause: float = 1.0) -> None:
     """Download a file, and continue what an earlier attempt left in ``<path>.part``.
 
     From a server without range requests, the file is downloaded from its beginning again. It gets its final name when it is
@@ -188,3 +191,6 @@ def _write(file: io.FileIO, chunk: bytes, part: Path) -> None:
             error.errno,
             f"{part} could not be written: {error.strerror} ({free_space(part.parent)}); what has come is kept and continued",
         ) from error
+
+
+__getattr__ = moved_names(__name__)

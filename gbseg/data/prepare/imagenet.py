@@ -90,33 +90,31 @@ def prepare_imagenet(
     """
     root = Path(root)
     paths = {key: Path((archives or {}).get(key) or root / name) for key, name in ARCHIVES.items()}
-    with readable_os_errors():
-        root.mkdir(parents=True, exist_ok=True)
-        with lock_folder(root):
-            counts = {split: count_images(root / split) for split in splits}
-            missing = [split for split in splits if not _is_complete(counts[split], split, release)]
-            for split in splits:
-                if split in missing:
-                    _require_archives(paths, split)
-                else:
-                    print(f"{split}: {root / split} was there; {paths[split].name} is not needed")
-            devkit = None
-            if missing and paths["devkit"].is_file():
-                _require_official(paths, "devkit", verify, release)
-                devkit = read_devkit(paths["devkit"])
-            # val first: it is small, and shows within minutes whether all is well
-            for split in sorted(missing, reverse=True):
-                _require_official(paths, split, verify, release)
-                _require_space(paths[split], root / split)
-                unpacking = _Unpacking(paths[split], root / split)
-                if split == "train":
-                    unpacking.train()
-                else:
-                    assert devkit is not None
-                    unpacking.val(devkit)
-                counts[split] = count_images(root / split)
-                unpacking.report(split)
-                _check_counts(counts[split], root / split, split, devkit, release, verify)
+    with readable_os_errors(), lock_folder(root):
+        counts = {split: count_images(root / split) for split in splits}
+        missing = [split for split in splits if not _is_complete(counts[split], split, release)]
+        for split in splits:
+            if split in missing:
+                _require_archives(paths, split)
+            else:
+                print(f"{split}: {root / split} was there; {paths[split].name} is not needed")
+        devkit = None
+        if missing and paths["devkit"].is_file():
+            _require_official(paths, "devkit", verify, release)
+            devkit = read_devkit(paths["devkit"])
+        # val first: it is small, and shows within minutes whether all is well
+        for split in sorted(missing, reverse=True):
+            _require_official(paths, split, verify, release)
+            _require_space(paths[split], root / split)
+            unpacking = _Unpacking(paths[split], root / split)
+            if split == "train":
+                unpacking.train()
+            else:
+                assert devkit is not None
+                unpacking.val(devkit)
+            counts[split] = count_images(root / split)
+            unpacking.report(split)
+            _check_counts(counts[split], root / split, split, devkit, release, verify)
     for split in splits:
         print(f"{split}: {root / split}: {len(counts[split]):,} classes, {counts[split].total():,} images")
     return counts

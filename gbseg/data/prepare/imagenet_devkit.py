@@ -21,8 +21,8 @@ from gbseg.data.prepare.archives import ArchiveError, open_tar, read_member
 __all__ = ["DEVKIT", "WNID", "Devkit", "read_devkit"]
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+#: A WordNet ID, as a regular expression.
 WNID = r"n\d{8}"
-"""A WordNet ID, as a regular expression."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""SBD (Hariharan et al., 2011) as it comes from Berkeley: where it lies, and its labels out of MATLAB's format."""
+"""SBD (Hariharan et al., 2011): find its folder, and convert its labels from MATLAB files to PNGs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
+from gbseg._moved import moved_names
 from gbseg.data.masks import encode_mask
 from gbseg.files import write_atomically
 from gbseg.palettes import VOC_CLASSES
 from gbseg.parallel import run_in_processes
 
-__all__ = ["convert_sbd", "find_sbd", "is_whole_png", "read_segmentation"]
+__all__ = ["convert_sbd", "find_sbd", "is_complete_png", "read_segmentation"]
 
 # below the data folder; the last two are torchvision's layout
-_PLACES = (
+_SUBFOLDERS = (
     "benchmark_RELEASE/dataset",
     "dataset",
     "sbd/benchmark_RELEASE/dataset",
@@ -33,20 +34,20 @@ _PLACES = (
 
 
 def find_sbd(root: str | Path) -> Path | None:
-    """The folder that holds ``cls/``, ``train.txt`` and ``val.txt``, in Berkeley's layout or torchvision's; None without."""
-    for place in _PLACES:
-        folder = Path(root, place)
+    """The folder with ``cls/``, ``train.txt`` and ``val.txt``, in Berkeley's or torchvision's layout; None if there is none."""
+    for subfolder in _SUBFOLDERS:
+        folder = Path(root, subfolder)
         if (folder / "cls").is_dir() and (folder / "train.txt").is_file() and (folder / "val.txt").is_file():
             return folder
     return None
 
 
 def read_segmentation(path: str | Path) -> np.ndarray:
-    """``GTcls.Segmentation`` of an SBD file: (H, W) integers, 0 background, 1 to 20 the classes; SBD marks no borders.
+    """Read ``GTcls.Segmentation`` of an SBD file: (H, W) integers, 0 background, 1..20 the classes. SBD marks no borders.
 
     Raises:
-        ValueError: the file is missing or damaged, or holds something else; the message names it.
-        OSError: it could not be read for another reason.
+        ValueError: the file is missing or damaged, or has no such label map; the message names it.
+        OSError: the file could not be read for another reason.
     """
     path = Path(path)
     try:
@@ -56,44 +57,48 @@ def read_segmentation(path: str | Path) -> np.ndarray:
     try:
         content = loadmat(io.BytesIO(_decompressed(data)), variable_names=["GTcls"])
     except Exception as error:
-        # scipy has no error of its own for damage: what it trips over first is raised, of a dozen types
+        # scipy has no exception for damaged files; a dozen types are possible
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is damaged or no MATLAB file of version 5: {reason}") from error
-    found = content.get("GTcls")
-    if found is None or found.size != 1 or "Segmentation" not in (found.dtype.names or ()):
+    struct_array = content.get("GTcls")
+    if struct_array is None or struct_array.size != 1 or "Segmentation" not in (struct_array.dtype.names or ()):
         raise ValueError(f"{path} has no GTcls.Segmentation, which every file of SBD's cls folder has")
-    values = found["Segmentation"].item()
+    values = struct_array["Segmentation"].item()
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.size == 0 or values.dtype.kind not in "ui":
         what = f"{values.shape} {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
         raise ValueError(f"{path}: GTcls.Segmentation is {what} instead of (H, W) integers")
     if values.min() < 0 or values.max() >= len(VOC_CLASSES):
-        strange = sorted(set(np.unique(values).tolist()) - set(range(len(VOC_CLASSES))))
-        raise ValueError(f"{path}: GTcls.Segmentation has the values {strange[:5]}; classes are 0..{len(VOC_CLASSES) - 1}")
+        invalid = sorted(set(np.unique(values).tolist()) - set(range(len(VOC_CLASSES))))
+        raise ValueError(f"{path}: GTcls.Segmentation has the values {invalid[:5]}; classes are 0..{len(VOC_CLASSES) - 1}")
     return values
 
 
+# types of data elements in a MATLAB file of version 5
+_MATRIX, _COMPRESSED = 14, 15
+
+
 def _decompressed(data: bytes) -> bytes:
-    """A MATLAB file with its variables decompressed, checksums checked: scipy stops before them, and damage can crash it."""
+    """A MATLAB file with its variables decompressed and verified: scipy checks no checksums, and damage can crash it."""
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if order is None:
         raise ValueError(f"it begins with {data[:20]!r}" if data else "it is empty")
-    place, parts = 128, [data[:128]]
-    while place < len(data):
-        kind, size = struct.unpack_from(f"{order}II", data, place)
-        if kind == 15:
-            parts.append(zlib.decompress(data[place + 8 : place + 8 + size]))
-        elif kind == 14:
-            parts.append(data[place : place + 8 + size])
+    position, parts = 128, [data[:128]]
+    while position < len(data):
+        kind, size = struct.unpack_from(f"{order}II", data, position)
+        if kind == _COMPRESSED:
+            parts.append(zlib.decompress(data[position + 8 : position + 8 + size]))
+        elif kind == _MATRIX:
+            parts.append(data[position : position + 8 + size])
         else:
-            raise ValueError(f"there is no variable at byte {place}")
-        place += 8 + size
-    if place != len(data):
-        raise ValueError(f"{len(data):,} bytes where {place:,} are announced")
+            raise ValueError(f"there is no variable at byte {position}")
+        position += 8 + size
+    if position != len(data):
+        raise ValueError(f"{len(data):,} bytes where {position:,} are announced")
     return b"".join(parts)
 
 
-def is_whole_png(path: Path) -> bool:
-    """Whether a file begins and ends like a PNG: not so after a power cut, or after a copy that was interrupted."""
+def is_complete_png(path: Path) -> bool:
+    """Whether a file begins and ends like a PNG, which it does not after a power cut or an interrupted copy."""
     try:
         with path.open("rb") as file:
             if file.read(8) != b"\x89PNG\r\n\x1a\n":
@@ -106,28 +111,35 @@ def is_whole_png(path: Path) -> bool:
 
 def _convert(files: tuple[Path, Path]) -> None:
     mat, png = files
-    # not durable: waiting for the disk takes longer than the conversion; `is_whole_png` finds what a power cut empties
+    # not durable: waiting for the disk takes longer than the conversion; is_complete_png finds what a power cut emptied
     write_atomically(encode_mask(read_segmentation(mat)), png, durable=False)
 
 
 def convert_sbd(
     sbd: str | Path, ids: Sequence[str], folder: str | Path, processes: int | None = None
 ) -> tuple[int, list[tuple[str, ValueError]]]:
-    """Convert SBD's labels to indexed PNGs, ``cls/<id>.mat`` to ``<folder>/<id>.png``; those that are there are left alone.
+    """Convert SBD's labels to indexed PNGs: ``<sbd>/cls/<id>.mat`` to ``<folder>/<id>.png``.
 
-    A PNG under its name is whole, because it was written atomically, so a run that was interrupted goes on where it was.
+    Existing PNGs are left as they are. All are written atomically, so the next run continues an interrupted one.
 
     Args:
-        sbd: see `find_sbd`.
-        ids: which.
-        folder: where to.
-        processes: see `gbseg.parallel.run_in_processes`, also for what is raised.
+        sbd: SBD's folder, as `find_sbd` returns it.
+        ids: the images to convert.
+        folder: the folder to write to.
+        processes: number of processes, by default one per core.
 
     Returns:
-        How many were converted, and the ids that could not be, each with the reason.
+        The number of converted labels, and the ids that could not be converted, each with the reason.
+
+    Raises:
+        ValueError: ``processes`` is less than 1.
+        RuntimeError: a worker was killed.
+        OSError: a file could not be read or written.
     """
-    folder = Path(folder)
-    files = [(Path(sbd, "cls", f"{name}.mat"), folder / f"{name}.png") for name in ids]
-    missing = [entry for entry in files if not is_whole_png(entry[1])]
+    files = [(Path(sbd, "cls", f"{name}.mat"), Path(folder, f"{name}.png")) for name in ids]
+    missing = [(mat, png) for mat, png in files if not is_complete_png(png)]
     failed = run_in_processes(_convert, missing, "SBD labels to PNG", processes) if missing else []
     return len(missing) - len(failed), [(mat.stem, error) for (mat, _), error in failed]
+
+
+__getattr__ = moved_names(__name__)

@@ -1,15 +1,16 @@
-"""Is everything there, and can it be read? Every image, mask and list of a data set in VOC's layout, before training on it."""
+"""Verify a data set in VOC's layout before training on it: every image, mask and list."""
 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TextIO
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -18,21 +19,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gbseg._moved import moved_names
 from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG, find_lists, mask_folders, read_list
 from gbseg.data.masks import MaskError, read_mask
 from gbseg.palettes import VOC_CLASSES
 from gbseg.parallel import run_in_processes
 
-__all__ = ["Problem", "Verification", "verify"]
+__all__ = ["Problem", "Verification", "verify_dataset"]
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """Something that training or evaluation would stumble over.
+    """A fault of a file that training or evaluation would fail on.
 
     Attributes:
-        file: which, relative to the data set's folder.
-        what: what is wrong with it.
+        file: path relative to the data set's folder.
+        what: what is wrong with the file.
         remedy: what to do.
     """
 
@@ -43,15 +45,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was looked at and what was found.
+    """Result of `verify_dataset`.
 
     Attributes:
         root: the data set's folder.
-        problems: sorted by file; empty if all is well.
-        images: how many were decoded.
-        masks: how many were decoded.
-        lists: how many ids each list holds.
-        unlabelled: the lists that have no masks by nature (VOC's ``test``).
+        problems: all problems, sorted by file.
+        images: number of decoded images.
+        masks: number of decoded masks.
+        lists: name of a list -> number of its ids.
+        unlabelled: the lists without labels (VOC's ``test``).
     """
 
     root: Path
@@ -62,7 +64,10 @@ class Verification:
     unlabelled: tuple[str, ...]
 
     def report(self, file: TextIO | None = None) -> int:
-        """Print one table of all problems (one line each in a pipe), or one line of what was checked.
+        """Print a table of all problems (in a pipe, one line each) and one line that says what was checked.
+
+        Args:
+            file: the stream to print to, by default the standard output.
 
         Returns:
             The exit status: 1 if there are problems, else 0.
@@ -73,14 +78,14 @@ class Verification:
         if not self.problems:
             print(f"{self.root}: no problem in {checked}.", file=file)
             return 0
-        # a pipe has no width: a line that is cut or folded there could not be searched
+        # no line is folded in a pipe, so that it can be searched
         terminal = file.isatty()
         console = Console(file=file, width=None if terminal else 100_000, highlight=False)
         rows = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2, title=None, show_edge=False)
         for heading in ("file", "problem", "remedy"):
             rows.add_column(heading, overflow="fold")
         for problem in self.problems:
-            # Text: a file's name may look like markup
+            # Text, because a file name may look like markup
             rows.add_row(*(Text(cell) for cell in (problem.file, problem.what, problem.remedy)))
         console.print(rows)
         print(f"{self.root}: {len(self.problems):,} problem{'s'[: len(self.problems) > 1]} in {checked}.", file=file)
@@ -95,31 +100,26 @@ _REMEDY = {
 }
 
 
-class _Entry(NamedTuple):
-    id: str
-    image: bool  # whether there is one
-    masks: tuple[str, ...]  # the folders that have one
-
-
-def verify(
+def verify_dataset(
     root: str | Path, classes: Sequence[str] = VOC_CLASSES, ignore_index: int = 255, processes: int | None = None
 ) -> Verification:
-    """Look at every file of a data set in VOC's layout (`gbseg.data.layout`). All is read, nothing is written.
+    """Check every file of a data set in VOC's layout (`gbseg.data.layout`). Nothing is written.
 
-    Every image, listed or not, decodes to its last pixel and is stored upright; every mask is an indexed or grey PNG of 8 bits
-    and of its image's size whose values are classes or ``ignore_index``; every line of every list is an id, none twice; and
-    every id has its image and its masks (`gbseg.data.layout.mask_folders` says in which folders; a list called ``test`` that
-    has not a single mask is one without labels, as VOC's).
+    * Every image, listed or not, decodes to its last pixel and is stored upright.
+    * Every mask is an indexed or grey PNG of 8 bits and of its image's size, and its values are classes or ``ignore_index``.
+    * Every line of every list is an id, and no id occurs twice.
+    * Every id has an image and its masks, in the folders of `gbseg.data.layout.mask_folders`. A list ``test`` without a single
+      mask has no labels, as VOC's.
 
     Args:
         root: the folder with ``JPEGImages``.
-        classes: the names of the classes 0, 1, ...; their number is the number of classes.
-        ignore_index: the value of pixels that belong to no class.
-        processes: how many; None for as many as there are cores.
+        classes: names of the classes 0, 1, ...
+        ignore_index: label of pixels that belong to no class.
+        processes: number of processes, by default one per core.
 
     Raises:
         FileNotFoundError: there is no such data set, or it has no list.
-        ValueError: ``processes < 1``, no classes, or an ``ignore_index`` that a mask cannot hold.
+        ValueError: ``processes`` is less than 1, ``classes`` is empty, or ``ignore_index`` is not in 0..255.
         RuntimeError: a worker was killed.
     """
     root = Path(root)
@@ -130,18 +130,15 @@ def verify(
     names = find_lists(root)
     files = {folder: _ids(root / folder, suffix) for folder, suffix in _SUFFIX.items()}
     problems, counts, unlabelled = _check_lists(root, names, files)
-    entries = [
-        _Entry(key, key in files[IMAGES], tuple(folder for folder in (MASKS, MASKS_AUG) if key in files[folder]))
-        for key in sorted(set().union(*files.values()))
-    ]
-    check = functools.partial(_check, root=root, classes=tuple(classes), ignore_index=ignore_index)
-    run_in_processes(check, entries, "verify", processes, lambda _, found: problems.extend(found))
-    masks = sum(len(entry.masks) for entry in entries)
+    ids = sorted(set().union(*files.values()))
+    check = functools.partial(_check_files, root=root, classes=tuple(classes), ignore_index=ignore_index)
+    run_in_processes(check, ids, "verify", processes, lambda _, file_problems: problems.extend(file_problems))
+    masks = len(files[MASKS]) + len(files[MASKS_AUG])
     return Verification(root, tuple(sorted(problems)), len(files[IMAGES]), masks, counts, tuple(unlabelled))
 
 
 def _ids(folder: Path, suffix: str) -> set[str]:
-    """What a folder holds, without the suffix; empty where there is no folder. Hidden files are nobody's data."""
+    """The ids of a folder's files, without hidden ones; empty if there is no folder."""
     return {
         path.relative_to(folder).as_posix().removesuffix(suffix)
         for path in folder.rglob(f"*{suffix}")
@@ -152,7 +149,7 @@ def _ids(folder: Path, suffix: str) -> set[str]:
 def _check_lists(
     root: Path, names: Sequence[str], files: dict[str, set[str]]
 ) -> tuple[list[Problem], dict[str, int], list[str]]:
-    """Every line of every list, and whether what it names is there: problems, ids by list, lists without labels."""
+    """Check every line of every list and the files that it names: problems, number of ids by list, lists without labels."""
     problems: list[Problem] = []
     counts: dict[str, int] = {}
     unlabelled = []
@@ -171,30 +168,31 @@ def _check_lists(
         ids = [line.id for line in lines if not line.fault]
         counts[name] = len(ids)
         folders: tuple[str, ...] = (IMAGES, *mask_folders(root, name))
-        if name == "test" and not any(key in files[folder] for folder in (MASKS, MASKS_AUG) for key in ids):
+        if name == "test" and not any(files[folder].intersection(ids) for folder in (MASKS, MASKS_AUG)):
             unlabelled.append(name)
             folders = (IMAGES,)
         for folder in folders:
-            absent = [key for key in ids if key not in files[folder]]
+            absent = [image_id for image_id in ids if image_id not in files[folder]]
             if len(absent) == len(ids) > 1:
-                # thousands of lines would hide every other problem
+                # one problem for the whole list: thousands would hide the others
                 what = f"none of its {len(ids):,} files is in {folder} (first {absent[0]}{_SUFFIX[folder]})"
                 problems.append(Problem(path, what, _REMEDY[folder]))
                 continue
-            for key in absent:
-                missing[f"{folder}/{key}{_SUFFIX[folder]}"].append(name)
-    for path, users in missing.items():
-        what = f"is missing, but {', '.join(users)} name{'s' * (len(users) == 1)} it"
+            for image_id in absent:
+                missing[f"{folder}/{image_id}{_SUFFIX[folder]}"].append(name)
+    for path, lists in missing.items():
+        what = f"is missing, but {', '.join(lists)} name{'s' * (len(lists) == 1)} it"
         problems.append(Problem(path, what, _REMEDY[path.partition("/")[0]]))
     return problems, counts, unlabelled
 
 
-def _check(entry: _Entry, root: Path, classes: tuple[str, ...], ignore_index: int) -> list[Problem]:
-    """Decode one image and its masks."""
+def _check_files(image_id: str, root: Path, classes: tuple[str, ...], ignore_index: int) -> list[Problem]:
+    """Decode the image and the masks of an id, as far as they exist."""
     problems = []
     size = None
-    if entry.image:
-        path = f"{IMAGES}/{entry.id}.jpg"
+    path = f"{IMAGES}/{image_id}.jpg"
+    # lexists, so that a link to a missing file counts
+    if has_image := os.path.lexists(root / path):
         try:
             size, fault = _decode(root / path)
         except ValueError as error:
@@ -202,27 +200,28 @@ def _check(entry: _Entry, root: Path, classes: tuple[str, ...], ignore_index: in
         else:
             if fault:
                 problems.append(Problem(path, fault, "store its pixels upright and remove the tag (for a copy of your own)"))
-    for folder in entry.masks:
-        path = f"{folder}/{entry.id}.png"
-        if not entry.image:
-            problems.append(Problem(path, "has no image", f"put {entry.id}.jpg into {IMAGES}, or remove the mask"))
+    for path in (f"{folder}/{image_id}.png" for folder in (MASKS, MASKS_AUG)):
+        if not os.path.lexists(root / path):
+            continue
+        if not has_image:
+            problems.append(Problem(path, "has no image", f"put {image_id}.jpg into {IMAGES}, or remove the mask"))
         try:
-            values = read_mask(root / path)
+            labels = read_mask(root / path)
         except MaskError as error:
             what = str(error).removeprefix(f"{root / path} ")
             problems.append(Problem(path, what, "remove it and start the preparation again"))
             continue
-        if size and values.shape != size:
-            have, want = (f"{width} x {height}" for height, width in (values.shape, size))
+        if size and labels.shape != size:
+            actual, expected = (f"{width} x {height}" for height, width in (labels.shape, size))
             remedy = "labels of another image, or resized: take the original ones"
-            problems.append(Problem(path, f"is {have} pixels, its image {want}", remedy))
-        counts = np.bincount(values.ravel(), minlength=256)
+            problems.append(Problem(path, f"is {actual} pixels, its image {expected}", remedy))
+        counts = np.bincount(labels.ravel(), minlength=256)
         counts[: len(classes)] = 0
         counts[ignore_index] = 0
         if counts.any():
-            wrong = np.flatnonzero(counts)
-            listed = ", ".join(map(str, wrong[:5])) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-            what = f"{counts.sum():,} pixels with values that are no class: {listed}"
+            invalid = np.flatnonzero(counts)
+            values = ", ".join(map(str, invalid[:5])) + (f" and {len(invalid) - 5} more" if len(invalid) > 5 else "")
+            what = f"{counts.sum():,} pixels with values that are no class: {values}"
             last = len(classes) - 1
             remedy = f"values are 0 ({classes[0]}) to {last} ({classes[last]}) or {ignore_index} (ignored)"
             problems.append(Problem(path, what, remedy))
@@ -230,13 +229,13 @@ def _check(entry: _Entry, root: Path, classes: tuple[str, ...], ignore_index: in
 
 
 def _decode(path: Path) -> tuple[tuple[int, int], str]:
-    """(height, width) of an image as it is stored, and what is wrong with it although it can be read."""
+    """(height, width) of an image as it is stored, and a fault that does not prevent reading it ('' for none)."""
     try:
         with warnings.catch_warnings():
-            # large is no fault; what Pillow refuses is, because the masks are read with it
+            # a large image is fine; one that Pillow refuses is not, because Pillow reads the masks
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                # the header alone says nothing about a file that was cut off
+                # the header of a file that was cut off is intact
                 image.load()
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
                 size = (image.height, image.width)
@@ -245,5 +244,8 @@ def _decode(path: Path) -> tuple[tuple[int, int], str]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         message = str(error).replace(str(path), path.name)
         raise ValueError(f"cannot be decoded: {message}") from error
-    # OpenCV turns such an image on reading, Pillow does not, and its mask was drawn for one of the two
+    # OpenCV rotates such an image on reading, Pillow does not, and its mask was drawn for one of the two
     return size, "" if orientation in (0, 1) else f"is stored turned (EXIF orientation {orientation})"
+
+
+__getattr__ = moved_names(__name__)

@@ -56,8 +56,8 @@ def test_damage(archive: Path, tmp_path: Path) -> None:
     """A flipped byte of a compressed file is found; a web page in place of an archive is shown."""
     data = bytearray(archive.read_bytes())
     if archive.suffix == ".tgz":
-        for place in range(20, len(data), 1500):
-            archive.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+        for position in range(20, len(data), 1500):
+            archive.write_bytes(data[:position] + bytes([data[position] ^ 255]) + data[position + 1 :])
             with pytest.raises(ArchiveError, match=r"is damaged|is no tar archive"):
                 unpack(archive, tmp_path / "to")
     archive.write_bytes(b"<html>" + bytes(10_000))
@@ -159,14 +159,14 @@ def test_full_disk(archive: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no second file system to link to")
 def test_a_folder_linked_to_another_disk(archive: Path, tmp_path: Path) -> None:
     """A rename cannot cross file systems: what goes there is copied, and what was there stays."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
-        if Path(other).stat().st_dev == tmp_path.stat().st_dev:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as linked:
+        if Path(linked).stat().st_dev == tmp_path.stat().st_dev:
             pytest.skip("/dev/shm is on the file system of the temporary folder")
         to = tmp_path / "to"
         to.mkdir()
-        Path(other, "mine").write_bytes(b"mine")
-        (to / "top").symlink_to(other)
+        Path(linked, "mine").write_bytes(b"mine")
+        (to / "top").symlink_to(linked)
         unpack(archive, to)
         # rglob does not follow a link
-        assert tree_of(Path(other)) == {name.removeprefix("top/"): data for name, data in FILES.items()} | {"mine": b"mine"}
+        assert tree_of(Path(linked)) == {name.removeprefix("top/"): data for name, data in FILES.items()} | {"mine": b"mine"}
         assert not list(to.glob(".*"))

@@ -47,11 +47,11 @@ def coco(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
         if split == "val":
             entries = {key + 5000: value for key, value in entries.items()}
         pictures = {
-            image: (size, [annotation(key, image, category, boxes, size, form) for key, category, boxes, form in found])
-            for image, found in entries.items()
+            image: (size, [annotation(key, image, category, boxes, size, form) for key, category, boxes, form in annotations])
+            for image, annotations in entries.items()
         }
         write_coco(tmp_path / "coco", split, pictures)
-        masks |= {f"{image:012d}": painted(found, size) for image, found in entries.items()}
+        masks |= {f"{image:012d}": painted(annotations, size) for image, annotations in entries.items()}
     return tmp_path / "coco", masks
 
 
@@ -219,11 +219,11 @@ def test_images_and_annotations_that_are_wrong(
     """Each is named in one message, the others are done, there is no list; repaired and started again it is complete."""
     root, masks = coco
     out, keys = tmp_path / "out", [key for key in _enough(masks, 1) if int(key) <= 1000]
-    missing, text, other = (root / f"train2017/{key}.jpg" for key in keys[:3])
-    whole = [path.read_bytes() for path in (missing, text, other)]
+    missing, text, resized = (root / f"train2017/{key}.jpg" for key in keys[:3])
+    contents = [path.read_bytes() for path in (missing, text, resized)]
     missing.unlink()
     text.write_text("404")
-    Image.fromarray(np.zeros((44, 30, 3), np.uint8)).save(other)
+    Image.fromarray(np.zeros((44, 30, 3), np.uint8)).save(resized)
     annotations = root / "annotations/instances_train2017.json"
     content = annotations.read_text()
     broken = json.loads(content)
@@ -237,13 +237,13 @@ def test_images_and_annotations_that_are_wrong(
     for words in (
         f"{missing} is missing: unpack train2017.zip",
         f"{text} is no image",
-        f"{other} is 30 x 44 pixels, the annotations say 44 x 30",
+        f"{resized} is 30 x 44 pixels, the annotations say 44 x 30",
         f"{keys[3]}.jpg: annotation {key['id']} has a run-length code of size [1, 1]",
     ):
         assert words in said
     assert not (out / "ImageSets/Segmentation/coco_train.txt").exists()
     assert {path.stem for path in (out / "SegmentationClass").iterdir()} == set(keys[4:])
-    for path, data in zip((missing, text, other), whole, strict=True):
+    for path, data in zip((missing, text, resized), contents, strict=True):
         path.write_bytes(data)
     annotations.write_text(content)
     shutil.rmtree(out)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from gbseg.data.prepare.coco_instances import VOC_LABELS, Instance, Picture, draw, read_instances
+from gbseg.data.prepare.coco_instances import VOC_LABELS, CocoImage, Instance, draw_mask, read_instances
 from gbseg.palettes import VOC_CLASSES
 
 SIZE = (40, 60)
@@ -46,7 +46,7 @@ def test_overlaps(tmp_path: Path, order: int) -> None:
     entries = [annotation(key, 7, category, boxes, SIZE, form) for key, category, boxes, form in ENTRIES[::order]]
     write_coco(tmp_path, "val", {7: (SIZE, entries)})
     (picture,) = read_instances(tmp_path / "annotations/instances_val2017.json")
-    values = draw(picture)
+    values = draw_mask(picture)
     assert (values == painted(ENTRIES, SIZE)).all()
     # the cup is table, the sofa's part under the person is person, the cat is on top of the dog or the other way round by id
     assert values[5, 5] == VOC_CLASSES.index("diningtable") and values[15, 30] == VOC_CLASSES.index("person")
@@ -68,7 +68,7 @@ def test_polygons_as_the_others_draw_them(tmp_path: Path) -> None:
     path = tmp_path / "annotations/instances_val2017.json"
     coco = COCO(path)
     for picture, (key, points, _) in zip(read_instances(path), stars, strict=True):
-        values = draw(picture)
+        values = draw_mask(picture)
         assert set(np.unique(values)) == {0, 8}
         assert ((values == 8) == coco.annToMask(coco.loadAnns(key)[0]).astype(bool)).all()
         # fixed point coordinates with 8 bits behind the point; OpenCV's pixel (0, 0) has its centre at (0, 0)
@@ -84,13 +84,13 @@ def test_run_lengths(height: int, width: int, seed: int, share: float) -> None:
     """Any set of pixels comes back, from counts as numbers and from pycocotools' compressed ones."""
     values = (np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
     for segmentation in (run_lengths(values), compressed(values)):
-        assert (draw(Picture("a.jpg", height, width, (Instance(1, 3, segmentation),))) == 3 * values).all()
+        assert (draw_mask(CocoImage("a.jpg", height, width, (Instance(1, 3, segmentation),))) == 3 * values).all()
 
 
 def test_points_and_lines_enclose_nothing() -> None:
     """A polygon of two points beside a real one, which pycocotools alone would take for a box."""
     box = array("d", [2, 2, 6, 2, 6, 5, 2, 5])
-    values = draw(Picture("a.jpg", 10, 12, (Instance(1, 3, [array("d", [0, 0, 9, 9]), box]),)))
+    values = draw_mask(CocoImage("a.jpg", 10, 12, (Instance(1, 3, [array("d", [0, 0, 9, 9]), box]),)))
     assert (values == 3).sum() == 12 and (values[2:5, 2:6] == 3).all()
 
 
@@ -129,7 +129,7 @@ def test_damaged_segmentations(segmentation: object, words: str, tmp_path: Path)
     write_coco(tmp_path, "val", {7: ((4, 6), [entry])})
     (picture,) = read_instances(tmp_path / "annotations/instances_val2017.json")
     with pytest.raises(ValueError, match=rf"^000000000007.jpg: annotation 5 .*{words}"):
-        draw(picture)
+        draw_mask(picture)
 
 
 def _without(*keys: str) -> Callable[[dict], None]:

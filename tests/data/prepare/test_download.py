@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from real_layouts import Server, in_child, md5_of, serving
 
-from gbseg.data.prepare.download import DownloadError, download, require_md5
+from gbseg.data.prepare.download import DownloadError, download_file, require_md5
 
 DATA = np.random.default_rng(0).bytes(100_000)
 
@@ -24,7 +24,7 @@ def server() -> Iterator[Server]:
 
 
 def _fetch(server: Server, path: Path, md5: str | None = md5_of(DATA), name: str = "a.tar") -> None:
-    download(server.url + name, path, md5, attempts=3, pause=0.001)
+    download_file(server.url + name, path, md5, attempts=3, pause=0.001)
 
 
 def _whole(path: Path) -> None:
@@ -122,7 +122,7 @@ def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=message):
         _fetch(gone, tmp_path / "a.tar")
     with pytest.raises(ValueError, match="no http or https"):
-        download("file:///etc/passwd", tmp_path / "x")
+        download_file("file:///etc/passwd", tmp_path / "x")
 
 
 def test_no_length(server: Server, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_what_comes_out(given: Layouts, tmp_path: Path, capsys: pytest.CaptureFi
         "trainaug": (given.train | sbd) - given.val,
     }
     for name, ids in expected.items():
-        assert lists.pop(name) == "".join(f"{one}\n" for one in sorted(ids))
+        assert lists.pop(name) == "".join(f"{image_id}\n" for image_id in sorted(ids))
     assert set(lists) == {"paper_train", "paper_val"}
     assert sorted((lists["paper_train"] + lists["paper_val"]).split()) == sorted(given.sbd_train)
     said = capsys.readouterr().out
@@ -125,13 +125,13 @@ def test_unpacked_folders(given: Layouts, tmp_path: Path, whole: dict[str, bytes
     voc, sbd = tmp_path / "a/VOCdevkit/VOC2012", tmp_path / "a/benchmark_RELEASE/dataset"
     shutil.rmtree(voc / "SegmentationClassAug")
     root = tmp_path / "b"
-    places = {"torchvision": ("VOCdevkit/VOC2012", "sbd"), "beside": ("VOC2012", "dataset"), "inside": (".", "sbd")}
-    for folder, place in zip((voc, sbd), places[layout], strict=True):
-        (root / place).parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(root / place)
-    found = prepare_voc(root, verify=False)
-    assert found.samefile(root / places[layout][0])
-    tree = {k: v for k, v in tree_of(found).items() if not k.startswith("sbd/")}
+    subfolders = {"torchvision": ("VOCdevkit/VOC2012", "sbd"), "beside": ("VOC2012", "dataset"), "inside": (".", "sbd")}
+    for folder, subfolder in zip((voc, sbd), subfolders[layout], strict=True):
+        (root / subfolder).parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(root / subfolder)
+    voc_folder = prepare_voc(root, verify=False)
+    assert voc_folder.samefile(root / subfolders[layout][0])
+    tree = {k: v for k, v in tree_of(voc_folder).items() if not k.startswith("sbd/")}
     assert tree == {k.removeprefix("VOCdevkit/VOC2012/"): v for k, v in whole.items() if k.startswith("VOCdevkit")}
 
 

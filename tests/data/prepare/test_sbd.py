@@ -13,7 +13,7 @@ from real_layouts import in_child, sbd_struct, tree_of
 from scipy.io import savemat
 from torchvision.datasets import SBDataset
 
-from gbseg.data.prepare.sbd import convert_sbd, find_sbd, is_whole_png, read_segmentation
+from gbseg.data.prepare.sbd import convert_sbd, find_sbd, is_complete_png, read_segmentation
 from gbseg.palettes import VOC_PALETTE
 
 IDS = [f"2008_{n:06d}" for n in range(12)]
@@ -60,7 +60,7 @@ def test_a_second_time(sbd: Path, tmp_path: Path) -> None:
     (out / f"{IDS[1]}.png").write_bytes(b"")
     (out / f"{IDS[2]}.png").write_bytes(before[f"{IDS[2]}.png"][:-3])
     (out / f"{IDS[3]}.png").write_bytes(bytes(len(before[f"{IDS[3]}.png"])))
-    assert [is_whole_png(out / f"{name}.png") for name in IDS] == [False] * 4 + [True] * 8
+    assert [is_complete_png(out / f"{name}.png") for name in IDS] == [False] * 4 + [True] * 8
     assert convert_sbd(sbd, IDS, out, 2) == (4, []) and tree_of(out) == before
 
 
@@ -124,9 +124,9 @@ def test_flipped_bytes(tmp_path: Path) -> None:
     """
     data, path = _mat(**sbd_struct(LABELS)), tmp_path / "a.mat"
     rng, same = np.random.default_rng(0), 0
-    for place in [126, 127, *range(128, len(data))]:
+    for position in [126, 127, *range(128, len(data))]:
         damaged = bytearray(data)
-        damaged[place] ^= 1 << int(rng.integers(8))
+        damaged[position] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
         try:
             np.testing.assert_array_equal(read_segmentation(path), LABELS)
@@ -157,5 +157,5 @@ def test_full_disk(sbd: Path, tmp_path: Path, processes: int) -> None:
     error = in_child(lambda: convert_sbd(sbd, ["large", IDS[0]], tmp_path / "out", processes), limit=4000)
     start = f"FileWriteError: [Errno {errno.EFBIG}] {tmp_path}/out/large.png could not be written: File too large"
     assert error and error.startswith(start)
-    assert [path.name for path in (tmp_path / "out").iterdir() if not is_whole_png(path)] == []
+    assert [path.name for path in (tmp_path / "out").iterdir() if not is_complete_png(path)] == []
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {f"{IDS[0]}.png"}

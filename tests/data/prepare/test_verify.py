@@ -13,7 +13,7 @@ from PIL import Image
 
 from gbseg.data.layout import read_list
 from gbseg.data.masks import write_mask
-from gbseg.data.prepare.verify import Problem, verify
+from gbseg.data.prepare.verify import Problem, verify_dataset
 from gbseg.palettes import VOC_CLASSES
 
 IDS = ["2007_000001", "2007_000002", "2008_000003", "2008_000004"]
@@ -43,9 +43,9 @@ def root(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sound(root: Path, processes: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is found where nothing is wrong, and the counts say what was looked at."""
-    found = verify(root, processes=processes)
-    assert not found.problems and found.report() == 0
-    assert (found.images, found.masks, found.unlabelled) == (5, 6, ("test",))
+    verification = verify_dataset(root, processes=processes)
+    assert not verification.problems and verification.report() == 0
+    assert (verification.images, verification.masks, verification.unlabelled) == (5, 6, ("test",))
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "5 images, 6 masks" in out
     assert "test (1 ids, no masks), train (1 ids), train_aug (3 ids), val (1 ids)" in out
@@ -120,12 +120,12 @@ JPG, CLASS, AUG, TRAIN = "JPEGImages", "SegmentationClass", "SegmentationClassAu
 def test_damage(root: Path, file: str, damage: Callable[[Path], None], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One damage, one line of the table: its file, what is wrong, a remedy; and the exit status is 1."""
     damage(root / file)
-    found = verify(root, processes=1)
-    assert [problem.file for problem in found.problems] == [file]
-    assert words in found.problems[0].what and found.problems[0].remedy
-    assert found.report() == 1
+    verification = verify_dataset(root, processes=1)
+    assert [problem.file for problem in verification.problems] == [file]
+    assert words in verification.problems[0].what and verification.problems[0].remedy
+    assert verification.report() == 1
     lines = capsys.readouterr().out.splitlines()
-    assert any(file in line and words in line and found.problems[0].remedy in line for line in lines)
+    assert any(file in line and words in line and verification.problems[0].remedy in line for line in lines)
     assert "1 problem in" in lines[-1]
 
 
@@ -134,10 +134,10 @@ def test_all_at_once(root: Path) -> None:
     _cut(root / JPG / f"{IDS[0]}.jpg")
     _paint(99)(root / AUG / f"{IDS[3]}.png")
     (root / JPG / f"{IDS[2]}.jpg").unlink()
-    found = verify(root, processes=2).problems
-    assert found == verify(root, processes=1).problems == tuple(sorted(found))
-    assert [(problem.file, problem.what.split(",")[0]) for problem in found] == [
-        (f"{JPG}/{IDS[0]}.jpg", found[0].what),
+    problems = verify_dataset(root, processes=2).problems
+    assert problems == verify_dataset(root, processes=1).problems == tuple(sorted(problems))
+    assert [(problem.file, problem.what.split(",")[0]) for problem in problems] == [
+        (f"{JPG}/{IDS[0]}.jpg", problems[0].what),
         (f"{JPG}/{IDS[2]}.jpg", "is missing"),
         (f"{AUG}/{IDS[2]}.png", "has no image"),
         (f"{AUG}/{IDS[3]}.png", "3 pixels with values that are no class: 99"),
@@ -147,32 +147,32 @@ def test_all_at_once(root: Path) -> None:
 def test_a_folder_that_was_forgotten(root: Path) -> None:
     """It is one line, not thousands; and without SegmentationClassAug the lists need SegmentationClass."""
     shutil.rmtree(root / AUG)
-    found = verify(root, processes=1).problems
-    assert [problem.file for problem in found] == [f"{CLASS}/{IDS[2]}.png", f"{CLASS}/{IDS[3]}.png"]
+    problems = verify_dataset(root, processes=1).problems
+    assert [problem.file for problem in problems] == [f"{CLASS}/{IDS[2]}.png", f"{CLASS}/{IDS[3]}.png"]
     shutil.rmtree(root / CLASS)
-    found = verify(root, processes=1).problems
-    assert Problem(TRAIN, f"none of its 3 files is in {CLASS} (first {IDS[0]}.png)", found[0].remedy) == found[0]
+    problems = verify_dataset(root, processes=1).problems
+    assert Problem(TRAIN, f"none of its 3 files is in {CLASS} (first {IDS[0]}.png)", problems[0].remedy) == problems[0]
 
 
 def test_other_classes(root: Path) -> None:
     """The classes and the ignored value are the caller's."""
-    assert not verify(root, VOC_CLASSES, 255, 1).problems
-    wrong = verify(root, ["background", "thing"], 255, 1).problems
+    assert not verify_dataset(root, VOC_CLASSES, 255, 1).problems
+    wrong = verify_dataset(root, ["background", "thing"], 255, 1).problems
     assert len(wrong) == 6 and all("0 (background) to 1 (thing)" in problem.remedy for problem in wrong)
-    assert len(verify(root, VOC_CLASSES, 254, 1).problems) == 6
+    assert len(verify_dataset(root, VOC_CLASSES, 254, 1).problems) == 6
     with pytest.raises(ValueError, match="at least one class"):
-        verify(root, [])
+        verify_dataset(root, [])
     with pytest.raises(ValueError, match="cannot be -1"):
-        verify(root, VOC_CLASSES, -1)
+        verify_dataset(root, VOC_CLASSES, -1)
 
 
 def test_no_data_set(tmp_path: Path) -> None:
     """The folder that was meant is named."""
     with pytest.raises(FileNotFoundError, match=r"ImageSets/Segmentation does not exist.*VOCdevkit/VOC2012"):
-        verify(tmp_path)
+        verify_dataset(tmp_path)
     (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="holds no list"):
-        verify(tmp_path)
+        verify_dataset(tmp_path)
 
 
 def test_a_terminal_and_a_pipe(root: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_terminal_and_a_pipe(root: Path) -> None:
     long = "x" * 150
     (root / TRAIN).write_text("\n".join([*IDS, f"{long}[bold]"]) + "\n")
     pipe = io.StringIO()
-    assert verify(root, processes=1).report(pipe) == 1
+    assert verify_dataset(root, processes=1).report(pipe) == 1
     assert sum(f"{long}[bold].jpg" in line for line in pipe.getvalue().splitlines()) == 1
     with pytest.MonkeyPatch.context() as patch:
         screen = io.StringIO()
@@ -188,7 +188,7 @@ def test_a_terminal_and_a_pipe(root: Path) -> None:
         patch.setenv("COLUMNS", "100")
         patch.setenv("NO_COLOR", "1")
         patch.setenv("TERM", "dumb")
-        verify(root, processes=1).report(screen)
+        verify_dataset(root, processes=1).report(screen)
     assert max(map(len, screen.getvalue().splitlines()[:-1])) <= 100
 
 
