@@ -4,6 +4,7 @@ Those of PASCAL VOC 2012 are the defaults of this package. Data sets with other 
 in MMSegmentation; without one, VOC's palette serves for them as well, since it has a colour for each of 256 labels.
 """
 
+#: Names of the labels 0..20.
 VOC_CLASSES: tuple[str, ...] = (
     "background",
     "aeroplane",

@@ -12,7 +12,13 @@ from typing import NamedTuple
 
 __all__ = ["IMAGES", "LISTS", "MASKS", "MASKS_AUG", "VOC_LISTS", "ListLine", "find_lists", "mask_folders", "read_list"]
 
-IMAGES, MASKS, MASKS_AUG = "JPEGImages", "SegmentationClass", "SegmentationClassAug"
+#: Folder of the images.
+IMAGES = "JPEGImages"
+#: Folder of VOC's masks.
+MASKS = "SegmentationClass"
+#: Folder of VOC's and SBD's masks together.
+MASKS_AUG = "SegmentationClassAug"
+#: Folder of the lists.
 LISTS = "ImageSets/Segmentation"
 BLANK, MARK = "is blank", "begins with a byte order mark: save the list as plain text"
 

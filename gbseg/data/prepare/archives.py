@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from gbseg.data.prepare.download import byte_progress
-from gbseg.files import FileWriteError, free_space, sync_disks
+from gbseg.files import FileWriteError, free_space, sync_disks, temporary_path
 
 __all__ = ["ArchiveError", "finish_unpacking", "open_tar", "read_member", "unpack"]
 
@@ -68,18 +68,21 @@ def finish_unpacking(folder: str | Path) -> None:
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move what ``target`` lacks of ``source``, and the files of which it has a first part.
-
-    If the target is a link to another disk, ``shutil.move`` copies. A killed copy leaves a first part, which the next run
-    replaces.
-    """
+    """Move what ``target`` lacks of ``source``, and the files of which it has a first part."""
     if not os.path.lexists(target):
-        shutil.move(source, target)
+        shutil.move(source, target, _copy_atomically)
     elif source.is_dir() and target.is_dir():
         for entry in source.iterdir():
             _merge(entry, target / entry.name)
     elif source.is_file() and target.is_file() and _is_first_part(target, source):
-        shutil.move(source, target)
+        shutil.move(source, target, _copy_atomically)
+
+
+def _copy_atomically(source: str | Path, target: str | Path) -> None:
+    """Copy a file, which ``shutil.move`` does if the target is on another disk."""
+    temporary = temporary_path(Path(target))
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)
 
 
 def _is_first_part(file: Path, complete: Path) -> bool:

@@ -24,7 +24,9 @@ from gbseg.parallel import run_in_processes
 
 __all__ = ["LINK_MODES", "SPLITS", "CocoSplit", "find_coco", "prepare_coco"]
 
+#: The splits that can be prepared.
 SPLITS = ("train", "val")
+#: How images get into ``JPEGImages``.
 LINK_MODES = ("symlink", "hardlink", "copy")
 FORMAT = 1  # raise it with every change that changes a byte of a mask
 

@@ -21,6 +21,7 @@ from gbseg.palettes import VOC_CLASSES
 
 __all__ = ["CROWD", "VOC_LABELS", "CocoImage", "Instance", "draw_mask", "read_instances"]
 
+#: Label of crowds, which training ignores.
 CROWD = 255
 _COCO_NAMES = {
     "aeroplane": "airplane",

@@ -24,12 +24,10 @@ from gbseg.files import FileWriteError, lock_folder, readable_os_errors, remove_
 
 __all__ = ["ARCHIVES", "ILSVRC2012", "SPLITS", "Release", "count_images", "prepare_imagenet"]
 
+#: The splits that can be prepared.
 SPLITS = ("train", "val")
-ARCHIVES = {
-    "train": "ILSVRC2012_img_train.tar",
-    "val": "ILSVRC2012_img_val.tar",
-    "devkit": DEVKIT,
-}
+#: File names of the official archives.
+ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar", "devkit": DEVKIT}
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ class Release:
     images: Mapping[str, int]
 
 
+#: The release of 2012, whose classification data are those of the years since.
 ILSVRC2012 = Release(
     md5={
         "train": "1d675b47d978889d74fa0da5fadfb00e",

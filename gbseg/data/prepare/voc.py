@@ -41,13 +41,16 @@ class Source:
         return mirror + self.name if mirror.endswith("/") else mirror
 
 
+#: VOC 2012 at its original host.
 VOC_ARCHIVE = Source(
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd"
 )
+#: SBD at its original host.
 SBD_ARCHIVE = Source(
     "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
     "82b4d87ceb2ed10f6038a1cba92111cb",
 )
+#: SBD's training list without the images of VOC's val list.
 NOVAL = Source("http://home.bharathh.info/pubs/codes/SBD/train_noval.txt", "79bff800c5f0b1ec6b21080a3c066722")
 
 
