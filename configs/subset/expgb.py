@@ -2,8 +2,8 @@
 #
 #   python tools/train.py configs/subset/expgb.py --amp
 #
-# How the rate was found: results/subset/README.md. The clip norm is t_pos times the softmax's (DESIGN's identity:
-# exp-GB is cross-entropy, t_pos times as strong, plus a penalty on the normaliser).
+# How the rate was found: results/subset/README.md. The clip norm is t_pos times the softmax's:
+# exp-GB is cross-entropy, t_pos times as strong, plus a penalty on the normaliser (docs/method.md).
 _base_ = ["_base_.py"]
 
 model = dict(decode_head=dict(loss_decode=dict(type="ExpGBLoss", alpha=0.1, targets=(0, 16))))
