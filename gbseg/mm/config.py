@@ -5,27 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
 from mmengine.config import Config, ConfigDict
 
+from gbseg.config_files import config_folder, find_config
+
 __all__ = ["config_folder", "default_work_dir", "inner_test_dataset", "load_config", "run_configs", "without_annotations"]
-
-
-def config_folder(package: str) -> Path:
-    """Where the configs of 'gbseg', 'mmseg' or 'mmpretrain' lie: in the wheel, or beside the package in a checkout.
-
-    Raises:
-        ModuleNotFoundError: the package is not installed.
-    """
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"configs of {package} were asked for, and {package} is not installed.")
-    home = Path(spec.origin).parent
-    places = [home / "configs", home.parent / "configs"] if package == "gbseg" else [home / ".mim" / "configs"]
-    return next((place for place in places if place.is_dir()), places[0])
 
 
 @contextmanager
@@ -54,13 +41,7 @@ def load_config(path: str | Path, options: Mapping[str, object] | None = None) -
     Raises:
         FileNotFoundError: there is no such config; the message lists where it was looked for.
     """
-    package, _, name = str(path).partition("::")
-    file = config_folder(package) / name if name else Path(path)
-    if not file.is_file():
-        known = config_folder("gbseg")
-        found = (p.relative_to(known) for p in known.rglob("*.py"))
-        names = sorted(str(p) for p in found if not any(part.startswith("_") for part in p.parts))
-        raise FileNotFoundError(f"there is no config {file}. gbseg brings: {', '.join('gbseg::' + n for n in names)}.")
+    file = find_config(path)
     with _inheritance():
         config = Config.fromfile(str(file))
     if options:
