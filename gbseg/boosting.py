@@ -449,8 +449,8 @@ class LossInputs:
     class_weight: Tensor | None
     weight: Tensor | None
     avg_factor: float | Tensor | None
-    reduction: str
-    loss_weight: float
+    reduction: str = "mean"
+    loss_weight: float = 1.0
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gbseg.boosting import Boost, LossInputs, LossSpec
-from gbseg.losses.functional import check_reduction, is_traced, reference_loss, require_labels
+from gbseg.losses.functional import check_reduction, is_traced, require_labels
 from gbseg.losses.kernels.cpu import loss_terms_and_gradient
+from gbseg.losses.reference import reference_loss
 
 __all__ = ["boosted_linear_loss"]
 

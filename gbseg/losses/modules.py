@@ -78,15 +78,10 @@ class GuardedLoss(nn.Module):
                 raise ValueError(f"class_weight is one finite number >= 0 a class, got {class_weight.tolist()}.")
         self.loss_weight = float(loss_weight)
         self.reduction = reduction
-        self._loss_name = loss_name
+        self.loss_name = loss_name
         # not in checkpoints: a loss must load the weights of a model that had another loss
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.register_buffer("record", torch.zeros(LabelRecord.SIZE, dtype=torch.int64), persistent=False)
-
-    @property
-    def loss_name(self) -> str:
-        """The key of this loss in MMSegmentation's log."""
-        return self._loss_name
 
     @abstractmethod
     def compute(

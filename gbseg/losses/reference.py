@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from gbseg._moved import moved_names
-from gbseg.boosting import Boost
+from gbseg.boosting import Boost, LossInputs, LossSpec
 
-__all__ = ["boosted_loss", "bounded_divergence", "mask_ignored", "reduce_loss", "target_values"]
+__all__ = ["boosted_loss", "bounded_divergence", "mask_ignored", "reduce_loss", "reference_loss", "target_values"]
 
 
 def target_values(label: Tensor, num_classes: int, targets: tuple[float, float], dtype: torch.dtype) -> Tensor:
@@ -75,7 +75,7 @@ def boosted_loss(
         logits: (N, C, *) of any floating dtype; computed in float32, float64 stays float64.
         label: (N, *) integers, checked by the caller; or (N, C, *) soft labels.
         boost: the boost ``g``.
-        targets: ``(t_neg, t_pos)``, validated by the caller (see `gbseg.boosting.check_targets`).
+        targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
         ignore_index: pixels with this label have no loss and no gradient (integer labels only).
         class_weight: (C,) factors of the outputs.
         weight: (N, *) factors of the pixels.
@@ -85,14 +85,25 @@ def boosted_loss(
 
     Returns:
         The loss in float32 or float64.
+
+    Raises:
+        TypeError: ``boost`` is not a `gbseg.boosting.Boost`.
+        ValueError: an option is out of its range, see `gbseg.boosting.LossSpec`.
     """
-    x, label, valid_mask = mask_ignored(logits, label, ignore_index)
+    inputs = LossInputs(label, ignore_index, class_weight, weight, avg_factor, reduction)
+    return reference_loss(LossSpec(boost, targets, max_delta), inputs, logits)
+
+
+def reference_loss(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> Tensor:
+    """`boosted_loss` of options that are validated already, times ``loss_weight``."""
+    x, label, valid_mask = mask_ignored(logits, inputs.label, inputs.ignore_index)
     # every boost is defined at t_neg, so an ignored pixel can take the label 0
-    t = target_values(label, logits.shape[1], targets, x.dtype)
-    loss_terms = bounded_divergence(boost, x, t, max_delta)
-    if class_weight is not None:
-        loss_terms = loss_terms * class_weight.to(x).view(1, -1, *[1] * (x.ndim - 2))
-    return reduce_loss(loss_terms.sum(1), valid_mask, weight, avg_factor, reduction)
+    t = target_values(label, logits.shape[1], spec.targets, x.dtype)
+    loss_terms = bounded_divergence(spec.boost, x, t, spec.max_delta)
+    if inputs.class_weight is not None:
+        loss_terms = loss_terms * inputs.class_weight.to(x).view(1, -1, *[1] * (x.ndim - 2))
+    loss = reduce_loss(loss_terms.sum(1), valid_mask, inputs.weight, inputs.avg_factor, inputs.reduction)
+    return inputs.loss_weight * loss
 
 
 def mask_ignored(logits: Tensor, label: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor | None]:

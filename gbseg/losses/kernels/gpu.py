@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import triton
@@ -248,29 +247,11 @@ def _split(value: Tensor) -> tuple[float, float]:
     return (first, float(value) - first) if math.isfinite(first) else (first, 0.0)
 
 
-def _kernel_arguments(spec: LossSpec, inputs: LossInputs) -> dict[str, Any]:
-    boost, (t_neg, t_pos) = spec.boost, spec.targets
-    (x_neg, x_neg_rest), (x_pos, x_pos_rest) = (
-        _split(boost.inverse(torch.tensor(t, dtype=torch.float64))) for t in spec.targets
-    )
-    return dict(
-        alpha=float(getattr(boost, "alpha", 1.0)),
-        beta=float(getattr(boost, "beta", 0.0)),
-        t_neg=t_neg,
-        t_pos=t_pos,
-        x_neg=x_neg,
-        x_neg_rest=x_neg_rest,
-        x_pos=x_pos,
-        x_pos_rest=x_pos_rest,
-        max_delta=float(spec.max_delta or 0.0),
-        ignore_index=-1 if inputs.ignore_index is None else inputs.ignore_index,
-        KIND=KINDS[type(boost)],
-        # without a target at the wrong classes, only the exponential is computed there
-        ZERO=t_neg == 0,
-        BOUND=spec.max_delta is not None,
-        SOFT=inputs.is_soft,
-        IGNORE=inputs.ignore_index is not None and not inputs.is_soft,
-    )
+def _boost_arguments(spec: LossSpec) -> list[float]:
+    """The kernel's arguments from ``alpha`` to ``max_delta``."""
+    alpha, beta = float(getattr(spec.boost, "alpha", 1.0)), float(getattr(spec.boost, "beta", 0.0))
+    x_neg, x_pos = (_split(spec.boost.inverse(torch.tensor(t, dtype=torch.float64))) for t in spec.targets)
+    return [alpha, beta, *spec.targets, *x_neg, *x_pos, float(spec.max_delta or 0.0)]
 
 
 def loss_and_gradient(
@@ -317,7 +298,14 @@ def loss_and_gradient(
                 classes,
                 pixels,
                 *itertools.chain(*strides),
-                **_kernel_arguments(spec, inputs),
+                *_boost_arguments(spec),
+                -1 if inputs.ignore_index is None else inputs.ignore_index,
+                KIND=KINDS[type(spec.boost)],
+                # without a target at the wrong classes, only the exponential is computed there
+                ZERO=spec.targets[0] == 0,
+                BOUND=spec.max_delta is not None,
+                SOFT=inputs.is_soft,
+                IGNORE=inputs.ignore_index is not None and not inputs.is_soft,
                 CLASS_WEIGHT=class_weight is not None,
                 WEIGHT=weight is not None,
                 GRAD=compute_grad,
