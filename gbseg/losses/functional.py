@@ -130,7 +130,7 @@ def _choose_kernels(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> Modul
 class BoostedLossFunction(torch.autograd.Function):
     """Autograd of a loss whose kernel writes the gradient in the forward or, asked again, in the backward.
 
-    ``compute(logits, compute_grad, grad_output=None)`` gives the loss and, if asked for, the gradient times ``grad_output``;
+    ``compute(logits, needs_grad, grad_output=None)`` gives the loss and, if asked for, the gradient times ``grad_output``;
     ``rescale_`` multiplies a gradient in place; ``reference(logits)`` is the same loss for second derivatives.
     """
 
@@ -227,9 +227,9 @@ def fused_boosted_loss(
         loss_weight: factor of the loss.
         keep_gradient: write the gradient in the forward and keep it until the backward. False: keep nothing but the logits,
             which the caller holds anyway, and read them again.
-        impl: 'cpu', 'triton', 'compile' (the reference under `torch.compile`), 'reference', or 'auto'. 'auto' takes the first
+        impl: 'cpu', 'triton', 'compile' (the reference under ``torch.compile``), 'reference', or 'auto'. 'auto' takes the first
             of 'cpu' and 'triton' that supports the logits; else the reference: for weights and soft labels that require a
-            gradient, under `torch.compile` or `torch.func`, and for boosts and dtypes without a kernel.
+            gradient, under ``torch.compile`` or ``torch.func``, and for boosts and dtypes without a kernel.
 
     Returns:
         The loss in float32 or float64.

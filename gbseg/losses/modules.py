@@ -336,7 +336,7 @@ class BoostedLoss(GuardedLoss):
                 refused for 'sum'.
             reduction_override: used instead of ``reduction``.
             ignore_index: pixels with this label have no loss; None means 255 where C <= 255, and else no label.
-            align_corners: see `torch.nn.functional.interpolate`.
+            align_corners: see ``torch.nn.functional.interpolate``.
 
         Returns:
             A scalar, or (N, H, W) for 'none'; float32 or float64.

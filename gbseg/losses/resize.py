@@ -48,7 +48,7 @@ def _upsample_backward(plane: Tensor, size: tuple[int, ...], align_corners: bool
 
 
 def _upsample_backward_by_products(plane: Tensor, row_matrix: Tensor, column_matrix: Tensor) -> Tensor:
-    """`_upsample_backward` as two matrix products, which are faster on a CPU."""
+    """``_upsample_backward`` as two matrix products, which are faster on a CPU."""
     with torch.autocast(plane.device.type, enabled=False):
         return row_matrix @ plane @ column_matrix.T
 
@@ -80,21 +80,16 @@ def _zero_ignored(x: Tensor, ignored: Tensor | None) -> Tensor:
 
 
 def _loss_and_gradient(
-    spec: LossSpec,
-    inputs: LossInputs,
-    align_corners: bool,
-    logits: Tensor,
-    compute_grad: bool,
-    grad_output: Tensor | None = None,
+    spec: LossSpec, inputs: LossInputs, align_corners: bool, logits: Tensor, needs_grad: bool, grad_output: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss and, if ``compute_grad``, its gradient (N, C, h, w) times ``grad_output`` (None: 1), class by class."""
+    """The loss and, if ``needs_grad``, its gradient (N, C, h, w) times ``grad_output`` (None: 1), class by class."""
     boost, (t_neg, t_pos), max_delta = spec.boost, spec.targets, spec.max_delta
     count, classes, *small_size = logits.shape
     size = inputs.label.shape[1:]
     like = torch.empty(0, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32, device=logits.device)
     scale = inputs.scale(inputs.valid_mask)
     pixel_losses = like.new_zeros(count, *size) if inputs.reduction == "none" else None
-    gradient = torch.zeros_like(logits, dtype=like.dtype) if compute_grad else None
+    gradient = torch.zeros_like(logits, dtype=like.dtype) if needs_grad else None
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     pixel_grad = grad_output if grad_output is not None and grad_output.ndim else None
     # matrix products may be rounded to TF32 on a device
@@ -172,7 +167,7 @@ def boosted_resize_loss(
     """The boosted loss of ``F.interpolate(logits, (H, W), mode='bilinear')``, without holding the upsampled logits.
 
     Beside the gradient, which has the small logits' size, it takes a few planes (H, W). Half precision is upsampled in float32.
-    Where weights require a gradient, and under `torch.compile` and `torch.func`, the upsampled logits are held after all.
+    Where weights require a gradient, and under ``torch.compile`` and ``torch.func``, the upsampled logits are held after all.
 
     Args:
         logits: (N, C, h, w).
@@ -180,7 +175,7 @@ def boosted_resize_loss(
             (`gbseg.losses.BoostedLoss.resized` marks bad ones).
         boost: the boost ``g``.
         targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
-        align_corners: see `torch.nn.functional.interpolate`.
+        align_corners: see ``torch.nn.functional.interpolate``.
         ignore_index: pixels with this label have no loss and no gradient.
         class_weight: (C,) factors of the outputs.
         weight: (N, H, W) factors of the pixels.

@@ -41,7 +41,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def _empty_like(x: Tensor) -> Tensor:
-    """`torch.empty_like`, in huge pages where the system grants them.
+    """``torch.empty_like``, in huge pages where the system grants them.
 
     33 MiB are 8,453 pages of 4 KiB, and the first touch of each of them takes as long as all arithmetic of the loss.
     """
@@ -60,7 +60,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _label_indices(x: Tensor, label: Tensor, offsets: Tensor) -> Tensor:
-    """The indices in `_flat` of the logits of the labels (n, p), as one row; ``offsets`` are 0, 1, ... of at least p pixels.
+    """The indices in ``_flat`` of the logits of the labels (n, p), as one row; ``offsets`` are 0, 1, ... of at least p pixels.
 
     These and a gather from a row take a fifth of the time of a gather along classes.
     """
@@ -83,7 +83,7 @@ def loss_terms_and_gradient(boost: Boost, x: Tensor, t: Tensor | float, max_delt
         near = torch.tensor(optimum, dtype=x.dtype).item()
         u = (x - near).sub_(optimum - near)
         if not u.numel() or bool(u.amax() <= 1):
-            # `ExponentialBoost.divergence` where only one of its branches is taken
+            # ExponentialBoost.divergence where only one of its branches is taken
             gradient = torch.expm1(u)
             return torch.sub(gradient, u, out=u).mul_(t), gradient.mul_(t)
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
@@ -143,9 +143,9 @@ def _block(
 
 
 def loss_and_gradient(
-    spec: LossSpec, inputs: LossInputs, logits: Tensor, compute_grad: bool, grad_output: Tensor | None = None
+    spec: LossSpec, inputs: LossInputs, logits: Tensor, needs_grad: bool, grad_output: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss of logits (N, C, *) and, if ``compute_grad``, its gradient in them times ``grad_output`` (None: 1)."""
+    """The loss of logits (N, C, *) and, if ``needs_grad``, its gradient in them times ``grad_output`` (None: 1)."""
     count, classes = logits.shape[:2]
     size = math.prod(logits.shape[2:])
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -157,7 +157,7 @@ def loss_and_gradient(
         all_valid = None
     scale = float(inputs.scale(all_valid))
     # with strides as the logits have them, if those leave no gaps
-    gradient = _empty_like(all_x) if compute_grad else None
+    gradient = _empty_like(all_x) if needs_grad else None
     pixel_losses = torch.empty(count, size, dtype=dtype, device=all_x.device) if inputs.reduction == "none" else None
     total = 0.0
     grad_scale = scale if grad_output is None or grad_output.ndim else scale * float(grad_output)

@@ -105,7 +105,7 @@ def _unbounded(x, t, x0, x0_rest, alpha, beta, KIND: tl.constexpr, ZERO: tl.cons
 
 @triton.jit
 def _loss_and_delta(x, t, x0, x0_rest, alpha, beta, max_delta, KIND: tl.constexpr, ZERO: tl.constexpr, BOUND: tl.constexpr):
-    """`_unbounded`, or with the gradient clamped to [-max_delta, max_delta] and the loss that belongs to it."""
+    """``_unbounded``, or with the gradient clamped to [-max_delta, max_delta] and the loss that belongs to it."""
     if not BOUND:
         return _unbounded(x, t, x0, x0_rest, alpha, beta, KIND, ZERO)
     t = t + tl.zeros_like(x)
@@ -255,13 +255,13 @@ def _boost_arguments(spec: LossSpec) -> list[float]:
 
 
 def loss_and_gradient(
-    spec: LossSpec, inputs: LossInputs, logits: Tensor, compute_grad: bool, grad_output: Tensor | None = None
+    spec: LossSpec, inputs: LossInputs, logits: Tensor, needs_grad: bool, grad_output: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss of logits (N, C, *) in one of `DTYPES` and, if ``compute_grad``, its gradient in them times ``grad_output``."""
+    """The loss of logits (N, C, *) in one of `DTYPES` and, if ``needs_grad``, its gradient in them times ``grad_output``."""
     shape, device = logits.shape, logits.device
     count, classes, size = shape[0], shape[1], math.prod(shape[2:])
     x = logits.detach().reshape(count, classes, size)
-    gradient = torch.empty_like(x) if compute_grad else None
+    gradient = torch.empty_like(x) if needs_grad else None
     label = inputs.label.reshape((count, classes, size) if inputs.is_soft else (count, 1, size))
     weight = None if inputs.weight is None else inputs.weight.reshape(count, size).to(device, torch.float32)
     scale = torch.ones((), dtype=torch.float32, device=device) * inputs.scale(inputs.valid_mask)
@@ -308,7 +308,7 @@ def loss_and_gradient(
                 IGNORE=inputs.ignore_index is not None and not inputs.is_soft,
                 CLASS_WEIGHT=class_weight is not None,
                 WEIGHT=weight is not None,
-                GRAD=compute_grad,
+                GRAD=needs_grad,
                 UNREDUCED=unreduced,
                 PIXELS=tile[0],
                 CLASSES=tile[1],
