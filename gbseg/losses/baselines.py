@@ -1,7 +1,7 @@
 """The losses that boosting is compared with: the softmax and its controls, and other losses of the paper and of the field.
 
-They are called like the boosted losses. Shapes: N rows or images, C classes, * any trailing dimensions. Formulas: ``x`` logits,
-``y`` the label, ``t`` target values (``t_pos`` for the label's class, ``t_neg`` for the others), sums over the classes.
+They are called like the boosted losses. Shapes: N rows or images, C classes, ``*`` any trailing dimensions. Formulas: ``x``
+logits, ``y`` the label, ``t`` target values (``t_pos`` for the label's class, ``t_neg`` for the others), sums over the classes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Baseline(GuardedLoss):
 
     @abstractmethod
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
-        """(N, *) losses of logits (N, C, *) in float32 or float64 and labels (N, *), or soft labels (N, C, *)."""
+        """``(N, *)`` losses of float32 or float64 logits ``(N, C, *)`` and labels ``(N, *)`` or ``(N, C, *)``."""
 
     def compute(
         self,
@@ -56,7 +56,7 @@ class _Baseline(GuardedLoss):
         avg_factor: float | Tensor | None,
         reduction: str,
     ) -> Tensor:
-        """`pixels`, weighted and reduced like the boosted losses."""
+        """``pixels``, weighted and reduced like the boosted losses."""
         x, label, valid_mask = mask_ignored(pred, target, ignore_index)
         return self.loss_weight * reduce_loss(self.pixels(x, label), valid_mask, weight, avg_factor, reduction)
 
@@ -103,7 +103,7 @@ class SoftmaxLoss(_Baseline):
         self.log_level = math.log(t_pos / alpha)
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
-        """(N, *) losses of the formula above."""
+        """``(N, *)`` losses of the formula above."""
         normaliser = torch.logsumexp(x, 1)
         if label.is_floating_point():
             loss = (label.to(x.dtype) * (normaliser.unsqueeze(1) - x)).sum(1)
@@ -171,7 +171,7 @@ class SigmoidBCELoss(_Baseline):
         super().__init__(**{"loss_name": "loss_sigmoid_bce", **options})
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
-        """(N, *) losses of the formula above."""
+        """``(N, *)`` losses of the formula above."""
         return F.binary_cross_entropy_with_logits(x, self._targets(x, label, (0.0, 1.0)), reduction="none").sum(1)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
@@ -193,7 +193,7 @@ class WestonWatkinsLoss(_Baseline):
         self.margin = float(margin)
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
-        """(N, *) losses of the formula above."""
+        """``(N, *)`` losses of the formula above."""
         if label.is_floating_point():
             raise ValueError("WestonWatkinsLoss compares the label's class with the others and takes no soft labels.")
         index = label.unsqueeze(1)
@@ -209,5 +209,5 @@ class L1Loss(_Baseline):
         self.targets = target_pair(targets)
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
-        """(N, *) losses of the formula above."""
+        """``(N, *)`` losses of the formula above."""
         return (x - self._targets(x, label, self.targets)).abs().sum(1)

@@ -1,7 +1,7 @@
 """The boosted loss by the fastest implementation for its logits: the check of its labels, the choice of kernels, autograd.
 
 `gbseg.losses.reference` defines the loss; every other implementation is tested against it. Shapes: N images or rows, C classes,
-* any trailing dimensions.
+``*`` any trailing dimensions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 
 def check_reduction(reduction: str) -> None:
-    """Raise a ValueError unless it is one of `REDUCTIONS`."""
+    """Raise a ValueError unless it is one of ``REDUCTIONS``."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}.")
 
@@ -55,7 +55,7 @@ def default_ignore_index(num_classes: int) -> int | None:
 
 
 def find_bad_labels(label: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
-    """Where ``label`` (N, *) is outside 0..C-1 and not ignored; a bool tensor of its shape."""
+    """Where ``label`` ``(N, *)`` is outside 0..C-1 and not ignored; a bool tensor of its shape."""
     # small integer types would wrap: 255 is -1 as int8, and uint8 does not hold 1000 classes
     label = label.long()
     bad = (label < 0) | (label >= num_classes)
@@ -214,15 +214,15 @@ def fused_boosted_loss(
     reference's.
 
     Args:
-        logits: (N, C, *) of any floating dtype and layout; never written to.
-        label: (N, *) integers, checked by the caller (see `require_labels`); or (N, C, *) soft labels.
+        logits: ``(N, C, *)`` of any floating dtype and layout; never written to.
+        label: ``(N, *)`` integers, checked by the caller (see `require_labels`); or ``(N, C, *)`` soft labels.
         boost: the boost ``g``.
         targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
         ignore_index: pixels with this label have no loss and no gradient (integer labels only).
         class_weight: (C,) factors of the outputs.
-        weight: (N, *) factors of the pixels.
+        weight: ``(N, *)`` factors of the pixels.
         avg_factor: the divisor of 'mean', instead of the number of pixels that are not ignored.
-        reduction: 'none' gives (N, *), 'sum' and 'mean' a scalar.
+        reduction: 'none' gives ``(N, *)``, 'sum' and 'mean' a scalar.
         max_delta: bound of the gradient ``|g(x) - t|`` at each output.
         loss_weight: factor of the loss.
         keep_gradient: write the gradient in the forward and keep it until the backward. False: keep nothing but the logits,

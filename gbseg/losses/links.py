@@ -14,7 +14,7 @@ _SOFTMAX = ("CrossEntropyLoss", "OhemCrossEntropy", "LovaszLoss", "TverskyLoss",
 
 
 def probabilities_of_losses(losses: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """The function from logits (N, C, *) to class probabilities of the same shape, which sum to one over C.
+    """The function from logits ``(N, C, *)`` to class probabilities of the same shape, which sum to one over C.
 
     It is the method ``probabilities`` of the first of the losses that has one (every loss of gbseg has), normalised sigmoids
     after a loss with ``use_sigmoid=True``, and softmax after cross-entropy and similar losses.

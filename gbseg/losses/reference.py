@@ -1,6 +1,6 @@
 """The definition of the boosted loss: readable, any layout, plain PyTorch. Faster implementations are tested against it.
 
-Shapes: N images or rows, C classes, * any trailing dimensions (none for a classifier, H x W for a segmentation).
+Shapes: N images or rows, C classes, ``*`` any trailing dimensions (none for a classifier, H x W for a segmentation).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def target_values(label: Tensor, num_classes: int, targets: tuple[float, float],
     """Labels as target values.
 
     Args:
-        label: (N, *) integers in 0..C-1 (one-hot: ``t_pos`` for the label's class and ``t_neg`` for the others), or
-            (N, C, *) soft labels ``p`` (``t_neg + (t_pos - t_neg) * p``).
+        label: ``(N, *)`` integers in 0..C-1 (one-hot: ``t_pos`` for the label's class and ``t_neg`` for the others), or
+            ``(N, C, *)`` soft labels ``p`` (``t_neg + (t_pos - t_neg) * p``).
         num_classes: C.
         targets: ``(t_neg, t_pos)``.
         dtype: dtype of the result.
 
     Returns:
-        (N, C, *) target values.
+        ``(N, C, *)`` target values.
     """
     t_neg, t_pos = targets
     if label.is_floating_point():
@@ -72,15 +72,15 @@ def boosted_loss(
     or by ``avg_factor``. Weights do not change the divisor. Where every pixel is ignored, the loss and its gradient are 0.
 
     Args:
-        logits: (N, C, *) of any floating dtype; computed in float32, float64 stays float64.
-        label: (N, *) integers, checked by the caller; or (N, C, *) soft labels.
+        logits: ``(N, C, *)`` of any floating dtype; computed in float32, float64 stays float64.
+        label: ``(N, *)`` integers, checked by the caller; or ``(N, C, *)`` soft labels.
         boost: the boost ``g``.
         targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
         ignore_index: pixels with this label have no loss and no gradient (integer labels only).
         class_weight: (C,) factors of the outputs.
-        weight: (N, *) factors of the pixels.
+        weight: ``(N, *)`` factors of the pixels.
         avg_factor: the divisor of 'mean'.
-        reduction: 'none' gives (N, *), 'sum' and 'mean' a scalar.
+        reduction: 'none' gives ``(N, *)``, 'sum' and 'mean' a scalar.
         max_delta: bound of the gradient at each output, see `bounded_divergence`.
 
     Returns:
@@ -107,7 +107,7 @@ def reference_loss(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> Tensor
 
 
 def mask_ignored(logits: Tensor, label: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits in float32 (float64 stays), labels that are all classes, and the (N, *) mask of pixels that are not ignored.
+    """Logits in float32 (float64 stays), labels that are all classes, and the ``(N, *)`` mask of pixels that are not ignored.
 
     The mask is None where no pixel can be ignored. Ignored pixels get logits 0 and label 0.
     """
@@ -123,7 +123,7 @@ def mask_ignored(logits: Tensor, label: Tensor, ignore_index: int | None) -> tup
 def reduce_loss(
     pixels: Tensor, valid_mask: Tensor | None, weight: Tensor | None, avg_factor: float | Tensor | None, reduction: str
 ) -> Tensor:
-    """Weight and reduce the (N, *) losses of pixels, which are 0 outside the ``valid_mask``; see `boosted_loss`."""
+    """Weight and reduce the ``(N, *)`` losses of pixels, which are 0 outside the ``valid_mask``; see `boosted_loss`."""
     if weight is not None:
         pixels = pixels * weight.to(pixels)
     if valid_mask is not None:

@@ -172,7 +172,7 @@ def boosted_resize_loss(
     Args:
         logits: (N, C, h, w).
         label: (N, H, W) integers, checked on a CPU; on a device they are the caller's responsibility
-            (`gbseg.losses.BoostedLoss.resized` marks bad ones).
+            (`gbseg.losses.modules.BoostedLoss.resized` marks bad ones).
         boost: the boost ``g``.
         targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
         align_corners: see ``torch.nn.functional.interpolate``.

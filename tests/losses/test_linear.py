@@ -59,7 +59,7 @@ def test_values_and_gradients(
                 torch.testing.assert_close(tensor, expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2), ()], ids=str)
+@pytest.mark.parametrize("requiring_grad", [(0,), (1,), (2,), (0, 2), (1, 2), ()], ids=str)
 def test_what_needs_no_gradient(requiring_grad: tuple[int, ...]) -> None:
     tensors = [tensor.detach().requires_grad_(index in requiring_grad) for index, tensor in enumerate(_layer(9, 4, 11)[:3])]
     label = _layer(9, 4, 11)[3]

@@ -3,7 +3,7 @@
 The loss is a sum over classes without a normaliser, so a block of logits can be computed alone: it is read once, and its loss
 is summed and its gradient written while it is in the cache.
 
-Shapes: N images or rows, C classes, * any trailing dimensions (P pixels together), n and p those of a block.
+Shapes: N images or rows, C classes, ``*`` any trailing dimensions (P pixels together), n and p those of a block.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _block(
 def loss_and_gradient(
     spec: LossSpec, inputs: LossInputs, logits: Tensor, needs_grad: bool, grad_output: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss of logits (N, C, *) and, if ``needs_grad``, its gradient in them times ``grad_output`` (None: 1)."""
+    """The loss of logits ``(N, C, *)`` and, if ``needs_grad``, its gradient in them times ``grad_output`` (None: 1)."""
     count, classes = logits.shape[:2]
     size = math.prod(logits.shape[2:])
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -29,7 +29,7 @@ KINDS: dict[type[Boost], int] = {ExponentialBoost: 0, CubicBoost: 1, LinearBoost
 
 @triton.jit
 def _exp(x):
-    """``exp(x)``; the hardware has ``exp2``, and a rounded x * log2(e) would cost a relative error of |x| * 6e-8."""
+    """``exp(x)``; the hardware has ``exp2``, and a rounded ``x * log2(e)`` would cost a relative error of ``6e-8 |x|``."""
     power = x * 1.4426950408889634
     rest = tl.fma(x, 1.4426950408889634, -power) + x * 1.925963033500967e-08
     # NaN where x is infinite
@@ -257,7 +257,7 @@ def _boost_arguments(spec: LossSpec) -> list[float]:
 def loss_and_gradient(
     spec: LossSpec, inputs: LossInputs, logits: Tensor, needs_grad: bool, grad_output: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss of logits (N, C, *) in one of `DTYPES` and, if ``needs_grad``, its gradient in them times ``grad_output``."""
+    """The loss of logits ``(N, C, *)`` in ``DTYPES`` and, if ``needs_grad``, its gradient in them times ``grad_output``."""
     shape, device = logits.shape, logits.device
     count, classes, size = shape[0], shape[1], math.prod(shape[2:])
     x = logits.detach().reshape(count, classes, size)
