@@ -22,46 +22,20 @@ from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
-from mmengine.runner.checkpoint import get_torch_safe_globals
+from mmengine.runner.checkpoint import get_torch_safe_globals as get_torch_safe_globals
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-# the first import of these packages prints that an optional package is missing
+# imported here for the rest of the package, because their first import prints that an optional package is missing
 with redirect_stdout(io.StringIO()):
-    from mmpretrain.datasets import CustomDataset
-    from mmpretrain.models.heads import LinearClsHead
-    from mmpretrain.structures import DataSample
-    from mmseg.datasets import BaseSegDataset
-    from mmseg.datasets.transforms import Albu
-    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-
-__all__ = [
-    "Albu",
-    "BaseDecodeHead",
-    "BaseSegDataset",
-    "CheckpointSteps",
-    "CustomDataset",
-    "DataSample",
-    "LinearClsHead",
-    "OutputAboveBar",
-    "QuietTerminal",
-    "accumulative_counts",
-    "base_configs_by_prefix",
-    "checkpoint_to_load",
-    "get_torch_safe_globals",
-    "labels_of_batch",
-    "logged_value",
-    "observe_losses",
-    "replace_dataset",
-    "resume_from",
-    "resumes",
-    "stop_observing_losses",
-    "swaps_channels",
-    "unwrap_model",
-    "update_val_interval",
-]
+    from mmpretrain.datasets import CustomDataset as CustomDataset
+    from mmpretrain.models.heads import LinearClsHead as LinearClsHead
+    from mmpretrain.structures import DataSample as DataSample
+    from mmseg.datasets import BaseSegDataset as BaseSegDataset
+    from mmseg.datasets.transforms import Albu as Albu
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead as BaseDecodeHead
 
 
 @contextmanager
@@ -230,8 +204,8 @@ def labels_of_batch(head: BaseDecodeHead, samples: list[Any]) -> Tensor:
 
 
 def swaps_channels(preprocessor: nn.Module) -> bool:
-    """Whether a preprocessor turns BGR into RGB or back: all three packages keep it in a private field of one name."""
-    return getattr(preprocessor, "_channel_conversion", False)
+    """Whether a preprocessor turns BGR into RGB or back. MMPretrain's for classifiers keeps it as ``to_rgb``."""
+    return getattr(preprocessor, "_channel_conversion", False) or getattr(preprocessor, "to_rgb", False)
 
 
 # how messages begin or end that only the log file needs: environment, config, hooks, and advice about mmengine's own names

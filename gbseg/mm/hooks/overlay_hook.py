@@ -1,4 +1,4 @@
-"""Pictures of a test: every image beside its ground truth and its prediction."""
+"""Write every image of a test beside its ground truth and its prediction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class OverlayHook(Hook):
     """Write every test image beside its ground truth and its prediction, as ``<id>.png``.
 
     Args:
-        out_dir: the folder.
+        out_dir: folder of the PNGs.
     """
 
     def __init__(self, out_dir: str | Path) -> None:
