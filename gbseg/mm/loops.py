@@ -24,9 +24,9 @@ __all__ = ["ResumableIterLoop"]
 
 @LOOPS.register_module()
 class ResumableIterLoop(IterBasedTrainLoop):
-    """`IterBasedTrainLoop`, whose interrupted and resumed run gives, on a CPU, the uninterrupted run's weights bit for bit.
+    """mmengine's ``IterBasedTrainLoop`` that can be resumed: on a CPU, with the uninterrupted run's weights bit for bit.
 
-    `DurableCheckpointHook` saves `state_dict`. Beside it, this takes:
+    `gbseg.mm.hooks.checkpoint.DurableCheckpointHook` saves `state_dict`. Beside it, this takes:
 
     * the training data continues at the next draw, without replay, and every sample is augmented with generators seeded for
       its draw (`gbseg.mm.resumable_sampler`), so neither workers nor history matter;
@@ -35,14 +35,15 @@ class ResumableIterLoop(IterBasedTrainLoop):
 
     Args:
         runner: the runner.
-        dataloader: config of the training data, or a DataLoader. Its sampler must be a `ResumableSampler`.
+        dataloader: config of the training data, or a DataLoader. Its sampler must be a
+            `gbseg.mm.resumable_sampler.ResumableSampler`.
         max_iters: iterations to train.
         val_begin: first iteration that may be validated.
         val_interval: iterations between validations; the last iteration is always validated.
         dynamic_intervals: (iteration, interval) pairs that replace ``val_interval`` from that iteration on.
 
     Raises:
-        TypeError: the sampler is not a `ResumableSampler` in an ordinary fixed-size `BatchSampler`.
+        TypeError: the sampler is not a ``ResumableSampler`` in an ordinary fixed-size ``BatchSampler``.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ class ResumableSampler(Sampler):
     def skip(self, num_samples: int) -> None:
         """Start at draw ``num_samples`` of this process; the cost does not depend on the number.
 
-        The name and the meaning are those of `mmengine.dataset.InfiniteSampler.skip`, which mmengine's own loops call.
+        The name and the meaning are those of ``mmengine.dataset.InfiniteSampler.skip``, which mmengine's own loops call.
 
         Raises:
             ValueError: ``num_samples`` is negative.
@@ -111,7 +111,7 @@ class ResumableSampler(Sampler):
 class SeededDataset(Dataset):
     """Any map-style data set, whose sample at a `SampleIndex` is made with generators seeded from (seed, draw).
 
-    Covers python's `random`, numpy's global generator, torch's CPU generator, and transforms that hold generators of their
+    Covers python's ``random``, numpy's global generator, torch's CPU generator, and transforms that hold generators of their
     own and offer albumentations' ``set_random_state(numpy generator, python Random)``, such as ``mmseg.Albu``. All other
     attributes are the wrapped data set's. A transform that keeps earlier samples (a mosaic cache) still depends on history.
 
