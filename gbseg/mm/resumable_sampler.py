@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import nullcontext
+from itertools import count
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -97,14 +98,12 @@ class ResumableSampler(Sampler):
 
     def __iter__(self) -> Iterator[SampleIndex]:
         """Yield the draws of this process from ``start`` on, without end."""
-        draw = self.start * self.world_size + self.rank
         epoch = -1
-        while True:
+        for draw in count(self.start * self.world_size + self.rank, self.world_size):
             if draw // self.size != epoch:
                 epoch = draw // self.size
                 order = self.order(epoch)
             yield SampleIndex(order[draw % self.size], draw, self.seed)
-            draw += self.world_size
 
 
 @DATASETS.register_module()
