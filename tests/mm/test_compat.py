@@ -7,7 +7,6 @@ import functools
 import inspect
 import io
 import logging
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -384,13 +383,6 @@ def test_streams_that_loggers_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal.getvalue() == ""
     shown = console.file.getvalue()
     assert shown.startswith("a line\n") and "of the log" in shown and shown.endswith("half\n")
-
-
-@rests_on("compat (imports under redirect_stdout)")
-def test_nothing_is_printed_by_the_import() -> None:
-    """What the family prints at its first import is swallowed."""
-    run = subprocess.run([sys.executable, "-Wignore", "-c", "import gbseg.mm"], capture_output=True, text=True, check=True)
-    assert run.stdout == ""
 
 
 @rests_on("models.classification_head.GBClsHead")
