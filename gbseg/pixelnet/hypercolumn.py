@@ -29,21 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = [
-    "FirstLayer",
-    "Level",
-    "bilinear_corners",
-    "compute_dtype",
-    "flatten_map",
-    "gather_linear",
-    "hypercolumn_linear_reference",
-    "hypercolumns_reference",
-    "projects_first",
-    "row_sums",
-    "scatter_add_rows",
-    "supports_half_precision",
-    "unflatten_map",
-]
+__all__ = ["FirstLayer", "Level", "compute_dtype", "gather_linear", "hypercolumn_linear_reference", "hypercolumns_reference"]
 
 _logger = logging.getLogger(__name__)
 

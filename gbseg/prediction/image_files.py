@@ -1,4 +1,4 @@
-"""Prediction of many files: which images are meant, where their predictions go, and the loop over them."""
+"""Prediction of image files: find the images, plan the output files, and predict all of them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from gbseg.prediction.segmenter import Segmenter
 __all__ = ["Job", "find_images", "plan_outputs", "predict_images"]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""What is taken for an image in a folder; a file that is named, or matched by a glob, is one whatever its suffix."""
+"""Suffixes of images in a folder. A file that is given by name or matched by a glob is used with any suffix."""
 
-SHOWN = 5
+SHOWN = 5  # files that a message names
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image and the files to write for it; None where one is not wanted."""
+    """An image and the files to write for it; None for a file that is not required."""
 
     image: Path
     labels: Path
@@ -39,44 +39,44 @@ class Job:
 
     @property
     def outputs(self) -> list[Path]:
-        """The files that are to be written."""
+        """The files to write."""
         return [path for path in (self.labels, self.overlay, self.probabilities) if path is not None]
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
-    """The images meant by files, folders (their images, without sub-folders) and globs (``**`` goes down), each once.
+    """The images given by files, folders (without sub-folders) and globs (``**`` matches sub-folders), each once.
 
     Raises:
         FileNotFoundError: one of the inputs matches nothing.
     """
-    found: dict[Path, Path] = {}
+    images: dict[Path, Path] = {}
     for name in inputs:
         path = Path(name)
         if path.is_dir():
             files = sorted(
                 file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file() and file.name[0] != "."
             )
-            wanted = f"the folder {name} holds no image ({', '.join(SUFFIXES)})"
+            problem = f"the folder {name} holds no image ({', '.join(SUFFIXES)})"
         elif path.exists():
             files = [path]
         else:
             files = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())  # noqa: PTH207
-            wanted = f"{name} is no file, no folder, and matches nothing as a glob"
+            problem = f"{name} is no file, no folder, and matches nothing as a glob"
         if not files:
-            raise FileNotFoundError(f"{wanted}.")
+            raise FileNotFoundError(f"{problem}.")
         for file in files:
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
+            images.setdefault(file.resolve(), file)
+    return list(images.values())
 
 
 def plan_outputs(
     images: Sequence[Path], out: Path, overlay: bool = False, probabilities: bool = False, overwrite: bool = False
 ) -> list[Job]:
-    """What to write for every image: ``out/<stem>.png``, ``out/overlay/<stem>.png``, ``out/probabilities/<stem>.npz``.
+    """The files to write for every image: ``out/<stem>.png``, ``out/overlay/<stem>.png``, ``out/probabilities/<stem>.npz``.
 
     Raises:
         ValueError: two images would be written to one file, or a file to be written is one of the images.
-        FileExistsError: a file to be written exists, and ``overwrite`` is not set.
+        FileExistsError: a file to be written exists already, and ``overwrite`` is not set.
     """
     jobs = [
         Job(
@@ -87,12 +87,12 @@ def plan_outputs(
         )
         for image in images
     ]
-    owner: dict[str, Path] = {}
+    image_by_name: dict[str, Path] = {}
     for job in jobs:
-        # a file system may take A.png and a.png for one file
-        other = owner.setdefault(job.image.stem.casefold(), job.image)
-        if other != job.image:
-            raise ValueError(f"{other} and {job.image} would both be written as {job.labels}: predict them into two folders.")
+        # in some file systems A.png and a.png are the same file
+        first = image_by_name.setdefault(job.image.stem.casefold(), job.image)
+        if first != job.image:
+            raise ValueError(f"{first} and {job.image} would both be written as {job.labels}: predict them into two folders.")
     inputs = {image.resolve() for image in images}
     existing = []
     for path in (path for job in jobs for path in job.outputs):
@@ -109,18 +109,18 @@ def plan_outputs(
 
 
 def predict_images(segmenter: Segmenter, jobs: Sequence[Job]) -> list[tuple[Path, ImageError]]:
-    """Predict every image and write what its job names, each file atomically, with a progress bar.
+    """Predict every image and write the files of its job, each atomically, with a progress bar.
 
-    An image that cannot be read is reported when it comes, and the others go on.
+    An image that cannot be read is reported and skipped.
 
     Returns:
         The images that failed, and why.
 
     Raises:
-        gbseg.files.FileWriteError: a prediction could not be written; that ends the whole.
+        gbseg.files.FileWriteError: a prediction could not be written; the remaining images are not predicted.
     """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    # the bytes that testing writes: a palette of 256 colours, VOC's behind the classes'
+    # as in testing: 256 colours, the classes' followed by VOC's
     palette = [*segmenter.palette, *VOC_PALETTE[len(segmenter.palette) :]][:256]
     failed = []
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

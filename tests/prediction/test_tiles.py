@@ -37,24 +37,24 @@ def test_tiles_that_do_not_fit(tile: int, overlap: int) -> None:
 @settings(deadline=None, max_examples=60)
 @given(
     extent=st.integers(1, 150),
-    enlarged=st.integers(1, 400),
+    upsampled=st.integers(1, 400),
     mode=st.sampled_from(["nearest-exact", "bilinear", "corners"]),
     overlap=st.sampled_from([32, 64]),
 )
-def test_reading_tiles_is_interpolating_the_whole(extent: int, enlarged: int, mode: str, overlap: int) -> None:
+def test_reading_tiles_is_interpolating_the_whole(extent: int, upsampled: int, mode: str, overlap: int) -> None:
     """One side, random values, against `F.interpolate`."""
     x = torch.randn(3, extent, generator=torch.Generator().manual_seed(extent))
     line = x[None, :, :, None]
     if mode == "nearest-exact":
-        expected = F.interpolate(line, (enlarged, 1), mode=mode)
+        expected = F.interpolate(line, (upsampled, 1), mode=mode)
     else:
-        expected = F.interpolate(line, (enlarged, 1), mode="bilinear", align_corners=mode == "corners")
-    axis = Axis(extent, enlarged, nearest=mode == "nearest-exact", align_corners=mode == "corners")
-    found = torch.full((3, enlarged), torch.nan)
+        expected = F.interpolate(line, (upsampled, 1), mode="bilinear", align_corners=mode == "corners")
+    axis = Axis(extent, upsampled, nearest=mode == "nearest-exact", align_corners=mode == "corners")
+    found = torch.full((3, upsampled), torch.nan)
     for span in spans(extent, 96, overlap):
         pixels = axis.pixels(span)
         found[:, pixels.start : pixels.stop] = axis.read(x[:, span.start : span.stop], span, pixels, dim=1)
-    if mode == "nearest-exact" or extent == enlarged:
+    if mode == "nearest-exact" or extent == upsampled:
         assert torch.equal(found, expected[0, :, :, 0])
     else:
         # both round a position, which is up to `extent`, to float32

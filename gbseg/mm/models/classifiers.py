@@ -1,7 +1,7 @@
-"""The networks of the paper's experiments, without their output layer (that is the head's).
+"""The networks of the paper's experiments, without their output layer, which the head adds.
 
-Each takes images (N, C, H, W) and returns one feature vector an image, as a tuple of one (N, ``out_channels``) tensor, which is
-how MMPretrain's backbones hand features on. Where the paper gives no widths, the docstring says what was assumed.
+Each takes images (N, C, H, W) and returns one feature vector per image, as a tuple of one (N, ``out_channels``) tensor, like
+MMPretrain's backbones. Where the paper gives no widths, the docstring says what was assumed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["MLP", "AlexNetBN", "AllConvNet", "SmallConvNet"]
 
 
 class _Features(BaseModule):
-    """Layers in a row, He initialisation."""
+    """A sequence of layers with He initialisation."""
 
     layers: nn.Sequential
     out_channels: int
@@ -38,19 +38,19 @@ def _convolution(
     channels: int, width: int, kernel: int = 3, stride: int = 1, padding: int | None = None, batch_norm: bool = True
 ) -> list[nn.Module]:
     padding = kernel // 2 if padding is None else padding
-    # a bias would be taken away again by the normalisation
+    # normalisation would remove a bias again
     convolution = nn.Conv2d(channels, width, kernel, stride, padding, bias=not batch_norm)
     return [convolution, *([nn.BatchNorm2d(width)] if batch_norm else []), nn.ReLU(inplace=True)]
 
 
 @MODELS.register_module()
 class MLP(_Features):
-    """Fully connected layers with ReLU: 784-392-50 and the head's 10 of Table 1 (392 and 50 read as hidden widths).
+    """Fully connected layers with ReLU: 784-392-50 and, in the head, 10 of Table 1 (392 and 50 taken as hidden widths).
 
     Args:
         in_features: inputs of the first layer, pixels times channels.
-        hidden: widths.
-        init_cfg: mmengine's.
+        hidden: widths of the layers.
+        init_cfg: as for mmengine's ``BaseModule``.
     """
 
     def __init__(self, in_features: int = 784, hidden: Sequence[int] = (392, 50), init_cfg: dict | None = None) -> None:
@@ -64,16 +64,16 @@ class MLP(_Features):
 
 @MODELS.register_module()
 class SmallConvNet(_Features):
-    """Four convolutions with batch normalisation, for Fig. 1a; the affine layer is the head's.
+    """Four convolutions with batch normalisation, for Fig. 1a; the head adds the affine layer.
 
-    Assumed, as the paper says no more: 3 x 3, each followed by normalisation and ReLU, 2 x 2 max pooling after the first three
-    and 2 x 2 averages after the last, widths 32-64-128-128; the features of a 32 x 32 image are 128 x 2 x 2.
+    Assumed, since the paper gives no details: 3 x 3, each followed by normalisation and ReLU, 2 x 2 max pooling after the
+    first three and 2 x 2 average pooling after the last, widths 32-64-128-128; the features of a 32 x 32 image are 128 x 2 x 2.
 
     Args:
-        widths: of the four layers.
+        widths: channels of the four layers.
         size: side of the images in pixels, a multiple of 16.
-        batch_norm: whether there is normalisation; without it the convolutions have biases.
-        init_cfg: mmengine's.
+        batch_norm: normalise after every convolution; without it the convolutions have biases.
+        init_cfg: as for mmengine's ``BaseModule``.
     """
 
     def __init__(
@@ -96,14 +96,14 @@ class AllConvNet(_Features):
     """Ten layers with the head's: All-CNN-C (Springenberg et al., 2014) with batch normalisation, for Fig. 1b, 2, 3 and 5.
 
     3 x 3 convolutions of 96, 96, 96 (stride 2), 192, 192, 192 (stride 2), 192 channels, then 1 x 1 of 192 and 10; every one
-    with normalisation and ReLU. Where All-CNN-C averages over positions, a fully connected layer (the head) reads them all.
+    with normalisation and ReLU. Where All-CNN-C averages over positions, the head's fully connected layer reads all of them.
     Assumed: padding 1 everywhere, so that 8 x 8 positions are left of 32 x 32; no dropout.
 
     Args:
-        width: factor of every number of channels but the last.
+        width: factor for the numbers of channels of all layers but the last.
         last: channels of the last convolution.
         size: side of the images in pixels, a multiple of 4.
-        init_cfg: mmengine's.
+        init_cfg: as for mmengine's ``BaseModule``.
     """
 
     def __init__(self, width: float = 1.0, last: int = 10, size: int = 32, init_cfg: dict | None = None) -> None:
@@ -122,14 +122,14 @@ class AllConvNet(_Features):
 
 @MODELS.register_module()
 class AlexNetBN(_Features):
-    """AlexNet with batch normalisation behind every layer but the output (Table 2, Fig. 4); the output layer is the head's.
+    """AlexNet with batch normalisation after every layer but the output (Table 2, Fig. 4), which the head adds.
 
     Assumed: torchvision's single-column widths 64-192-384-256-256 and 4096-4096, images of 224 x 224, dropout 0.5 before each
     of the fully connected layers as in the original.
 
     Args:
-        dropout: its probability.
-        init_cfg: mmengine's.
+        dropout: probability of dropping a unit.
+        init_cfg: as for mmengine's ``BaseModule``.
     """
 
     def __init__(self, dropout: float = 0.5, init_cfg: dict | None = None) -> None:
