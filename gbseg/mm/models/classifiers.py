@@ -18,8 +18,10 @@ __all__ = ["MLP", "AlexNetBN", "AllConvNet", "SmallConvNet"]
 class _Features(BaseModule):
     """A sequence of layers with He initialisation."""
 
-    layers: nn.Sequential
-    out_channels: int
+    def __init__(self, layers: Sequence[nn.Module], out_channels: int, init_cfg: dict | None) -> None:
+        super().__init__(init_cfg)
+        self.layers = nn.Sequential(*layers)
+        self.out_channels = out_channels
 
     def init_weights(self) -> None:
         """He initialisation (fan in, normal) of every weight, zero biases."""
@@ -54,12 +56,10 @@ class MLP(_Features):
     """
 
     def __init__(self, in_features: int = 784, hidden: Sequence[int] = (392, 50), init_cfg: dict | None = None) -> None:
-        super().__init__(init_cfg)
         layers: list[nn.Module] = [nn.Flatten()]
         for before, width in zip([in_features, *hidden], hidden, strict=False):
             layers += [nn.Linear(before, width), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers)
-        self.out_channels = hidden[-1]
+        super().__init__(layers, hidden[-1], init_cfg)
 
 
 @MODELS.register_module()
@@ -83,12 +83,10 @@ class SmallConvNet(_Features):
         batch_norm: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(init_cfg)
         layers: list[nn.Module] = []
         for number, (before, width) in enumerate(zip([3, *widths], widths, strict=False)):
             layers += [*_convolution(before, width, batch_norm=batch_norm), nn.MaxPool2d(2) if number < 3 else nn.AvgPool2d(2)]
-        self.layers = nn.Sequential(*layers)
-        self.out_channels = widths[-1] * (size // 16) ** 2
+        super().__init__(layers, widths[-1] * (size // 16) ** 2, init_cfg)
 
 
 @MODELS.register_module()
@@ -107,7 +105,6 @@ class AllConvNet(_Features):
     """
 
     def __init__(self, width: float = 1.0, last: int = 10, size: int = 32, init_cfg: dict | None = None) -> None:
-        super().__init__(init_cfg)
         narrow, wide = round(96 * width), round(192 * width)
         plan = [(narrow, 3, 1), (narrow, 3, 1), (narrow, 3, 2), (wide, 3, 1), (wide, 3, 1), (wide, 3, 2), (wide, 3, 1)]
         plan += [(wide, 1, 1), (last, 1, 1)]
@@ -116,8 +113,7 @@ class AllConvNet(_Features):
         for channels, kernel, stride in plan:
             layers += _convolution(before, channels, kernel, stride)
             before = channels
-        self.layers = nn.Sequential(*layers)
-        self.out_channels = last * (size // 4) ** 2
+        super().__init__(layers, last * (size // 4) ** 2, init_cfg)
 
 
 @MODELS.register_module()
@@ -133,8 +129,7 @@ class AlexNetBN(_Features):
     """
 
     def __init__(self, dropout: float = 0.5, init_cfg: dict | None = None) -> None:
-        super().__init__(init_cfg)
-        self.layers = nn.Sequential(
+        layers = (
             *_convolution(3, 64, 11, 4, 2),
             nn.MaxPool2d(3, 2),
             *_convolution(64, 192, 5),
@@ -148,7 +143,7 @@ class AlexNetBN(_Features):
             *self._affine(256 * 36, dropout),
             *self._affine(4096, dropout),
         )
-        self.out_channels = 4096
+        super().__init__(layers, 4096, init_cfg)
 
     @staticmethod
     def _affine(before: int, dropout: float) -> list[nn.Module]:

@@ -38,11 +38,17 @@ class PixelNet(EncoderDecoder):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        size = (self.test_cfg or {}).get("input", "original")
+        config = self.test_cfg or {}
+        size, mode = config.get("input", "original"), config.get("mode", "whole")
         if size != "original" and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
             raise ValueError(f"test_cfg['input'] is 'original' or (height, width), got {size!r}.")
         self.input_size: tuple[int, int] | None = None if size == "original" else tuple(size)
-        self._check_mode()
+        if mode not in ("whole", "slide", "adaptive"):
+            raise ValueError(f"test_cfg['mode'] is 'whole', 'slide' or 'adaptive', got {mode!r}.")
+        if mode == "adaptive":
+            if not isinstance(self.decode_head, PixelNetHead):
+                raise ValueError(f"test_cfg['mode'] = 'adaptive' needs a PixelNetHead, not {type(self.decode_head).__name__}.")
+            check_grid(config.get("coarse", 8), config.get("margin", 0.2))
         self.deepest_stride = int(max(getattr(self.decode_head, "strides", None) or (32,)))
         padding = getattr(self.backbone, "image_padding", 0)
         offset = getattr(self.decode_head, "offset", 0)
@@ -51,17 +57,6 @@ class PixelNet(EncoderDecoder):
                 f"the trunk pads images by {padding} pixels and the head reads its maps at offset={offset}: "
                 "set decode_head.offset to backbone.image_padding, or every feature is read at the wrong place."
             )
-
-    def _check_mode(self) -> None:
-        config = self.test_cfg or {}
-        mode = config.get("mode", "whole")
-        if mode not in ("whole", "slide", "adaptive"):
-            raise ValueError(f"test_cfg['mode'] is 'whole', 'slide' or 'adaptive', got {mode!r}.")
-        if mode != "adaptive":
-            return
-        if not isinstance(self.decode_head, PixelNetHead):
-            raise ValueError(f"test_cfg['mode'] = 'adaptive' needs a PixelNetHead, not {type(self.decode_head).__name__}.")
-        check_grid(config.get("coarse", 8), config.get("margin", 0.2))
 
     def inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Logits by ``test_cfg['mode']``: MMSegmentation's 'whole' and 'slide', and 'adaptive'."""
