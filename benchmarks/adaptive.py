@@ -70,15 +70,15 @@ class Trained:
 
         trunk = 0.0
 
-        def once(inputs: Tensor) -> list[Tensor]:
+        def extract_once(inputs: Tensor) -> list[Tensor]:
             nonlocal trunk
             start = time.perf_counter()
             self.features = self.features or self.extract(inputs)
             trunk = time.perf_counter() - start
             return self.features
 
-        found = []
-        self.network.extract_feat = once
+        predictions = []
+        self.network.extract_feat = extract_once
         self.network.decode_head.adaptive = self.adaptive
         for coarse, margin in [DENSE, *settings]:
             mode = dict(mode="adaptive", coarse=coarse, margin=margin) if (coarse, margin) != DENSE else dict(mode="whole")
@@ -88,8 +88,8 @@ class Trained:
             samples = self.network.predict(data["inputs"], samples)
             seconds = time.perf_counter() - start - trunk
             share = 1.0 if mode["mode"] == "whole" else float(self.seen.double().mean())
-            found.append((samples, share, seconds))
-        return found
+            predictions.append((samples, share, seconds))
+        return predictions
 
     def logits(self, batch: dict) -> Tensor:
         """(C, H, W) at the network's input size."""
@@ -143,8 +143,8 @@ def draw(rows: Sequence[dict], path: Path) -> None:
             axes.plot(
                 x, y, color=COLOURS[number], marker="o", markersize=4, linewidth=1.2, label=f"first grid: {coarse} pixels apart"
             )
-            for row, *place in zip(line, x, y, strict=True):
-                axes.annotate(f"{row['margin']:g}", place, xytext=(4, 3), textcoords="offset points", fontsize=7)
+            for row, *position in zip(line, x, y, strict=True):
+                axes.annotate(f"{row['margin']:g}", position, xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.axhline(0, color="#808080", linewidth=0.8, linestyle=(0, (2, 2)))
         axes.set_xlabel("times fewer MLP evaluations than dense prediction (numbers: margin)")
         axes.set_ylabel("mIoU - that of dense, points")
@@ -164,47 +164,49 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--note", default="", help="what else the machine did, for the result")
     parser.add_argument("--out", type=Path, default=Path("results/speed"))
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    about = facts(f"python -m benchmarks.adaptive {given.config} <checkpoint>", Settings(rounds=given.rounds), given.note)
-    settings = list(product(given.coarse, given.margin))
-    trained = Trained(given.config, given.checkpoint)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    about = facts(
+        f"python -m benchmarks.adaptive {arguments.config} <checkpoint>", Settings(rounds=arguments.rounds), arguments.note
+    )
+    settings = list(product(arguments.coarse, arguments.margin))
+    trained = Trained(arguments.config, arguments.checkpoint)
     metrics = [VOCMetric(headline=trained.config.headline) for _ in [DENSE, *settings]]
     shares: list[list[float]] = [[] for _ in metrics]
     seconds: list[list[float]] = [[] for _ in metrics]
     standard = 1 + settings.index(STANDARD) if STANDARD in settings else 1
     for number, batch in enumerate(trained.batches()):
-        if number == given.images:
+        if number == arguments.images:
             break
-        for metric, share, second, one in zip(metrics, shares, seconds, trained.predict(batch, settings), strict=True):
+        for metric, share, second, prediction in zip(metrics, shares, seconds, trained.predict(batch, settings), strict=True):
             metric.dataset_meta = trained.meta
-            metric.process(batch, [sample.to_dict() for sample in one[0]])
-            share.append(one[1])
-            second.append(one[2])
+            metric.process(batch, [sample.to_dict() for sample in prediction[0]])
+            share.append(prediction[1])
+            second.append(prediction[2])
     rows: list[dict] = []
     for metric, share, second, (coarse, margin) in zip(metrics, shares, seconds, [DENSE, *settings], strict=True):
-        found = metric.evaluate(len(share))
+        scores_by_name = metric.evaluate(len(share))
         rate = statistics.fmean(share)
         row = dict(coarse=coarse, margin=margin, evaluated_percent=100 * rate, fewer_evaluations=1 / rate)
-        scores = {name: found[name] for name in (f"mIoU-{len(trained.config.headline)}", "mIoU")}
-        lost = rows[0]["mIoU"] - found["mIoU"] if rows else 0.0
+        scores = {name: scores_by_name[name] for name in (f"mIoU-{len(trained.config.headline)}", "mIoU")}
+        lost = rows[0]["mIoU"] - scores_by_name["mIoU"] if rows else 0.0
         rows.append(row | scores | dict(mIoU_lost=lost, head_ms=1e3 * statistics.median(second)))
         print("  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
     # the image whose share is the set's median
     middle = sorted(range(len(shares[standard])), key=shares[standard].__getitem__)[len(shares[standard]) // 2]
     logits = trained.logits(next(islice(iter(trained.batches()), middle, None)))
-    times, share = at_full_width(logits, dict(zip(("coarse", "margin"), settings[standard - 1], strict=True)), given.rounds)
+    times, share = at_full_width(logits, dict(zip(("coarse", "margin"), settings[standard - 1], strict=True)), arguments.rounds)
     wide = by_contender("full widths", "x".join(map(str, logits.shape)), times, "head, dense")
-    given.out.mkdir(parents=True, exist_ok=True)
-    about |= dict(images=len(shares[0]), checkpoint=given.checkpoint.name, evaluated_percent_at_full_width=100 * share)
-    write_table(given.out / "adaptive_head.csv", wide, about)
-    with (given.out / "adaptive.csv").open("w", newline="") as file:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    about |= dict(images=len(shares[0]), checkpoint=arguments.checkpoint.name, evaluated_percent_at_full_width=100 * share)
+    write_table(arguments.out / "adaptive_head.csv", wide, about)
+    with (arguments.out / "adaptive.csv").open("w", newline="") as file:
         file.write(f"# {json.dumps(about)}\n")
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: round(value, 4) for name, value in row.items()} for row in rows)
-    draw(rows, given.out / "adaptive.png")
-    print(*wide, f"{100 * share:.1f} % of the pixels were evaluated. The tables are in {given.out}", sep="\n")
+    draw(rows, arguments.out / "adaptive.png")
+    print(*wide, f"{100 * share:.1f} % of the pixels were evaluated. The tables are in {arguments.out}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -62,33 +62,33 @@ class ReferenceHead(PixelNetHead):
 
 
 def maps(widths: Widths, images: int, size: tuple[int, int], device: str) -> list[Tensor]:
-    """Feature maps as a trunk in channels_last gives them; they want gradients."""
-    found = []
+    """Feature maps as a trunk in channels_last gives them; they require gradients."""
+    features = []
     for channels, stride in zip(widths.channels, STRIDES, strict=True):
-        one = torch.randn(images, channels, *(-(-side // stride) for side in size), device=device).relu_()
-        found.append(one.contiguous(memory_format=torch.channels_last).requires_grad_())
-    return found
+        feature = torch.randn(images, channels, *(-(-side // stride) for side in size), device=device).relu_()
+        features.append(feature.contiguous(memory_format=torch.channels_last).requires_grad_())
+    return features
 
 
 def draws(images: int, points: int, size: tuple[int, int], device: str) -> tuple[Tensor, Tensor]:
     """Points (N, P, 2) and their labels (N, P)."""
-    places = torch.stack([torch.randint(side, (images, points)) for side in size], -1)
-    return places.to(device), torch.randint(21, (images, points)).to(device)
+    pixels = torch.stack([torch.randint(side, (images, points)) for side in size], -1)
+    return pixels.to(device), torch.randint(21, (images, points)).to(device)
 
 
 def heads(widths: Widths, device: str) -> dict[str, PixelNetHead]:
     """The reference and ours with the same weights."""
-    found = {}
+    built = {}
     for name, kind, impl in ((REFERENCE, ReferenceHead, "reference"), (OURS, PixelNetHead, "auto")):
         torch.manual_seed(0)
         hidden, loss = (widths.hidden, widths.hidden), dict(type="ExpGBLoss", impl=impl)
         head = kind(widths.channels, 21, strides=STRIDES, hidden=hidden, init_std=None, loss_decode=loss)
         head.init_weights()
-        found[name] = head.to(device)
-    return found
+        built[name] = head.to(device)
+    return built
 
 
-def same(found: dict[str, Tensor]) -> None:
+def same(results: dict[str, Tensor]) -> None:
     """Refuse to time what does not compute the same.
 
     In norm, not number by number: a unit whose sum is a rounding from 0 is on in one and off in the other.
@@ -96,7 +96,7 @@ def same(found: dict[str, Tensor]) -> None:
     Raises:
         AssertionError: the two differ by more than the order of sums explains.
     """
-    difference = float((found[OURS] - found[REFERENCE]).norm() / found[REFERENCE].norm())
+    difference = float((results[OURS] - results[REFERENCE]).norm() / results[REFERENCE].norm())
     if not difference < 1e-3:
         raise AssertionError(f"{OURS} differs from {REFERENCE} by {difference:.2e} of the norm")
 
@@ -104,20 +104,20 @@ def same(found: dict[str, Tensor]) -> None:
 def _gather(what: str, images: int, points: int, widths: Widths, side: int, settings: Settings, rounds: int) -> list[Row]:
     torch.manual_seed(0)
     features = maps(widths, images, (side, side), settings.device)
-    places, _ = draws(images, points, (side, side), settings.device)
+    pixels, _ = draws(images, points, (side, side), settings.device)
     weight = torch.randn(widths.hidden, sum(widths.channels), device=settings.device).mul_(0.01).requires_grad_()
     bias = torch.zeros(widths.hidden, device=settings.device, requires_grad=True)
     levels = [Level(feature, (stride, stride)) for feature, stride in zip(features, STRIDES, strict=True)]
-    upstream = torch.randn(images, points, widths.hidden, device=settings.device)
+    grad_output = torch.randn(images, points, widths.hidden, device=settings.device)
 
     def step(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(function(levels, places, weight, bias), [weight, bias, *features], upstream)
+        return torch.autograd.grad(function(levels, pixels, weight, bias), [weight, bias, *features], grad_output)
 
     ways = {REFERENCE: lambda: step(hypercolumn_linear_reference), OURS: lambda: step(gather_linear)}
     same({name: way()[0] for name, way in ways.items()})
     shape = f"{images}x{points} points of {side}x{side}, {sum(widths.channels)} to {widths.hidden}"
-    found = measure(ways, rounds, settings.device)
-    return by_contender(what, shape, found, REFERENCE, size=points if what == "points" else None)
+    times = measure(ways, rounds, settings.device)
+    return by_contender(what, shape, times, REFERENCE, size=points if what == "points" else None)
 
 
 def run_gather(settings: Settings) -> list[Row]:
@@ -136,11 +136,11 @@ def run_head(settings: Settings) -> list[Row]:
     side, images = (64, 2) if settings.quick else (224, 5)
     torch.manual_seed(0)
     features = maps(widths, images, (side, side), settings.device)
-    places, label = draws(images, widths.points, (side, side), settings.device)
+    pixels, label = draws(images, widths.points, (side, side), settings.device)
     built = heads(widths, settings.device)
 
     def step(head: PixelNetHead) -> tuple[Tensor, ...]:
-        logits = head.classify(head.levels(features, (side, side)), places).transpose(1, 2)
+        logits = head.classify(head.levels(features, (side, side)), pixels).transpose(1, 2)
         loss = head.loss_decode[0](logits, label, ignore_index=IGNORE)
         return torch.autograd.grad(loss, [*head.parameters(), *features])
 
@@ -176,14 +176,14 @@ def _train_step(images: int, widths: Widths, side: int, settings: Settings) -> l
     torch.manual_seed(0)
     trunk = VGG16Trunk(TAPS).to(settings.device, memory_format=torch.channels_last).train()
     image = torch.randn(images, 3, side, side, device=settings.device).contiguous(memory_format=torch.channels_last)
-    places, label = draws(images, widths.points, (side, side), settings.device)
+    pixels, label = draws(images, widths.points, (side, side), settings.device)
     built = {name: head.train() for name, head in heads(widths, settings.device).items()}
     optimizers = {name: torch.optim.SGD([*trunk.parameters(), *head.parameters()], 1e-6, 0.9) for name, head in built.items()}
 
     def step(name: str) -> None:
         head = built[name]
         with torch.autocast(settings.device, torch.bfloat16):
-            logits = head.classify(head.levels(trunk(image), (side, side)), places).transpose(1, 2)
+            logits = head.classify(head.levels(trunk(image), (side, side)), pixels).transpose(1, 2)
             loss = head.loss_decode[0](logits, label, ignore_index=IGNORE)
         loss.backward()
         optimizers[name].step()
@@ -197,11 +197,11 @@ def _train_step(images: int, widths: Widths, side: int, settings: Settings) -> l
         with FlopCounterMode(display=False) as counter:
             step(name)
         flops[name] = counter.get_total_flops()
-    found = measure(ways, settings.rounds, settings.device)
-    most = flops[PRODUCT] / found[PRODUCT].median
-    rows = by_contender("train_step", f"{images}x3x{side}x{side} bfloat16, {widths}", found, REFERENCE)
+    times = measure(ways, settings.rounds, settings.device)
+    most = flops[PRODUCT] / times[PRODUCT].median
+    rows = by_contender("train_step", f"{images}x3x{side}x{side} bfloat16, {widths}", times, REFERENCE)
     return [
-        row if row.note else replace(row, roofline_percent=100 * flops[row.contender] / found[row.contender].median / most)
+        row if row.note else replace(row, roofline_percent=100 * flops[row.contender] / times[row.contender].median / most)
         for row in rows
     ]
 

@@ -10,11 +10,7 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.text import Text
 
-import gbseg.evaluation
-import gbseg.mm
-import gbseg.mm.datasets.segmentation
-import gbseg.mm.datasets.transforms
-import gbseg.pixelnet  # noqa: F401  (all parts are registered, so that a missing custom_imports is told from a wrong name)
+import gbseg.mm  # noqa: F401  (registers everything, so that a missing custom_imports is told from a wrong name)
 from gbseg.doctor.dataset_checks import check_data, data_of
 from gbseg.doctor.finding import ERROR, LEVELS, Finding
 from gbseg.doctor.model_checks import check_model
@@ -28,31 +24,35 @@ _STYLES = dict(zip(LEVELS, ("green", "cyan", "yellow", "bold red"), strict=True)
 
 
 def examine(config: Config, every: bool = False) -> Iterator[Finding]:
-    """Check a config; of one that lists ``runs``, each of them.
+    """Check a config; if it lists ``runs``, each of them.
 
     Args:
         config: from `gbseg.mm.config.load_config`.
-        every: read all images and masks, not a sample of them.
+        every: read all images and masks, not only a sample.
     """
     yield from check_packages()
     seen: set[Finding] = set()
-    read: set[str] = set()
-    for name, (one, _) in run_configs(config, Path()).items():
-        init_default_scope(one.get("default_scope") or "mmseg")
-        findings = [*check_model(one), *check_schedule(one)]
-        data = repr(data_of(one))
-        if data not in read:
-            read.add(data)
-            findings += check_data(one, every, config.get("prepare"))
+    checked_data: set[str] = set()
+    for name, (run_config, _) in run_configs(config, Path()).items():
+        init_default_scope(run_config.get("default_scope") or "mmseg")
+        findings = [*check_model(run_config), *check_schedule(run_config)]
+        data = repr(data_of(run_config))
+        if data not in checked_data:
+            checked_data.add(data)
+            findings += check_data(run_config, every, config.get("prepare"))
         for finding in findings:
-            # runs share most of what there is to say
+            # runs share most of their findings
             if finding not in seen:
                 seen.add(finding)
                 yield finding._replace(where=f"{name}: {finding.where}") if name else finding
 
 
 def report(config: Config, every: bool = False) -> int:
-    """Print the findings on a config as they come, and their numbers.
+    """Print the findings on a config as they come, and how many there are of each level.
+
+    Args:
+        config: from `gbseg.mm.config.load_config`.
+        every: read all images and masks, not only a sample.
 
     Returns:
         1 if there is an error among them, else 0.

@@ -1,4 +1,4 @@
-"""Lists, folders, images and masks of a config's data sets."""
+"""Checks of a config's data sets: lists, folders, images and masks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 from PIL import Image, UnidentifiedImageError
 
-from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
+from gbseg.doctor.finding import Finding
 from gbseg.doctor.label_checks import Masks, judge
 from gbseg.doctor.model_checks import types_in
 from gbseg.mm.hooks.train_test_overlap import evaluated_splits, find_overlap, image_paths
 
 __all__ = ["check_data", "data_of"]
 
-SAMPLE = 40
+SAMPLE = 40  # files of each list that are read
 
 
 def data_of(config: Config) -> dict[str, Any]:
-    """Everything that `check_data` looks at: configs with equal ones need be checked once."""
+    """Everything that `check_data` looks at: of configs for which it is equal, one is enough to check."""
     head = _head(config)
     loaders = {split: config.get(f"{split}_dataloader") for split in ("train", "val", "test")}
     loop = (config.get("train_cfg") or {}).get("type")
@@ -36,62 +36,59 @@ def check_data(config: Config, every: bool = False, prepare: dict | None = None)
     """Build the data sets of a config, read their images and masks as its pipelines do, and compare the lists.
 
     Args:
-        config: of one run.
+        config: config of one run.
         every: read all files instead of `SAMPLE` of each list, evenly spaced.
-        prepare: the config's, which may make the data when training starts.
+        prepare: the setting ``prepare`` of the config, which may create the data when training starts.
     """
-    yield from _seeds(config)
+    yield from _check_albumentations_seed(config)
     if prepare and prepare.get("root") and not Path(prepare["root"]).exists():
-        yield Finding(NOTE, "data", f"{prepare['root']} is made by {prepare['type']} when training starts.")
+        yield Finding.note("data", f"{prepare['root']} is made by {prepare['type']} when training starts.")
         return
     loaders = {"train": config.get("train_dataloader"), **evaluated_splits(config)}
     paths: dict[str, list[Path]] = {}
     for split, loader in loaders.items():
         where = f"{split} data"
         if not loader:
-            yield Finding(NOTE, where, f"the config has no {split}_dataloader.")
+            yield Finding.note(where, f"the config has no {split}_dataloader.")
             continue
         try:
             dataset = DATASETS.build(dict(loader["dataset"]))
             paths[split] = image_paths(dataset)
-        # whatever a data set of anybody's raises while it looks for its files
+        # any exception: this runs code of any data set while it looks for its files
         except Exception as error:
             *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-            # gbseg's own messages say what to do
+            # gbseg's own messages already say what to do
             if frame.f_globals.get("__name__", "").startswith("gbseg."):
-                yield Finding(ERROR, where, str(error))
+                yield Finding.error(where, str(error))
             else:
                 text = f"{loader['dataset'].get('type')} cannot be built: {type(error).__name__}: {error}"
-                yield Finding(ERROR, where, text, _correct(split))
+                settings = " and ".join(f"{name}_dataloader.dataset" for name in split.split("/"))
+                yield Finding.error(where, text, f"correct {settings}.")
             continue
-        for part in _parts(dataset):
-            yield from _check_part(part, where, config, every)
+        for part in _unwrap(dataset):
+            yield from _check_dataset(part, where, config, every)
+    train_paths = paths.pop("train", None)
+    if train_paths is None:
+        return
     for split, evaluated in paths.items():
-        if split == "train" or "train" not in paths:
-            continue
-        found = find_overlap(paths["train"], evaluated, split)
-        if found is None:
-            yield Finding(OK, "overlap", f"no image of {split} is trained on.")
+        overlap = find_overlap(train_paths, evaluated, split)
+        if overlap is None:
+            yield Finding.ok("overlap", f"no image of {split} is trained on.")
         else:
-            yield Finding(WARNING, "overlap", found.sentence() + ".", found.meaning())
+            yield Finding.warning("overlap", overlap.sentence() + ".", overlap.meaning())
 
 
-def _correct(split: str) -> str:
-    return "correct " + " and ".join(f"{name}_dataloader.dataset" for name in split.split("/")) + "."
-
-
-def _seeds(config: Config) -> Iterator[Finding]:
-    """Whether albumentations draws other numbers in every worker of the data loader, and the same in every run."""
-    # plain, since that names also the classes that a config imports
+def _check_albumentations_seed(config: Config) -> Iterator[Finding]:
+    """Whether albumentations draws different numbers in every worker of the data loader, and the same in every run."""
+    # a plain dict, in which classes that a config imports have names as well
     settings = config.to_dict()
     loader = settings.get("train_dataloader") or {}
     types = {name.rpartition(".")[-1] for name in types_in([loader, settings.get("train_cfg")])}
-    # both of these seed albumentations' own generators for every sample
+    # these two seed albumentations' own generators for every sample
     if "Albu" in types and not types & {"ResumableIterLoop", "SeededDataset"}:
         workers = loader.get("num_workers", 0)
         same = f"all {workers} workers of the data loader augment with the same numbers, and " if workers > 1 else ""
-        yield Finding(
-            WARNING,
+        yield Finding.warning(
             "train data",
             "Albu draws from generators of albumentations' own, which no seed of the config reaches: "
             f"{same}no run can be repeated.",
@@ -105,42 +102,48 @@ def _head(config: Config) -> Any:
     return head[-1] if isinstance(head, Sequence) else head
 
 
-def _parts(dataset: Any) -> Iterator[Any]:
+def _unwrap(dataset: Any) -> Iterator[Any]:
     """The data sets inside wrappers."""
     if getattr(dataset, "datasets", None):
         for part in dataset.datasets:
-            yield from _parts(part)
+            yield from _unwrap(part)
     elif "dataset" in vars(dataset):
-        yield from _parts(dataset.dataset)
+        yield from _unwrap(dataset.dataset)
     else:
         yield dataset
 
 
-def _check_part(dataset: Any, where: str, config: Config, every: bool) -> Iterator[Finding]:
+def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Iterator[Finding]:
+    name = type(dataset).__name__
     if not hasattr(dataset, "get_data_info"):
-        yield Finding(NOTE, where, f"{type(dataset).__name__} does not say where its files are: not looked at.")
+        yield Finding.note(where, f"{name} does not say where its files are: not looked at.")
         return
     count = len(dataset)
     if count == 0:
-        yield Finding(
-            ERROR, where, f"{type(dataset).__name__} is empty.", "check data_root, data_prefix, ann_file and suffixes."
-        )
+        yield Finding.error(where, f"{name} is empty.", "check data_root, data_prefix, ann_file and suffixes.")
         return
     infos = [dataset.get_data_info(index) for index in range(count)]
-    missing = [
-        info[key] for info in infos for key in ("img_path", "seg_map_path") if info.get(key) and not Path(info[key]).is_file()
-    ]
-    if missing:
-        yield Finding(
-            ERROR, where, f"{len(missing)} files of its {count} images are missing, first {missing[0]}.", "put them there."
-        )
+    files = [info[key] for info in infos for key in ("img_path", "seg_map_path") if info.get(key)]
+    if missing := [path for path in files if not Path(path).is_file()]:
+        text = f"{len(missing)} files of its {count} images are missing, first {missing[0]}."
+        yield Finding.error(where, text, "put them there.")
         return
     transforms = getattr(getattr(dataset, "pipeline", None), "transforms", ())
     load_image = next((t for t in transforms if isinstance(t, LoadImageFromFile)), None)
     load_mask = next((t for t in transforms if isinstance(t, LoadAnnotations)), None)
-    chosen = infos if every or count <= SAMPLE else [infos[i] for i in np.linspace(0, count - 1, SAMPLE).astype(int)]
-    masks, sizes, failed = Masks(), [], []
-    for info in chosen:
+    sample = infos if every or count <= SAMPLE else [infos[i] for i in np.linspace(0, count - 1, SAMPLE).astype(int)]
+    head, meta = _head(config), dataset.metainfo
+    classes = meta.get("classes") or ()
+    masks = Masks(
+        classes,
+        num_classes=head.get("num_classes", len(classes)),
+        ignore_index=head.get("ignore_index", 255),
+        reduce_zero_label=bool(getattr(dataset, "reduce_zero_label", False)),
+        palette=meta.get("palette") or (),
+        backend=getattr(load_mask, "imdecode_backend", "?"),
+    )
+    size_mismatches, unreadable = [], []
+    for info in sample:
         try:
             if load_image is not None:
                 _decode(info["img_path"])
@@ -148,60 +151,43 @@ def _check_part(dataset: Any, where: str, config: Config, every: bool) -> Iterat
             if load_mask is not None and info.get("seg_map_path"):
                 info = load_mask.transform(info)
                 masks.add(info["seg_map_path"], info["gt_seg_map"], info)
-        # libraries have an exception of their own for every way in which a file can be broken
+        # any exception: libraries raise many different ones for damaged files
         except Exception as error:
-            failed.append(f"{_name_of(info, load_image)}: {str(error) or type(error).__name__}")
+            unreadable.append(f"{_file_name(info, load_image)}: {str(error) or type(error).__name__}")
             continue
         if "gt_seg_map" in info and "img" in info and info["img"].shape[:2] != info["gt_seg_map"].shape[:2]:
-            sizes.append((info["seg_map_path"], info["gt_seg_map"].shape[:2], info["img"].shape[:2]))
-    if failed:
-        yield Finding(
-            ERROR,
+            size_mismatches.append((info["seg_map_path"], info["gt_seg_map"].shape[:2], info["img"].shape[:2]))
+    if unreadable:
+        text = f"{len(unreadable)} of {len(sample)} samples cannot be read, first {unreadable[0]}"
+        yield Finding.error(where, text, "replace the damaged files.")
+    if size_mismatches:
+        path, mask, image = size_mismatches[0]
+        yield Finding.error(
             where,
-            f"{len(failed)} of {len(chosen)} samples cannot be read, first {failed[0]}",
-            "replace the damaged files.",
-        )
-    if sizes:
-        path, mask, image = sizes[0]
-        yield Finding(
-            ERROR,
-            where,
-            f"{len(sizes)} masks are not of their image's size, first {path}: {mask[0]} x {mask[1]}, image "
+            f"{len(size_mismatches)} masks are not of their image's size, first {path}: {mask[0]} x {mask[1]}, image "
             f"{image[0]} x {image[1]}.",
             "make masks of the size of their images. If the sides are swapped: images are read turned by their EXIF tag, "
             "which color_type='color_ignore_orientation' in LoadImageFromFile leaves be.",
         )
-    if not failed and not sizes:
-        yield Finding(OK, where, f"{count:,} images, first {_name_of(infos[0], load_image)}; {len(chosen):,} read.")
-    yield from _check_labels(dataset, masks, where, config, load_mask)
-
-
-def _check_labels(dataset: Any, masks: Masks, where: str, config: Config, load_mask: Any) -> Iterator[Finding]:
-    head = _head(config)
-    meta = dataset.metainfo
-    classes = meta.get("classes") or ()
-    count, ignored = head.get("num_classes", len(classes)), head.get("ignore_index", 255)
-    if classes and len(classes) != count:
-        yield Finding(
-            ERROR,
+    if not unreadable and not size_mismatches:
+        yield Finding.ok(where, f"{count:,} images, first {_file_name(infos[0], load_image)}; {len(sample):,} read.")
+    if classes and len(classes) != masks.num_classes:
+        names = ", ".join(map(str, classes[:4])) + (", ..." if len(classes) > 4 else "")
+        yield Finding.error(
             where,
-            f"the data set has {len(classes)} classes ({', '.join(map(str, classes[:4]))}"
-            f"{', ...' if len(classes) > 4 else ''}), "
-            f"decode_head.num_classes is {count}.",
+            f"the data set has {len(classes)} classes ({names}), decode_head.num_classes is {masks.num_classes}.",
             f"set num_classes={len(classes)} in decode_head (and auxiliary_head), or the data set's metainfo.classes.",
         )
-    backend = getattr(load_mask, "imdecode_backend", "?")
-    reduced = bool(getattr(dataset, "reduce_zero_label", False))
-    for finding in judge(masks, classes, count, ignored, reduced, meta.get("palette") or (), backend):
+    for finding in judge(masks):
         yield finding._replace(where=f"{where}, labels")
 
 
 def _decode(path: str) -> None:
     """Read an image to its end: OpenCV makes grey of the rest of a truncated file, and says nothing."""
-    # what Pillow does not know may still be an image to the pipeline
+    # a format that Pillow does not know may still be an image to the pipeline
     with contextlib.suppress(UnidentifiedImageError), Image.open(path) as image:
         image.load()
 
 
-def _name_of(info: dict, load_image: Any) -> str:
+def _file_name(info: dict, load_image: Any) -> str:
     return info["seg_map_path"] if "img" in info or load_image is None else info["img_path"]

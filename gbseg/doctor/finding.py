@@ -1,4 +1,4 @@
-"""What the doctor says about one thing."""
+"""A finding: what the doctor says about one checked thing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,30 @@ class Finding(NamedTuple):
             result is wrong.
         where: the part of config, data or machine.
         text: what is the case, with file and value.
-        remedy: what to do; '' where there is nothing to do.
+        remedy: what to do; '' if there is nothing to do.
     """
 
     level: str
     where: str
     text: str
     remedy: str = ""
+
+    @classmethod
+    def ok(cls, where: str, text: str) -> Finding:
+        """A finding of level 'ok'."""
+        return cls(OK, where, text)
+
+    @classmethod
+    def note(cls, where: str, text: str, remedy: str = "") -> Finding:
+        """A finding of level 'note'."""
+        return cls(NOTE, where, text, remedy)
+
+    @classmethod
+    def warning(cls, where: str, text: str, remedy: str) -> Finding:
+        """A finding of level 'warning'."""
+        return cls(WARNING, where, text, remedy)
+
+    @classmethod
+    def error(cls, where: str, text: str, remedy: str = "") -> Finding:
+        """A finding of level 'error'."""
+        return cls(ERROR, where, text, remedy)

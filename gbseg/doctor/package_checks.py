@@ -1,4 +1,4 @@
-"""The packages of this environment against what gbseg asks for."""
+"""The packages of this environment against gbseg's requirements."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
+from gbseg.doctor.finding import Finding
 
 __all__ = ["check_packages"]
 
-# distributions that own the same folders as the maintained ones: whichever was installed last has overwritten the other
+# distributions that install into the same folders as the maintained ones: the one installed last has overwritten the other
 ORIGINALS = {
     "mmengine": "onedl-mmengine",
     "mmcv": "onedl-mmcv",
@@ -27,61 +27,55 @@ OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "o
 
 def check_packages() -> Iterator[Finding]:
     """Versions against gbseg's requirements, distributions that overwrite each other, and the GPU."""
-    where = "packages"
     try:
-        wanted = [Requirement(line) for line in metadata.requires("gbseg") or ()]
+        requirements = [Requirement(line) for line in metadata.requires("gbseg") or ()]
     except metadata.PackageNotFoundError:
-        yield Finding(NOTE, where, "gbseg itself is not installed, so its requirements are unknown.", "pip install '.[mm]'")
-        wanted = []
-    bad = []
-    for requirement in wanted:
+        yield Finding.note("packages", "gbseg itself is not installed, so its requirements are unknown.", "pip install '.[mm]'")
+        requirements = []
+    problems = [*_unmet(requirements), *_overwritten()]
+    yield from problems
+    if requirements and not problems:
+        yield Finding.ok("packages", f"torch {_version('torch')} and {len(requirements) - 1} others are what gbseg asks for.")
+    if torch.cuda.is_available():
+        yield Finding.ok("device", f"{torch.cuda.device_count()} GPU(s), {torch.cuda.get_device_name()}.")
+    elif torch.version.cuda:
+        text = f"torch is built for CUDA {torch.version.cuda}, and no GPU is visible: training runs on the CPU."
+        yield Finding.note("device", text)
+    else:
+        yield Finding.note("device", "torch is built without CUDA: training runs on the CPU.")
+
+
+def _unmet(requirements: list[Requirement]) -> Iterator[Finding]:
+    """Required packages that are missing or of another version."""
+    for requirement in requirements:
         if requirement.marker and not requirement.marker.evaluate({"extra": "mm"}):
             continue
-        installed = _version(requirement.name)
+        installed, command = _version(requirement.name), f"pip install '{requirement.name}{requirement.specifier}'"
         if installed is None:
-            bad.append(requirement.name)
-            yield Finding(
-                ERROR,
-                where,
-                f"{requirement.name} is not installed.",
-                f"pip install '{requirement.name}{requirement.specifier}'",
-            )
+            yield Finding.error("packages", f"{requirement.name} is not installed.", command)
         elif not requirement.specifier.contains(installed, prereleases=True):
-            bad.append(requirement.name)
-            yield Finding(
-                WARNING,
-                where,
-                f"{requirement.name} {installed} is installed, gbseg was tried with {requirement.specifier}.",
-                f"pip install '{requirement.name}{requirement.specifier}'",
-            )
+            text = f"{requirement.name} {installed} is installed, gbseg was tried with {requirement.specifier}."
+            yield Finding.warning("packages", text, command)
+
+
+def _overwritten() -> Iterator[Finding]:
+    """Distributions that overwrite files of each other."""
     for name, maintained in ORIGINALS.items():
         if (installed := _version(name)) is not None:
-            bad.append(name)
-            yield Finding(
-                ERROR,
-                where,
+            yield Finding.error(
+                "packages",
                 f"{name} {installed} is installed beside {maintained}: both own the same folder, and parts of each are in it.",
                 f"pip uninstall {name} {maintained}, then pip install {maintained}",
             )
     opencv = {name: version for name in OPENCV if (version := _version(name)) is not None}
     if len(set(opencv.values())) > 1:
-        bad.append("opencv")
-        yield Finding(
-            ERROR,
-            where,
-            "two versions of OpenCV share the folder cv2: " + ", ".join(f"{n} {v}" for n, v in opencv.items()) + ".",
-            f"pip install {' '.join(f'{name}=={max(opencv.values(), key=Version)}' for name in opencv)}",
+        versions = ", ".join(f"{name} {version}" for name, version in opencv.items())
+        newest = max(opencv.values(), key=Version)
+        yield Finding.error(
+            "packages",
+            f"two versions of OpenCV share the folder cv2: {versions}.",
+            f"pip install {' '.join(f'{name}=={newest}' for name in opencv)}",
         )
-    if wanted and not bad:
-        yield Finding(OK, where, f"torch {_version('torch')} and {len(wanted) - 1} others are what gbseg asks for.")
-    if torch.cuda.is_available():
-        yield Finding(OK, "device", f"{torch.cuda.device_count()} GPU(s), {torch.cuda.get_device_name()}.")
-    elif torch.version.cuda:
-        yield Finding(
-            NOTE, "device", f"torch is built for CUDA {torch.version.cuda}, and no GPU is visible: training runs on the CPU."
-        )
-    else:
-        yield Finding(NOTE, "device", "torch is built without CUDA: training runs on the CPU.")
 
 
 def _version(name: str) -> str | None:

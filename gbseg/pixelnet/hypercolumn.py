@@ -29,21 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = [
-    "FirstLayer",
-    "Level",
-    "bilinear_corners",
-    "compute_dtype",
-    "flatten_map",
-    "gather_linear",
-    "hypercolumn_linear_reference",
-    "hypercolumns_reference",
-    "projects_first",
-    "row_sums",
-    "scatter_add_rows",
-    "supports_half_precision",
-    "unflatten_map",
-]
+__all__ = ["FirstLayer", "Level", "compute_dtype", "gather_linear", "hypercolumn_linear_reference", "hypercolumns_reference"]
 
 _logger = logging.getLogger(__name__)
 
@@ -204,11 +190,11 @@ def _plan(levels: Sequence[Level], weight: Tensor, points: int) -> tuple[list[_L
     projected: list[_LevelPlan] = []
     column = row = 0
     for number, level in enumerate(levels):
-        count, width, height, wide = level.feature.shape
+        batch, width, map_height, map_width = level.feature.shape
         columns = slice(column, column + width)
         column += width
-        rows = count * height * wide
-        if projects_first(height * wide, points, width, len(weight)):
+        rows = batch * map_height * map_width
+        if projects_first(map_height * map_width, points, width, len(weight)):
             projected.append(_LevelPlan(number, level, columns, slice(row, row + rows)))
             row += rows
         else:

@@ -1,4 +1,4 @@
-"""Weighted sums of rows of a table on a GPU: each sum is made in registers, in float32, and written once."""
+"""Weighted sums of rows of a table on a GPU: each sum is computed in registers, in float32, and written once."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ __all__ = ["sums"]
 
 @triton.jit
 def _sums(
-    table,  # noqa: ANN001
-    index,  # noqa: ANN001
-    weight,  # noqa: ANN001
-    starts,  # noqa: ANN001
-    out,  # noqa: ANN001
-    width,  # noqa: ANN001
+    table: tl.tensor,
+    index: tl.tensor,
+    weight: tl.tensor,
+    starts: tl.tensor,
+    out: tl.tensor,
+    width: tl.tensor,
     EACH: tl.constexpr,
     WIDTH: tl.constexpr,
 ) -> None:
     bag = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    there = column < width
+    in_row = column < width
     total = tl.zeros([WIDTH], tl.float32)
     if EACH > 0:
         for entry in range(EACH):
             row = tl.load(index + bag * EACH + entry)
-            value = tl.load(table + row * width + column, mask=there, other=0.0).to(tl.float32)
+            value = tl.load(table + row * width + column, mask=in_row, other=0.0).to(tl.float32)
             total += tl.load(weight + bag * EACH + entry) * value
     else:
         first = tl.load(starts + bag)
         for entry in range(tl.load(starts + bag + 1) - first):
             row = tl.load(index + first + entry)
-            value = tl.load(table + row * width + column, mask=there, other=0.0).to(tl.float32)
+            value = tl.load(table + row * width + column, mask=in_row, other=0.0).to(tl.float32)
             total += tl.load(weight + first + entry) * value
-    tl.store(out + bag * width + column, total, mask=there)
+    tl.store(out + bag * width + column, total, mask=in_row)
 
 
 def sums(table: Tensor, index: Tensor, weight: Tensor, starts: Tensor | None, each: int) -> Tensor:
-    """(Q, D) in float32: bag q has the entries ``starts[q]`` to ``starts[q + 1]`` of index and weight, or ``each`` of them.
+    """Q weighted sums of rows of a table, (Q, D) in float32.
 
     Args:
-        table: (R, D), contiguous, float32 or of half precision.
-        index: rows, one after the other.
-        weight: their factors.
-        starts: (Q + 1,), or None where every bag has ``each``.
-        each: K.
+        table: (R, D), float32 or in half precision.
+        index: rows of the table, those of the first sum first.
+        weight: one factor per entry of ``index``.
+        starts: (Q + 1,), sum q has the entries ``starts[q]`` to ``starts[q + 1]``; None if every sum has ``each`` entries.
+        each: the number of entries of every sum; 0 with ``starts``.
     """
     table = table.contiguous()
     bags = len(index) // max(each, 1) if starts is None else len(starts) - 1
     width = table.shape[1]
     out = torch.empty(bags, width, dtype=torch.float32, device=table.device)
     if out.numel():
-        wide = min(1024, triton.next_power_of_2(width))
+        block = min(1024, triton.next_power_of_2(width))
         # Triton launches on the current device, which need not be the tensor's
         with torch.cuda.device_of(table) if table.is_cuda else nullcontext():
-            _sums[(bags, triton.cdiv(width, wide))](
+            _sums[(bags, triton.cdiv(width, block))](
                 table,
                 index,
                 weight.to(torch.float32).contiguous(),
@@ -67,6 +67,6 @@ def sums(table: Tensor, index: Tensor, weight: Tensor, starts: Tensor | None, ea
                 out,
                 width,
                 EACH=each,
-                WIDTH=wide,
+                WIDTH=block,
             )
     return out

@@ -1,6 +1,6 @@
-"""Which pixels a training step looks at (PixelNet: 2,000 an image, uniform over the labelled ones, without replacement).
+"""Which pixels a training step uses (PixelNet: 2,000 per image, uniform over the labelled ones, without replacement).
 
-Shapes: N images of H x W pixels, P points an image.
+Shapes: N images of H x W pixels, P points per image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Samples(NamedTuple):
 
     Attributes:
         points: (N, P, 2) int64, (row, column).
-        label: (N, P) labels there; the ignored index at every point of an image without a labelled pixel.
+        label: (N, P) their labels; the ignored index at every point of an image without a labelled pixel.
     """
 
     points: Tensor
@@ -27,11 +27,11 @@ class Samples(NamedTuple):
 
 
 class PixelSampler(ABC):
-    """Draws ``num`` labelled pixels an image without replacement, on the device of the labels, without synchronising.
+    """Samples ``num`` labelled pixels per image without replacement, on the device of the labels, without synchronising.
 
-    An image with fewer labelled pixels repeats them in turn (each floor(P/n) or ceil(P/n) times); one with none gives
-    points whose label is the ignored index. Draws come from torch's global generator. A label that is no class is drawn
-    before all others, so that the loss sees it and can refuse it.
+    An image with n < P labelled pixels repeats them in turn (each floor(P/n) or ceil(P/n) times); an image with none gives
+    points whose label is the ignored index. Random numbers come from torch's global generator. A pixel with an invalid label
+    is sampled before all others, so that the loss sees it and can refuse it.
 
     Args:
         num: P.
@@ -47,33 +47,38 @@ class PixelSampler(ABC):
 
     @abstractmethod
     def keys(self, label: Tensor, num_classes: int) -> Tensor:
-        """Random keys (N, H*W) in (-inf, 0] for labels (N, H*W) in 0..C-1; the pixels with the largest are drawn."""
+        """Random keys (N, H*W) in (-inf, 0] for labels (N, H*W) in 0..C-1; the pixels with the largest keys are sampled."""
 
     def __call__(self, label: Tensor, num_classes: int, ignore_index: int = 255) -> Samples:
-        """Draw from labels (N, H, W).
+        """Sample pixels of labels (N, H, W).
+
+        Args:
+            label: (N, H, W).
+            num_classes: C.
+            ignore_index: label of the pixels that are not sampled.
 
         Raises:
-            ValueError: not (N, H, W), or without pixels.
+            ValueError: the labels are not (N, H, W), or have no pixels.
         """
         if label.ndim != 3 or label.numel() == 0:
             raise ValueError(f"labels to sample from are (N, H, W) with at least one pixel, got shape {tuple(label.shape)}.")
         count, _, width = label.shape
         flat = label.reshape(count, -1)
         labelled = flat != ignore_index
-        known = labelled & (flat >= 0) & (flat < num_classes)
-        keys = self.keys(torch.where(known, flat, 0).long(), num_classes)
-        keys = torch.where(known, keys, torch.where(labelled, torch.inf, -torch.inf))
-        drawn = keys.topk(min(self.num, flat.shape[1]), dim=1).indices
-        # the labelled pixels stand in front; where there are fewer than num, go round them again
-        available = labelled.sum(1, keepdim=True).clamp(min=1, max=drawn.shape[1])
+        valid_mask = labelled & (flat >= 0) & (flat < num_classes)
+        keys = self.keys(torch.where(valid_mask, flat, 0).long(), num_classes)
+        keys = torch.where(valid_mask, keys, torch.where(labelled, torch.inf, -torch.inf))
+        sampled = keys.topk(min(self.num, flat.shape[1]), dim=1).indices
+        # labelled pixels come first; if there are fewer than num, repeat them in turn
+        available = labelled.sum(1, keepdim=True).clamp(min=1, max=sampled.shape[1])
         turn = torch.arange(self.num, device=label.device).unsqueeze(0) % available
-        index = drawn.gather(1, turn)
+        index = sampled.gather(1, turn)
         points = torch.stack([index // width, index % width], dim=-1)
         return Samples(points, flat.gather(1, index))
 
 
 class UniformPixelSampler(PixelSampler):
-    """Every labelled pixel of an image with the same probability, as the authors of PixelNet do."""
+    """Samples every labelled pixel of an image with the same probability, as the authors of PixelNet do."""
 
     def keys(self, label: Tensor, num_classes: int) -> Tensor:
         """The negative of uniform numbers: an order in which every pixel comes first equally often."""
@@ -81,7 +86,7 @@ class UniformPixelSampler(PixelSampler):
 
 
 class BalancedPixelSampler(PixelSampler):
-    """Every class that an image shows with the same probability at the first draw, its pixels uniformly.
+    """Samples every class of an image with the same probability at the first draw, and its pixels uniformly.
 
     Weighted sampling without replacement (Efraimidis and Spirakis, 2006): the largest ``ln(u) / w`` with ``u`` uniform in
     (0, 1) and a weight ``w`` of one over the number of the image's pixels of that class.

@@ -1,4 +1,4 @@
-"""Pretrained VGG-16 weights: where they come from, what input they want, and how they fit a trunk."""
+"""Load pretrained VGG-16 weights into a trunk, and the input normalisation that they need."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ INPUT_NORMALISATION = {
     "torchvision": Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), rgb=True),
     "caffe": Normalisation((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), rgb=False),
 }
-"""By the convention of the weights. The only place in gbseg where these numbers stand."""
+"""Normalisation by the convention of the weights."""
 
 
 def _read(source: str, batch_norm: bool) -> Mapping[str, Tensor]:
     if source == "torchvision":
         from torchvision.models import VGG16_BN_Weights, VGG16_Weights
 
-        choice = VGG16_BN_Weights.IMAGENET1K_V1 if batch_norm else VGG16_Weights.IMAGENET1K_V1
+        weights = VGG16_BN_Weights.IMAGENET1K_V1 if batch_norm else VGG16_Weights.IMAGENET1K_V1
         try:
-            return choice.get_state_dict(progress=True, check_hash=True)
+            return weights.get_state_dict(progress=True, check_hash=True)
         except OSError as error:
             raise FileNotFoundError(
-                f"VGG-16 weights: torchvision could not fetch {choice.url} ({error}). Fetch that file elsewhere and name it: "
+                f"VGG-16 weights: torchvision could not fetch {weights.url} ({error}). Fetch that file elsewhere and name it: "
                 "--cfg-options model.backbone.weights=FOLDER/vgg16.pth"
             ) from error
     path = Path(source)
@@ -63,16 +63,16 @@ def load_vgg16_weights(modules: Mapping[str, nn.Module], source: str, batch_norm
     """Copy pretrained tensors into ``modules``, keyed by torchvision's names (``features.0``, ``classifier.3``).
 
     Fully connected layers become convolutions: ``classifier.0.weight`` (4096, 25088) is read as (4096, 512, 7, 7).
-    Nothing is copied unless everything fits.
+    Nothing is copied unless all tensors fit.
 
     Args:
         modules: convolutions and batch normalisations of the trunk.
         source: 'torchvision', or the path of a ``.pth`` or ``.safetensors`` file.
-        batch_norm: fetch torchvision's VGG16_BN instead of VGG16.
+        batch_norm: with 'torchvision', download VGG16_BN instead of VGG16.
 
     Raises:
         FileNotFoundError: there is no such file; the message says how to get it.
-        ValueError: the file cannot be read, lacks tensors or has others of a wrong shape; the message names them.
+        ValueError: the file cannot be read, or tensors are missing or of a wrong shape; the message names them.
     """
     state = _read(source, batch_norm)
     problems: list[str] = []

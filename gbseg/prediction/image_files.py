@@ -1,4 +1,4 @@
-"""Prediction of many files."""
+"""Prediction of image files: find the images, plan the output files, and predict all of them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ __all__ = ["Job", "find_images", "plan_outputs", "predict_images"]
 
 
 def predict_images(segmenter: Segmenter, jobs: Sequence[Job]) -> list[tuple[Path, ImageError]]:
-    """Predict every image and write what its job names, each file atomically, with a progress bar.
+    """Predict every image and write the files of its job, each atomically, with a progress bar.
 
-    An image that cannot be read is reported when it comes, and the others go on.
+    An image that cannot be read is reported and skipped.
 
     Returns:
         The images that failed, and why.
 
     Raises:
-        gbseg.files.FileWriteError: a prediction could not be written; that ends the whole.
+        gbseg.files.FileWriteError: a prediction could not be written; the remaining images are not predicted.
     """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    # the bytes that testing writes: a palette of 256 colours, VOC's behind the classes'
+    # as in testing: 256 colours, the classes' followed by VOC's
     palette = [*segmenter.palette, *VOC_PALETTE[len(segmenter.palette) :]][:256]
     failed = []
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

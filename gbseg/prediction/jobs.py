@@ -10,15 +10,14 @@ from pathlib import Path
 __all__ = ["Job", "find_images", "plan_outputs"]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Suffixes of images in a folder. A file that is named, or matched by a glob, may have any suffix."""
+"""Suffixes of images in a folder. A file that is given by name or matched by a glob is used with any suffix."""
 
-MAX_LISTED_PATHS = 5
-"""How many paths an error message lists."""
+SHOWN = 5  # files that a message names
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image and the files to write for it; None for a file that is not written."""
+    """An image and the files to write for it; None for a file that is not required."""
 
     image: Path
     labels: Path
@@ -32,7 +31,7 @@ class Job:
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
-    """The images meant by files, folders (their images, without sub-folders) and globs (``**`` goes down), each once.
+    """The images given by files, folders (without sub-folders) and globs (``**`` matches sub-folders), each once.
 
     Raises:
         FileNotFoundError: one of the inputs matches nothing.
@@ -60,11 +59,11 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
 def plan_outputs(
     images: Sequence[Path], out: Path, overlay: bool = False, probabilities: bool = False, overwrite: bool = False
 ) -> list[Job]:
-    """What to write for every image: ``out/<stem>.png``, ``out/overlay/<stem>.png``, ``out/probabilities/<stem>.npz``.
+    """The files to write for every image: ``out/<stem>.png``, ``out/overlay/<stem>.png``, ``out/probabilities/<stem>.npz``.
 
     Raises:
         ValueError: two images would be written to one file, or a file to be written is one of the images.
-        FileExistsError: a file to be written exists, and ``overwrite`` is not set.
+        FileExistsError: a file to be written exists already, and ``overwrite`` is not set.
     """
     jobs = [
         Job(
@@ -75,10 +74,10 @@ def plan_outputs(
         )
         for image in images
     ]
-    image_by_stem: dict[str, Path] = {}
+    image_by_name: dict[str, Path] = {}
     for job in jobs:
-        # a file system may take A.png and a.png for one file
-        first = image_by_stem.setdefault(job.image.stem.casefold(), job.image)
+        # in some file systems A.png and a.png are the same file
+        first = image_by_name.setdefault(job.image.stem.casefold(), job.image)
         if first != job.image:
             raise ValueError(f"{first} and {job.image} would both be written as {job.labels}: predict them into two folders.")
     inputs = {image.resolve() for image in images}
@@ -89,7 +88,8 @@ def plan_outputs(
         if path.exists():
             existing.append(path)
     if existing and not overwrite:
-        listed = ", ".join(map(str, existing[:MAX_LISTED_PATHS]))
-        more = f" and {len(existing) - MAX_LISTED_PATHS} more" if len(existing) > MAX_LISTED_PATHS else ""
-        raise FileExistsError(f"{listed}{more} exist(s): --overwrite replaces them, or name another --out.")
+        more = f" and {len(existing) - SHOWN} more" if len(existing) > SHOWN else ""
+        raise FileExistsError(
+            f"{', '.join(map(str, existing[:SHOWN]))}{more} exist(s): --overwrite replaces them, or name another --out."
+        )
     return jobs

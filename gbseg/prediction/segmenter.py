@@ -1,4 +1,4 @@
-"""Prediction of single images from Python: a config, a checkpoint, and any image that people have."""
+"""Prediction of single images from Python: a config, a checkpoint, and an image in any common form."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
 from mmengine.runner import CheckpointLoader
 from mmseg.structures import SegDataSample
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from gbseg.data.images import ImageError, require_readable, to_bgr
 from gbseg.evaluation.probabilities import probabilities_of
@@ -32,7 +33,7 @@ from gbseg.prediction.tiles import Axis, Span, spans
 
 __all__ = ["Segmentation", "Segmenter"]
 
-STRIP = 2**22  # values of logits that are enlarged at once
+STRIP = 2**22  # values of logits that are upsampled at once
 
 
 @dataclass
@@ -41,8 +42,8 @@ class Segmentation:
 
     Attributes:
         labels: (H, W), class numbers; uint8, or int32 with more than 256 classes.
-        image: (H, W, 3) uint8, red first: what the network was shown.
-        class_names: one a class.
+        image: (H, W, 3) uint8, RGB: the network's input before normalisation.
+        class_names: one per class.
         palette: (red, green, blue) of every class, 0..255.
     """
 
@@ -54,18 +55,18 @@ class Segmentation:
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """(C, H, W) float32 through the link of the model's loss, summing to one over C.
+        """(C, H, W) float32 by the link of the model's loss, summing to one over C.
 
-        They take 4 * C * H * W bytes, so nothing is kept for them: at the first access the network runs once more, unless
-        the segmenter was called with ``probabilities=True``.
+        They take 4 * C * H * W bytes and are computed at the first access: then the network runs once more, unless the
+        segmenter was called with ``probabilities=True``.
         """
         return self._predict()
 
     def overlay(self, alpha: float = 0.6) -> np.ndarray:
-        """The classes' colours blended into the image, (H, W, 3) uint8, red first.
+        """The image blended with the colours of the classes, (H, W, 3) uint8, RGB.
 
-        As `gbseg.report.overlay.overlay`, ``round((1 - alpha) * image + alpha * colour)``, but any number is a class (a
-        prediction has no void), and the image is left as it is where the class is called background.
+        Like `gbseg.report.overlay.overlay`, ``round((1 - alpha) * image + alpha * colour)``, except that every number is a
+        class (a prediction has no void), and that the image is unchanged where the class is called background.
 
         Raises:
             ValueError: alpha is not in 0..1.
@@ -75,7 +76,7 @@ class Segmentation:
         colours = np.array(self.palette, dtype=np.float64)
         shares = np.array([0.0 if name == "background" else alpha for name in self.class_names])
         blended = np.empty_like(self.image)
-        # in strips, because the blend is computed in float64
+        # in strips, since the blend is computed in float64
         for top in range(0, len(self.labels), 256):
             rows = slice(top, top + 256)
             share = shares[self.labels[rows], None]
@@ -93,31 +94,32 @@ class Segmenter:
         result.labels, result.probabilities, result.overlay()
 
     It works for every segmentor that an mmseg config builds. An image goes through the config's own test pipeline (without
-    annotations), and its labels are those that ``tools/test.py --out`` writes for it. A file is read as the config's loader
-    reads it, which is: upright by its EXIF orientation, alpha ignored, 16 bits cut to the upper 8, the first of several
-    frames; in memory the same rules hold, see `gbseg.data.images.to_bgr`.
+    annotations), and its labels are those that ``tools/test.py --out`` writes for it. Files are read by the config's loader:
+    rotated by their EXIF orientation, alpha ignored, 16 bits cut to the upper 8, the first of several frames. The same rules
+    hold for images in memory, see `gbseg.data.images.to_bgr`.
 
-    An image of more than ``2 * tile**2`` pixels (2048 x 1024 by default), or one that is so large for the network, is predicted
-    in tiles, of which the middles are kept: where a network sees further than ``overlap / 2`` pixels, labels near the seams can
-    differ from those of the whole image, and what it knows of the whole image (global pooling) it knows of a tile.
-    A PixelNet with a fixed ``test_cfg.input`` sees the whole image at that size; only the enlarging is done piecewise, and
-    the labels are the same. With ``tta`` of several scales they are so but for single pixels at borders, because the mean is
-    taken at the largest of the scales and then enlarged.
+    An image with more than ``2 * tile**2`` pixels (2048 x 1024 by default), or an input of that size for the network, is
+    predicted in tiles, and only their middles are used. If the network's receptive field exceeds ``overlap / 2`` pixels, labels
+    near the seams can differ from those of the image as one input; global pooling is over a tile instead of the image.
+    A PixelNet with a fixed ``test_cfg.input`` sees the full image at that size. Only upsampling is done in strips, and the
+    labels are the same. With ``tta`` over several scales single pixels at borders may differ, since the mean is computed at the
+    largest scale and then upsampled.
 
     Args:
         config: a file, ``gbseg::NAME.py``, or a config; of one run.
-        checkpoint: its weights.
-        device: 'cpu', 'cuda:1', ...; None takes a GPU where there is one.
+        checkpoint: file with the weights.
+        device: 'cpu', 'cuda:1', ...; None uses a GPU if there is one.
         cfg_options: keys with dots and their values, which override the config's.
         amp: mixed precision (bfloat16 on a CPU).
         tta: average probabilities over scales and flips (`gbseg.mm.models.LinkTTAModel`, with the settings of the config's
-            ``tta_model`` if that is one); the labels are the argmax of the mean.
+            ``tta_model`` if it is one); the labels are the argmax of the mean.
         tile: the side of a tile in pixels, a multiple of 32.
-        overlap: what neighbouring tiles share, a multiple of 32.
+        overlap: how many pixels neighbouring tiles share, a multiple of 32.
 
     Raises:
         FileNotFoundError: there is no such config or checkpoint.
-        ValueError: the config lists several runs; the checkpoint is not of this config; tile or overlap do not fit.
+        ValueError: the config lists several runs; the checkpoint is not of this config; the head has one output channel; tile
+            or overlap is not such a multiple.
     """
 
     def __init__(
@@ -135,10 +137,10 @@ class Segmenter:
         spans(1, tile, overlap)
         if isinstance(config, Config):
             config = copy.deepcopy(config)
-            # a copy, because merging takes _delete_ out of what it is given
+            # a copy, because merging removes _delete_ from its argument
             config.merge_from_dict(copy.deepcopy(dict(cfg_options or {})))
         else:
-            config = load_config(config, cfg_options)
+            config = load_config(os.fspath(config), cfg_options)
         if "runs" in config:
             raise ValueError(f"{config.filename} lists the runs {', '.join(config.runs)}: take one of them by its own config.")
         if not Path(checkpoint).is_file():
@@ -148,20 +150,20 @@ class Segmenter:
         dataset = inner_test_dataset(config)
         with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmseg")):
             network = MODELS.build(config.model)
-            steps = without_annotations(dataset.pipeline)
-            self._load_file = TRANSFORMS.build(steps[0])
-            self._pipeline = Compose(steps[1:])
-            known = getattr(DATASETS.get(dataset.type), "METAINFO", {}) | dict(dataset.get("metainfo") or {})
+            loader, *transforms = without_annotations(dataset.pipeline)
+            self._load_file = TRANSFORMS.build(loader)
+            self._pipeline = Compose(transforms)
+            metainfo = getattr(DATASETS.get(dataset.type), "METAINFO", {}) | dict(dataset.get("metainfo") or {})
         stored = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
         load_weights(network, stored, checkpoint)
         self.num_classes = network.out_channels
         if self.num_classes == 1:
             raise ValueError("a head of one output channel gives no probability for every class: use num_classes=2.")
         self._link = probabilities_of(network)
-        metas = (stored.get("meta", {}).get("dataset_meta") or {}, known)
+        metas = (stored.get("meta", {}).get("dataset_meta") or {}, metainfo)
         self.class_names, self.palette = _names_and_colours(metas, self.num_classes)
         self.network = network.to(self.device).eval()
-        self.model: nn.Module = network
+        self.model: Any = network
         if tta:
             settings = dict(config.get("tta_model") or {})
             settings = settings if settings.pop("type", None) == "LinkTTAModel" else {}
@@ -180,7 +182,7 @@ class Segmenter:
 
         Args:
             image: a file; a PIL image; or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8 or uint16.
-            bgr: an array's channels are blue first, as OpenCV has them; by default red comes first.
+            bgr: the channels of an array are BGR, as in OpenCV; by default RGB.
             probabilities: compute them together with the labels.
 
         Raises:
@@ -188,17 +190,19 @@ class Segmenter:
             ValueError: the network's logits are NaN or infinite.
         """
         loaded = self._load(image, bgr)
-        labels, found = self._predict(loaded, probabilities)
+        labels, computed = self._predict(loaded, probabilities)
         shown = loaded["img"] if loaded["img"].ndim == 3 else loaded["img"][..., None].repeat(3, 2)
         shown = np.ascontiguousarray(shown[..., 2::-1].astype(np.uint8, copy=False))
 
         def predict() -> np.ndarray:
-            return found if found is not None else self._predict(loaded, True)[1]
+            values = self._predict(loaded, True)[1] if computed is None else computed
+            assert values is not None  # they were asked for
+            return values
 
         return Segmentation(labels, shown, self.class_names, self.palette, predict)
 
     def _load(self, image: str | os.PathLike | Image.Image | np.ndarray, bgr: bool) -> dict:
-        """What the pipeline's loader gives."""
+        """The output of the pipeline's loader."""
         if isinstance(image, str | os.PathLike):
             require_readable(image)
             loaded = {"img_path": str(image), "seg_fields": []}
@@ -217,32 +221,28 @@ class Segmenter:
     def _predict(self, loaded: dict, probabilities: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """Labels (H, W), and probabilities (C, H, W) if they are asked for."""
         dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
+        height, width = loaded["ori_shape"][:2]
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=self.amp):
-            packed = self._prepare(loaded)
+            try:
+                packed = self._pipeline(dict(loaded))
+            except cv2.error as error:
+                # 1 x 300 pixels resized to a third have no height left
+                message = f"an image of {width} x {height} pixels does not pass the config's test pipeline: {error}"
+                raise ImageError(message) from error
             inputs, sample = packed["inputs"], packed["data_samples"]
             height, width = sample.ori_shape[:2]
             if max(height * width, inputs.shape[-2] * inputs.shape[-1]) > 2 * self.tile**2:
-                return self._in_tiles(inputs, sample, probabilities)
+                return self._predict_in_tiles(inputs, sample, probabilities)
             values, labels = self._run(inputs, sample)
-            found = self._to_probabilities(values).float().cpu().numpy() if probabilities else None
-            return labels.cpu().numpy().astype(self._label_type), found
-
-    def _prepare(self, loaded: dict) -> dict:
-        try:
-            return self._pipeline(dict(loaded))
-        except cv2.error as error:
-            # 1 x 300 pixels shrunk to a third have no height left
-            height, width = loaded["ori_shape"][:2]
-            raise ImageError(
-                f"an image of {width} x {height} pixels does not pass the config's test pipeline: {error}"
-            ) from error
+            arrays = self._to_probabilities(values).float().cpu().numpy() if probabilities else None
+            return labels.cpu().numpy().astype(self._label_type), arrays
 
     @property
     def _label_type(self) -> type:
         return np.uint8 if self.num_classes <= 256 else np.int32
 
     def _run(self, inputs: Tensor, sample: SegDataSample) -> tuple[Tensor, Tensor]:
-        """Logits (under tta probabilities) (C, H, W) and labels (H, W) of one input, at the sample's ``ori_shape``."""
+        """Logits (with tta probabilities) (C, H, W) and labels (H, W) of one input, at the sample's ``ori_shape``."""
         try:
             [sample] = self.model.test_step({"inputs": [inputs], "data_samples": [sample]})
         except (RuntimeError, ValueError) as error:
@@ -251,7 +251,7 @@ class Segmenter:
                 raise
             raise ImageError(f"{width} x {height} pixels are too few for this network: {error}") from error
         values = sample.seg_logits.data if "seg_logits" in sample else sample.probabilities.data
-        # the argmax of NaN is a class as good as any other; minus infinity is one that was ruled out
+        # the argmax of NaN would be some class; minus infinity is a class that was ruled out
         if not torch.isfinite(values.amax(dim=0)).all():
             raise ValueError(
                 "the network's logits are NaN or infinite, so that its labels would mean nothing: look for a training that "
@@ -262,58 +262,58 @@ class Segmenter:
     def _to_probabilities(self, values: Tensor) -> Tensor:
         return values if self.model is not self.network else self._link(values.unsqueeze(0)).squeeze(0)
 
-    def _in_tiles(self, inputs: Tensor, sample: SegDataSample, probabilities: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """As `_predict`, holding the logits of one tile, and of a strip of it at the original size."""
-        shape = tuple(sample.ori_shape[:2])
-        labels = np.empty(shape, self._label_type)
-        found = np.empty((self.num_classes, *shape), np.float32) if probabilities else None
-        grid = self._fixed_grid()
-        if grid is None:
-            grid = tuple(inputs.shape[-2:])
-            tiles = self._overlapping_tiles(inputs, sample)
-        else:
-            whole = [Span(0, side, 0, side) for side in grid]
-            sample.set_metainfo(dict(ori_shape=grid))
-            tiles = iter([(*whole, self._run(inputs, sample)[0])])
+    def _predict_in_tiles(
+        self, inputs: Tensor, sample: SegDataSample, probabilities: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `_predict`, with the logits of one tile, and of a strip of it at the original size, in memory at a time."""
+        height, width = sample.ori_shape[:2]
+        labels = np.empty((height, width), self._label_type)
+        arrays = np.empty((self.num_classes, height, width), np.float32) if probabilities else None
         nearest = isinstance(self.network, PixelNet)
         aligned = bool(getattr(self.network, "align_corners", False))
-        axes = [Axis(n, enlarged, nearest, aligned) for n, enlarged in zip(grid, shape, strict=True)]
+        if getattr(self.network, "input_size", None) is None:
+            grid_height, grid_width = inputs.shape[-2:]
+            tiles = self._overlapping_tiles(inputs, sample)
+        else:
+            # the size at which a PixelNet sees every image; with tta the largest one
+            scales = (self.model.scales or SCALES) if isinstance(self.model, LinkTTAModel) else (1,)
+            grid_height, grid_width = self.network.scaled_input(max(scales))
+            sample.set_metainfo(dict(ori_shape=(grid_height, grid_width)))
+            values = self._run(inputs, sample)[0]
+            tiles = iter([(Span(0, grid_height, 0, grid_height), Span(0, grid_width, 0, grid_width), values)])
+        vertical, horizontal = (
+            Axis(extent, upsampled, nearest, aligned) for extent, upsampled in ((grid_height, height), (grid_width, width))
+        )
         for rows, columns, values in tiles:
-            if nearest and found is None:
+            if nearest and arrays is None:
                 values = values.argmax(0, keepdim=True)
-            down, across = axes[0].pixels(rows), axes[1].pixels(columns)
+            down, across = vertical.pixels(rows), horizontal.pixels(columns)
             step = max(1, STRIP // (len(values) * max(len(across), 1)))
             for top in range(down.start, down.stop, step):
                 strip = range(top, min(top + step, down.stop))
-                block = axes[1].read(axes[0].read(values, rows, strip, 1), columns, across, 2)
-                place = np.s_[strip.start : strip.stop, across.start : across.stop]
-                labels[place] = (block.argmax(0) if block.is_floating_point() else block[0]).cpu().numpy()
-                if found is not None:
-                    found[:, place[0], place[1]] = self._to_probabilities(block).float().cpu().numpy()
-        return labels, found
-
-    def _fixed_grid(self) -> tuple[int, int] | None:
-        """The size at which a PixelNet sees every image, under tta the largest of them; None if it sees images as they are."""
-        if getattr(self.network, "input_size", None) is None:
-            return None
-        scales = (self.model.scales or SCALES) if isinstance(self.model, LinkTTAModel) else (1,)
-        return self.network.scaled_input(max(scales))
+                block = horizontal.read(vertical.read(values, rows, strip, 1), columns, across, 2)
+                region = np.s_[strip.start : strip.stop, across.start : across.stop]
+                labels[region] = (block.argmax(0) if block.is_floating_point() else block[0]).cpu().numpy()
+                if arrays is not None:
+                    arrays[:, region[0], region[1]] = self._to_probabilities(block).float().cpu().numpy()
+        return labels, arrays
 
     def _overlapping_tiles(self, inputs: Tensor, sample: SegDataSample) -> Iterator[tuple[Span, Span, Tensor]]:
         height, width = inputs.shape[-2:]
         for rows in spans(height, self.tile, self.overlap):
             for columns in spans(width, self.tile, self.overlap):
-                part = inputs[:, rows.start : rows.stop, columns.start : columns.stop].contiguous()
-                shape = tuple(part.shape[-2:])
-                one = sample.new()
-                one.set_metainfo(dict(ori_shape=shape, img_shape=shape, pad_shape=shape))
-                yield rows, columns, self._run(part, one)[0]
+                tile = inputs[:, rows.start : rows.stop, columns.start : columns.stop].contiguous()
+                shape = tuple(tile.shape[-2:])
+                tile_sample = sample.new()
+                tile_sample.set_metainfo(dict(ori_shape=shape, img_shape=shape, pad_shape=shape))
+                yield rows, columns, self._run(tile, tile_sample)[0]
 
 
 def _names_and_colours(metas: Sequence[Mapping], num_classes: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Of the first source that knows as many classes as the network has; else numbers and VOC's colours."""
+    """Those of the first source with as many classes as the network; otherwise numbers and VOC's colours."""
     names = next((tuple(m["classes"]) for m in metas if len(m.get("classes") or ()) == num_classes), None)
     colours = next((m["palette"] for m in metas if len(m.get("palette") or ()) == num_classes), None)
     if colours is None:
         colours = [VOC_PALETTE[label % 255] for label in range(num_classes)]
-    return names or tuple(map(str, range(num_classes))), tuple(tuple(map(int, colour)) for colour in colours)
+    palette = tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
+    return names or tuple(map(str, range(num_classes))), palette

@@ -1,4 +1,4 @@
-"""``--submit``: a config's test set without labels, and its predictions packed for VOC's evaluation server."""
+"""``--submit``: predict a test set without labels, and pack the predictions for VOC's evaluation server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEST_LIST = "ImageSets/Segmentation/test.txt"
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to be packed once it is predicted: PNGs in ``folder``, one for each of ``ids``."""
+    """The predictions to pack: PNGs in ``folder``, one for each of ``ids``."""
 
     archive: Path
     folder: Path
@@ -32,7 +32,7 @@ class Submission:
     temporary: bool
 
     def clear(self) -> None:
-        """Remove the predictions of an earlier run, which would be packed with ours; every process calls it."""
+        """Remove the predictions of an earlier run, which would be packed as well; every process calls it."""
         if is_main_process():
             if self.temporary:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -41,10 +41,10 @@ class Submission:
         barrier()
 
     def pack(self) -> None:
-        """Check and pack the predictions, once all processes have written theirs.
+        """Check and pack the predictions when all processes have written theirs.
 
         Raises:
-            SubmissionError: they are no valid submission; nothing is packed, and they stay where they are.
+            gbseg.evaluation.submission_archive.SubmissionError: they are no valid submission; nothing is packed or removed.
         """
         barrier()
         if not is_main_process():
@@ -52,7 +52,7 @@ class Submission:
         sizes = {}
         for name, path in zip(self.ids, self.images, strict=True):
             with Image.open(path) as image:
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter, and predicted upright
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by 90 degrees, and predicted upright
                 sizes[name] = (image.width, image.height) if turned else (image.height, image.width)
         pack_submission(self.folder, self.ids, sizes, self.archive, len(VOC_CLASSES))
         print(f"{len(self.ids)} predictions are packed in {self.archive}, as {MEMBER_FOLDER}/<id>.png")
@@ -63,22 +63,22 @@ class Submission:
 def prepare_submission(
     config: Config, archive: Path | str, ids: str | None, out: Path | str | None, work_dir: Path
 ) -> Submission:
-    """Point a config's test set at a list without labels, in place.
+    """Set a config's test set to a list without labels, in place.
 
-    The list is ``ids``; by default the config's own where its test pipeline loads no annotations, else `TEST_LIST`.
-    Annotations are neither loaded nor needed, and the evaluator only writes PNGs.
+    The list is ``ids``; by default the config's own if its test pipeline loads no annotations, otherwise `TEST_LIST`.
+    Annotations are not loaded, and the evaluator only writes PNGs.
 
     Args:
-        config: of one run.
-        archive: the ``.tgz`` that will be written.
-        ids: a list of ids, below the data set's ``data_root``.
-        out: the folder of the PNGs; None for one below ``work_dir`` that is removed once they are packed.
-        work_dir: of the run.
+        config: config of one run.
+        archive: the ``.tgz`` to write.
+        ids: a file with ids, below the data set's ``data_root``.
+        out: the folder of the PNGs; None for one below ``work_dir`` that is removed after packing.
+        work_dir: folder of the run.
 
     Raises:
-        FileNotFoundError: there is no such list, or an image of it is missing; the message says where they come from.
-        ValueError: the archive's name does not end in .tgz or .tar.gz, the list names no or doubtful ids, or the test set
-            does not have VOC's classes.
+        FileNotFoundError: there is no such list, or an image of it is missing; the message says where to get them.
+        ValueError: the archive's name does not end in .tgz or .tar.gz, the list has no ids or invalid ones, ``out`` holds other
+            files, or the test set does not have VOC's classes.
     """
     archive = Path(archive)
     if not archive.name.endswith((".tgz", ".tar.gz")):
@@ -87,8 +87,8 @@ def prepare_submission(
     loads_labels = "Annotation" in str(dataset.pipeline)
     dataset.pipeline = without_annotations(dataset.pipeline)
     with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmseg")):
-        known = getattr(DATASETS.get(dataset.type), "METAINFO", {}) | dict(dataset.get("metainfo") or {})
-    classes = known.get("classes", ())
+        metainfo = getattr(DATASETS.get(dataset.type), "METAINFO", {}) | dict(dataset.get("metainfo") or {})
+    classes = metainfo.get("classes", ())
     if tuple(classes) != VOC_CLASSES:
         raise ValueError(
             f"VOC's server scores VOC's {len(VOC_CLASSES)} classes; the config's test set has {', '.join(classes)}."

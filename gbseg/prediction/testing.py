@@ -1,4 +1,4 @@
-"""Testing: the scores of a checkpoint, its predictions as indexed PNGs, and pictures of them."""
+"""Test a checkpoint: its scores, its predictions as indexed PNGs, and pictures of them."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def test(
     """Evaluate a checkpoint on a config's test set.
 
     Args:
-        config: of one run.
-        checkpoint: its weights.
-        out: writes every prediction there as an indexed PNG of the image's original size.
-        show_dir: writes image, ground truth and prediction side by side there.
-        work_dir: where the log goes; by default ``work_dirs/<name of the config>``.
+        config: config of one run.
+        checkpoint: file with the weights.
+        out: folder for every prediction as an indexed PNG of the image's original size.
+        show_dir: folder for pictures of image, ground truth and prediction side by side.
+        work_dir: folder of the log; by default ``work_dirs/<name of the config>``.
         amp: predict in mixed precision.
-        launcher: as `mmengine.runner.Runner` takes it.
-        report: writes scores.json, confusion.png and report.html to ``work_dir/test_<stem of the checkpoint>``, with ``_tta``
-            behind it under test-time augmentation (see `gbseg.mm.hooks.report_hook.ReportHook`), where the test evaluator is a
-            `VOCMetric` and the set has labels.
-        ci: bootstrap resamples of the confidence intervals over images, True for 2,000.
-        calibration: computes the expected calibration error, and draws its diagram into the report; without ``report``,
-            scores.json and reliability.png are written alone.
+        launcher: as for mmengine's ``Runner``.
+        report: write scores.json, confusion.png and report.html to ``work_dir/test_<stem of the checkpoint>``, followed by
+            ``_tta`` with test-time augmentation (see `gbseg.mm.hooks.report_hook.ReportHook`), if the test evaluator is a
+            ``VOCMetric`` and the set has labels.
+        ci: number of bootstrap resamples for confidence intervals over images, True for 2,000.
+        calibration: compute the expected calibration error, and draw its diagram in the report; without ``report``, only
+            scores.json and reliability.png are written.
         tta: average probabilities over scales and flips, see `gbseg.mm.models.link_tta.enable_tta`.
         submit: predict VOC's test list, without labels, and pack this archive for its evaluation server; nothing is scored.
         submit_list: the list to predict instead, see `gbseg.prediction.submission.prepare_submission`.
@@ -59,19 +59,19 @@ def test(
         The scores by name, in percent; none with ``submit``.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: the config lists several runs; the checkpoint is of another network; predictions, intervals or calibration
-            are asked of a metric that cannot; what belongs to segmentation is asked of a classifier; what `prepare_submission`
-            refuses.
-        SubmissionError: the predictions are no valid submission.
+        FileNotFoundError: there is no such checkpoint, or `gbseg.prediction.submission.prepare_submission` misses a file.
+        ValueError: the config lists several runs; the checkpoint is of another network; the metric cannot write predictions,
+            intervals or calibration; options of segmentation are given for a classifier; or
+            `gbseg.prediction.submission.prepare_submission` refuses the config.
+        gbseg.evaluation.submission_archive.SubmissionError: the predictions are no valid submission.
     """
     if "runs" in config:
         raise ValueError(f"{config.filename} lists the runs {', '.join(config.runs)}: test one of them by its own config.")
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}; training writes them into work_dirs/<config>/.")
-    asked = {"--out": out, "--show-dir": show_dir, "--submit": submit, "--tta": tta, "--ci": ci, "--calibration": calibration}
-    if config.get("default_scope") == "mmpretrain" and (named := [option for option, value in asked.items() if value]):
-        raise ValueError(f"{', '.join(named)}: of segmentation; a classifier is tested for what its test_evaluator computes.")
+    options = {"--out": out, "--show-dir": show_dir, "--submit": submit, "--tta": tta, "--ci": ci, "--calibration": calibration}
+    if config.get("default_scope") == "mmpretrain" and (given := [option for option, value in options.items() if value]):
+        raise ValueError(f"{', '.join(given)}: of segmentation; a classifier is tested for what its test_evaluator computes.")
     work_dir = Path(work_dir or default_work_dir(config))
     config = copy.deepcopy(config)
     model = config.model
@@ -82,7 +82,7 @@ def test(
     elif out is not None:
         if not isinstance(config.test_evaluator, dict) or config.test_evaluator.get("type") != "VOCMetric":
             raise ValueError("--out needs test_evaluator=dict(type='VOCMetric'): other metrics write no indexed PNGs.")
-        config.test_evaluator.out_dir = str(out)
+        config.test_evaluator["out_dir"] = str(out)
     if show_dir is not None:
         config.custom_hooks = [*config.get("custom_hooks", []), dict(type="OverlayHook", out_dir=str(show_dir))]
     if amp:
@@ -95,22 +95,22 @@ def test(
         if ci < 0:
             raise ValueError(f"--ci is a number of bootstrap resamples, e.g. 2000, not {ci}.")
         evaluator.ci = ci
-    folder_of_report = None
+    report_dir = None
     if evaluator is not None and (report or calibration):
-        folder_of_report = work_dir / f"test_{Path(checkpoint).stem}{'_tta' if tta else ''}"
+        report_dir = work_dir / f"test_{Path(checkpoint).stem}{'_tta' if tta else ''}"
         facts = {"config": str(config.filename), "checkpoint": str(checkpoint)}
         if size is not None:
             facts["network input"] = size if size == "original" else "{} x {}".format(*size)
         if tta:
             facts["test-time augmentation"] = "mean probabilities over scales and flips"
-        hook = dict(type="ReportHook", out_dir=str(folder_of_report), calibration=calibration, facts=facts, command=command)
+        hook = dict(type="ReportHook", out_dir=str(report_dir), calibration=calibration, facts=facts, command=command)
         hook |= dict(name=f"{Path(config.filename or 'run').stem} {Path(checkpoint).stem}", page=report)
         config.custom_hooks = [*config.get("custom_hooks", []), hook]
-    # tested weights come from the checkpoint alone: nothing of the training side is built
-    training = dict.fromkeys(("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler")) | {"resume": False}
-    training |= dict.fromkeys(("val_dataloader", "val_cfg", "val_evaluator"))
-    runner = build_runner(config, work_dir, launcher=launcher, load_from=str(checkpoint), **training)
-    # mmengine warns of weights that are missing, and scores the network with random ones in their place
+    # nothing for training and validation is built
+    unused = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "val_dataloader", "val_cfg", "val_evaluator")
+    config.update(dict.fromkeys(unused))
+    runner = build_runner(config, work_dir, launcher=launcher, load_from=str(checkpoint), resume=False)
+    # mmengine only warns of missing weights, and would score the network with random ones
     require_weights(runner.model, CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu"), checkpoint)
     if submit is not None:
         submission.clear()
@@ -123,14 +123,14 @@ def test(
     for name, folder in (("Predictions", out), ("Pictures", show_dir)):
         if folder is not None:
             print(f"{name} are in {folder}")
-    if folder_of_report is not None and is_main_process():
-        page = f"The report is {folder_of_report / 'report.html'} (also scores.json and figures)"
-        print(page if report else f"scores.json and reliability.png are in {folder_of_report}")
+    if report_dir is not None and is_main_process():
+        page = f"The report is {report_dir / 'report.html'} (also scores.json and figures)"
+        print(page if report else f"scores.json and reliability.png are in {report_dir}")
     return scores
 
 
 def _voc_metric(config: Config) -> Config | None:
-    """The `VOCMetric` among the test evaluators that computes scores, or None."""
+    """The config of the test evaluator that is a ``VOCMetric`` and computes scores, or None."""
     evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
-    found = (one for one in evaluators if one.get("type") == "VOCMetric" and not one.get("format_only"))
-    return next(found, None)
+    scoring = (config for config in evaluators if config.get("type") == "VOCMetric" and not config.get("format_only"))
+    return next(scoring, None)

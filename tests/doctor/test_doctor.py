@@ -63,9 +63,9 @@ def bad(findings: Any) -> list[Finding]:
 
 def only(findings: Any, level: str, pattern: str, remedy: str = "") -> None:
     """All findings that are not fine are of this level and say this."""
-    found = bad(findings)
-    assert found
-    for finding in found:
+    problems = bad(findings)
+    assert problems
+    for finding in problems:
         assert finding.level == level
         assert re.search(pattern, finding.text), finding.text
         assert re.search(remedy, finding.remedy), finding.remedy
@@ -144,9 +144,9 @@ def grey_png(labels: np.ndarray, bits: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    places = (labels[..., None] >> np.arange(bits - 1, -1, -1, dtype=np.uint8)) & 1
+    pixel_bits = (labels[..., None] >> np.arange(bits - 1, -1, -1, dtype=np.uint8)) & 1
     # a filter byte before every row
-    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in places)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in pixel_bits)
     header = struct.pack(">IIBBBBB", labels.shape[1], labels.shape[0], bits, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
@@ -176,12 +176,12 @@ def test_grey_masks_of_fewer_than_eight_bits(bits: int, backend: str, level: str
         dataset.pipeline[1].imdecode_backend = backend
     config.model.decode_head.num_classes = classes
     assert not bad(check_data(config))
-    wanted = {path: np.asarray(Image.open(path)) for path in (root / "masks").rglob("*.png")}
-    for path, labels in wanted.items():
+    labels_by_path = {path: np.asarray(Image.open(path)) for path in (root / "masks").rglob("*.png")}
+    for path, labels in labels_by_path.items():
         path.write_bytes(grey_png(labels, bits))
     only(check_data(config), level, text, "with 8 bits")
     # the remedy is one
-    for path, labels in wanted.items():
+    for path, labels in labels_by_path.items():
         read = np.asarray(Image.open(path)).astype("uint8") // {1: 1, 2: 85, 4: 17}[bits]
         np.testing.assert_array_equal(read, labels)
         Image.fromarray(read).save(path)
@@ -237,9 +237,9 @@ def test_files_that_are_missing_damaged_or_lossy(tmp_path: Path) -> None:
     config = custom(root)
     config.val_dataloader.dataset.update(type="BaseSegDataset", ann_file="none.txt")
     config.val_dataloader.dataset.metainfo = dict(classes=("a", "b", "c"))
-    found = [f for f in bad(check_data(config)) if f.where == "val data"]
-    assert "none.txt" in found[0].text
-    assert found[0].remedy == "correct val_dataloader.dataset."
+    problems = [f for f in bad(check_data(config)) if f.where == "val data"]
+    assert "none.txt" in problems[0].text
+    assert problems[0].remedy == "correct val_dataloader.dataset."
 
 
 def test_classes_of_the_data_and_of_the_head(tmp_path: Path) -> None:
@@ -449,13 +449,13 @@ def test_no_false_alarm_on_what_ships(path: Path, tmp_path: Path) -> None:
         config.prepare.root = str(write_scenes(tmp_path / "scenes", train=4, val=2, size=(32, 32)))
         for split in ("train", "val", "test"):
             config[f"{split}_dataloader"].dataset.data_root = config.prepare.root
-    found = bad(examine(config))
-    for finding in found:
+    problems = bad(examine(config))
+    for finding in problems:
         assert finding.level == "error"
         assert finding.where.split(": ")[-1] in ("train data", "val/test data", "val data", "test data", "weights"), finding
         assert re.search(r"there is no (file|folder|list)", finding.text), finding
     if "prepare" in config:
-        assert not found
+        assert not problems
 
 
 def test_data_that_prepare_will_make_are_not_missing(tmp_path: Path) -> None:
@@ -471,5 +471,5 @@ def test_a_schedule_longer_than_the_training(end: int, level: str) -> None:
     assert finding.level == level and f"iteration {end}" in finding.text
     assert ("param_scheduler[-1].end=40" in finding.remedy) == (level == "warning")
     epochs = Config(dict(param_scheduler=dict(type="MultiStepLR", end=end), train_cfg=dict(max_epochs=40)))
-    assert [one.level for one in check_schedule(epochs)] == [level]
+    assert [finding.level for finding in check_schedule(epochs)] == [level]
     assert not list(check_schedule(Config(dict(param_scheduler=schedule[:0], train_cfg=None))))

@@ -81,13 +81,13 @@ def test_scores_go_through_the_link() -> None:
     head = _head()
     features = 5 * torch.randn(6, 3)
     logits = head.fc(features)
-    found = head.predict((features,), torch.arange(5).repeat(2)[:6])
+    samples = head.predict((features,), torch.arange(5).repeat(2)[:6])
     share = (0.01 * logits.double() ** 3 + 0.4).clamp(min=0)
     expected = share / share.sum(1, keepdim=True)
-    for sample, score, row, label in zip(found, expected, logits, torch.arange(5).repeat(2)[:6], strict=True):
+    for sample, score, row, label in zip(samples, expected, logits, torch.arange(5).repeat(2)[:6], strict=True):
         torch.testing.assert_close(sample.pred_score, score.float(), rtol=1e-4, atol=1e-6)
         assert sample.pred_label.item() == row.argmax() and sample.gt_label.item() == label
-    assert not torch.allclose(found[0].pred_score, logits[0].softmax(0), atol=0.05)
+    assert not torch.allclose(samples[0].pred_score, logits[0].softmax(0), atol=0.05)
     assert head.predict((features,))[0].pred_label.item() == logits[0].argmax()
 
 
@@ -95,13 +95,13 @@ def test_loss_of_labels_and_of_samples() -> None:
     """A tensor of labels is the same as MMPretrain's samples, and is what the loss gives by itself."""
     head = _head(cal_acc=True, topk=(1, 2))
     features, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 3, 4, 0])
-    found = head.loss((features,), labels)
-    torch.testing.assert_close(found["loss"], gbseg.Pow3GBLoss(alpha=0.01)(head.fc(features), labels))
+    losses = head.loss((features,), labels)
+    torch.testing.assert_close(losses["loss"], gbseg.Pow3GBLoss(alpha=0.01)(head.fc(features), labels))
     samples = head.predict((features,), labels)
     again = head.loss((features,), samples)
-    torch.testing.assert_close(again["loss"], found["loss"])
+    torch.testing.assert_close(again["loss"], losses["loss"])
     right = (head.fc(features).argmax(1) == labels).double().mean().item()
-    assert found["accuracy_top-1"][0].item() == pytest.approx(100 * right)
+    assert losses["accuracy_top-1"][0].item() == pytest.approx(100 * right)
 
 
 def test_start() -> None:

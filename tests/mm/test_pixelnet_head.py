@@ -285,9 +285,9 @@ def test_a_model_in_bfloat16() -> None:
     head = _head((3, 2), norm="LN", strides=(1, 8))
     features = [torch.randn(1, 3, 8, 8), torch.randn(1, 2, 1, 1)]
     expected = head(features, (8, 8))
-    found = head.bfloat16()([feature.bfloat16() for feature in features], (8, 8))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    actual = head.bfloat16()([feature.bfloat16() for feature in features], (8, 8))
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=0.05, atol=0.05)
     label = torch.randint(0, 4, (1, 8, 8))
     loss = head.loss([feature.bfloat16() for feature in features], _samples(label))["loss_expgb"]
     loss.backward()

@@ -71,13 +71,13 @@ def _samples(shapes: list[tuple[int, int]], **meta: Any) -> list[SegDataSample]:
     return [SegDataSample(metainfo={"ori_shape": shape, "img_shape": shape, **meta}) for shape in shapes]
 
 
-def _nearest(extent: int, enlarged: int) -> np.ndarray:
-    """Which of ``extent`` positions lies under the centre of each of ``enlarged`` ones, exactly: floor((i + 0.5) * h / H)."""
-    return (2 * np.arange(enlarged) + 1) * extent // (2 * enlarged)
+def _nearest(extent: int, upsampled: int) -> np.ndarray:
+    """Which of ``extent`` positions lies under the centre of each of ``upsampled`` ones, exactly: floor((i + 0.5) * h / H)."""
+    return (2 * np.arange(upsampled) + 1) * extent // (2 * upsampled)
 
 
-def _assert_enlarged(sample: SegDataSample, logits: Tensor, shape: tuple[int, int]) -> None:
-    """A prediction is the argmax and the logits at the network's size, enlarged to ``shape`` by nearest neighbour."""
+def _assert_upsampled(sample: SegDataSample, logits: Tensor, shape: tuple[int, int]) -> None:
+    """A prediction is the argmax and the logits at the network's size, upsampled to ``shape`` by nearest neighbour."""
     rows, columns = (_nearest(n, m) for n, m in zip(logits.shape[1:], shape, strict=True))
     label = logits.numpy().argmax(0)[rows[:, None], columns]
     assert sample.pred_sem_seg.data.dtype == torch.int64
@@ -91,7 +91,7 @@ def _assert_enlarged(sample: SegDataSample, logits: Tensor, shape: tuple[int, in
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("with_samples", [False, True])
 def test_prediction_at_the_networks_size(size: Any, batch: int, with_samples: bool) -> None:
-    """The input resized (or not), the network dense on it, its labels enlarged to each image's own size."""
+    """The input resized (or not), the network dense on it, its labels upsampled to each image's original size."""
     model = _build(_config(test_cfg={"mode": "whole", "input": size}))
     shapes = [(37, 51), (30, 41), (64, 33)][:batch] if with_samples else [(37, 51)] * batch
     inputs = torch.rand(batch, 3, 37, 51) * 255
@@ -104,7 +104,7 @@ def test_prediction_at_the_networks_size(size: Any, batch: int, with_samples: bo
     if samples is not None:
         assert all(a is b for a, b in zip(predicted, samples, strict=True))
     for sample, one, shape in zip(predicted, logits, shapes, strict=True):
-        _assert_enlarged(sample, one, shape)
+        _assert_upsampled(sample, one, shape)
 
 
 @pytest.mark.parametrize("shape", [(500, 375), (333, 500), (281, 499), (100, 7), (224, 224), (448, 672), (1, 1)])
@@ -115,14 +115,14 @@ def test_nearest_neighbour_at_half_pixels(shape: tuple[int, int], monkeypatch: p
     grid = torch.stack(torch.meshgrid(torch.arange(224.0), torch.arange(224.0), indexing="ij"))
     monkeypatch.setattr(model, "inference", lambda inputs, metas: grid.expand(len(inputs), -1, -1, -1))
     [sample] = model.predict(torch.zeros(1, 3, *shape), _samples([shape]))
-    found = sample.seg_logits.data.numpy()
-    for axis, line in enumerate((found[0, :, 0], found[1, 0, :])):
+    logits = sample.seg_logits.data.numpy()
+    for axis, line in enumerate((logits[0, :, 0], logits[1, 0, :])):
         exact = _nearest(224, shape[axis])
         border = (2 * np.arange(shape[axis]) + 1) * 224 % (2 * shape[axis]) == 0
         assert (line[~border] == exact[~border]).all()
         assert (np.abs(line - exact) <= border).all()
-    assert (found[0] == found[0, :, :1]).all()
-    assert (found[1] == found[1, :1, :]).all()
+    assert (logits[0] == logits[0, :, :1]).all()
+    assert (logits[1] == logits[1, :1, :]).all()
 
 
 def test_sliding_window() -> None:
@@ -190,9 +190,9 @@ def test_an_image_smaller_than_the_deepest_stride_is_continued_by_its_border(sha
     image = torch.rand(1, 3, *shape) * 255
     rows, columns = (np.minimum(np.arange(max(side, 16)), side - 1) for side in shape)
     with torch.no_grad():
-        [found] = model.predict(image, _samples([shape]))
+        [result] = model.predict(image, _samples([shape]))
         [whole] = model.predict(image[:, :, rows][..., columns], _samples([(len(rows), len(columns))]))
-    assert torch.equal(found.seg_logits.data, whole.seg_logits.data[:, : shape[0], : shape[1]])
+    assert torch.equal(result.seg_logits.data, whole.seg_logits.data[:, : shape[0], : shape[1]])
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(1, (35, 224)), (1.0, (35, 224)), (0.5, (16, 112)), (1.75, (64, 400))])
@@ -202,12 +202,12 @@ def test_scales_of_the_networks_size(scale: float, expected: tuple[int, int]) ->
     assert model.scaled_input(scale) == expected
     image = torch.rand(1, 3, 50, 60) * 255
     with torch.no_grad():
-        [found] = model.predict(image, _samples([(50, 60)], input_scale=scale))
+        [result] = model.predict(image, _samples([(50, 60)], input_scale=scale))
         seen = F.interpolate(image, expected, mode="bilinear")
         logits = model.decode_head(model.backbone(seen), expected)
-    found_labels = found.pred_sem_seg.data[0].numpy()
+    result_labels = result.pred_sem_seg.data[0].numpy()
     whole = F.interpolate(logits, (50, 60), mode="nearest-exact")[0].argmax(0).numpy()
-    np.testing.assert_array_equal(found_labels, whole)
+    np.testing.assert_array_equal(result_labels, whole)
 
 
 @pytest.mark.parametrize("size", ["half", (224,), (224, 224, 3), (0, 224), (224.0, 224.0), (-1, 5)])

@@ -60,7 +60,7 @@ def test_equals_a_loop_over_the_augmentations(kind: str, loss: str, tmp_path: Pa
     network = _network(tmp_path, kind=kind, loss=loss)
     scales = (0.6, 1.0, 1.5)
     with torch.no_grad():
-        [found] = LinkTTAModel(network, scales=scales).eval().test_step(_batch([IMAGE]))
+        [result] = LinkTTAModel(network, scales=scales).eval().test_step(_batch([IMAGE]))
     image = torch.from_numpy(IMAGE.transpose(2, 0, 1).copy()).float()
     mean = np.zeros((21, 45, 70))
     # 45 * 0.6 = 27, 45 * 1.5 = 67.5, which is rounded up
@@ -69,15 +69,15 @@ def test_equals_a_loop_over_the_augmentations(kind: str, loss: str, tmp_path: Pa
         mean += _link(loss, _logits(network, seen, (45, 70))) / 6
         mirrored = torch.from_numpy(seen.numpy()[:, :, ::-1].copy())
         mean += _link(loss, _logits(network, mirrored, (45, 70))[:, :, ::-1]) / 6
-    np.testing.assert_allclose(found.probabilities.data.numpy(), mean, atol=2e-6)
-    labels = found.pred_sem_seg.data.numpy()
+    np.testing.assert_allclose(result.probabilities.data.numpy(), mean, atol=2e-6)
+    labels = result.pred_sem_seg.data.numpy()
     assert labels.shape == (1, 45, 70)
     two = np.sort(mean, axis=0)[-2:]
     clear = two[1] - two[0] > 1e-5
     assert clear.mean() > 0.98
     assert (labels[0] == mean.argmax(0))[clear].all()
     assert len(np.unique(labels)) > 2
-    assert "seg_logits" not in found and found.img_path == "0.jpg"
+    assert "seg_logits" not in result and result.img_path == "0.jpg"
 
 
 def test_images_of_a_batch_are_merged_each_on_its_own(tmp_path: Path) -> None:
@@ -156,10 +156,10 @@ def test_scales_of_a_fixed_input_are_scales_of_the_network(tmp_path: Path, monke
     forward = network.backbone.forward
     monkeypatch.setattr(network.backbone, "forward", lambda x: seen.append(tuple(x.shape[2:])) or forward(x))
     with torch.no_grad():
-        [found] = LinkTTAModel(network, scales=(0.5, 1.0, 1.26)).test_step(_batch([IMAGE]))
+        [result] = LinkTTAModel(network, scales=(0.5, 1.0, 1.26)).test_step(_batch([IMAGE]))
     # 49 / 4 = 12.25, 98 as configured, 123.48 / 4 = 30.87; 80.64 / 4 = 20.16
     assert seen == [(48, 32)] * 2 + [(98, 64)] * 2 + [(124, 80)] * 2
-    assert found.pred_sem_seg.data.shape == (1, 45, 70)
+    assert result.pred_sem_seg.data.shape == (1, 45, 70)
     with pytest.raises(ValueError, match=r"resizes all of them to test_cfg\.input=\(98, 64\)"):
         LinkTTAModel(network).test_step(_test_time_aug())
     batch = _batch([IMAGE, IMAGE])
@@ -184,9 +184,9 @@ def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
 def test_what_a_config_asks_for() -> None:
     def config(**keys: object) -> Config:
         base = dict(model=dict(type="PixelNet"), test_dataloader=dict(dataset=dict(pipeline=["test"])))
-        found = Config({**base, **keys})
-        enable_tta(found)
-        return found
+        config = Config({**base, **keys})
+        enable_tta(config)
+        return config
 
     plain = config()
     assert plain.model == dict(type="LinkTTAModel", module=dict(type="PixelNet"))

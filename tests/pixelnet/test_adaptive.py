@@ -30,8 +30,8 @@ def _run(dense: Tensor, coarse: int, margin: float) -> tuple[Tensor, Tensor, lis
         return dense[:, points[:, 0], points[:, 1]].T
 
     softmax = torch.nn.Softmax(dim=0)
-    logits, seen = adaptive_logits(evaluate, tuple(dense.shape[1:]), softmax, coarse, margin)
-    return logits, seen, asked
+    logits, evaluated = adaptive_logits(evaluate, tuple(dense.shape[1:]), softmax, coarse, margin)
+    return logits, evaluated, asked
 
 
 @pytest.mark.parametrize("size", [(61, 83), (64, 64), (1, 50), (50, 1), (1, 1), (5, 3)])
@@ -40,11 +40,11 @@ def _run(dense: Tensor, coarse: int, margin: float) -> tuple[Tensor, Tensor, lis
 def test_what_was_evaluated_is_dense(size: tuple[int, int], coarse: int, margin: float) -> None:
     """Bit for bit, in every pixel that says so; with a margin above 1, and from a grid of 1, that is every pixel."""
     dense = _discs(size)
-    logits, seen, asked = _run(dense, coarse, margin)
-    assert logits.shape == dense.shape and seen.shape == size
-    assert torch.equal(logits[:, seen], dense[:, seen])
+    logits, evaluated, asked = _run(dense, coarse, margin)
+    assert logits.shape == dense.shape and evaluated.shape == size
+    assert torch.equal(logits[:, evaluated], dense[:, evaluated])
     if margin > 1 or coarse == 1:
-        assert bool(seen.all())
+        assert bool(evaluated.all())
     # no pixel is asked for twice but the border ones, which may stand for a place beyond
     inner = torch.cat(asked)
     inner = inner[(inner[:, 0] < size[0] - 1) & (inner[:, 1] < size[1] - 1)]
@@ -55,10 +55,10 @@ def test_what_was_evaluated_is_dense(size: tuple[int, int], coarse: int, margin:
 def test_shapes_with_smooth_borders(coarse: int) -> None:
     """Objects larger than the grid's spacing get their exact labels from a small part of the pixels."""
     dense = _discs((97, 129))
-    logits, seen, asked = _run(dense, coarse, 0.0)
+    logits, evaluated, asked = _run(dense, coarse, 0.0)
     assert torch.equal(logits.argmax(0), dense.argmax(0))
-    assert float(seen.double().mean()) < {2: 0.35, 4: 0.2, 8: 0.16}[coarse]
-    assert sum(map(len, asked)) < 1.05 * int(seen.sum())
+    assert float(evaluated.double().mean()) < {2: 0.35, 4: 0.2, 8: 0.16}[coarse]
+    assert sum(map(len, asked)) < 1.05 * int(evaluated.sum())
 
 
 def test_an_object_between_the_grid_points_is_missed_without_a_margin() -> None:
@@ -69,8 +69,8 @@ def test_an_object_between_the_grid_points_is_missed_without_a_margin() -> None:
     missed, _, _ = _run(dense, 8, 0.0)
     assert not (missed.argmax(0) == 1).any()
     # the four grid points around it are 5.7 pixels away, where the logit is 1.8 behind
-    found, seen, _ = _run(dense, 8, 0.8)
-    assert torch.equal(found.argmax(0), dense.argmax(0)) and float(seen.double().mean()) < 0.3
+    logits, evaluated, _ = _run(dense, 8, 0.8)
+    assert torch.equal(logits.argmax(0), dense.argmax(0)) and float(evaluated.double().mean()) < 0.3
 
 
 def _network(**test_cfg: Any) -> PixelNet:
@@ -137,8 +137,8 @@ def test_one_image_of_a_batch_does_not_see_the_other() -> None:
     head.init_weights()
     features = [torch.randn(2, 3, 20, 24), torch.randn(2, 2, 5, 6)]
     with torch.no_grad():
-        both, seen = head.adaptive(features, (20, 24), 4, 0.05)
+        both, evaluated = head.adaptive(features, (20, 24), 4, 0.05)
         for image in range(2):
             one, its = head.adaptive([feature[image : image + 1] for feature in features], (20, 24), 4, 0.05)
             torch.testing.assert_close(one[0], both[image], rtol=0, atol=1e-6)
-            assert torch.equal(its[0], seen[image])
+            assert torch.equal(its[0], evaluated[image])

@@ -35,14 +35,16 @@ def _samples() -> list[SimpleNamespace]:
     label = torch.randint(5, (2, 20, 20), generator=torch.Generator().manual_seed(2))
     label[0, :5] = 255
     return [
-        SimpleNamespace(gt_sem_seg=SimpleNamespace(data=one[None], shape=one.shape), metainfo=dict(img_path="image"))
-        for one in label
+        SimpleNamespace(
+            gt_sem_seg=SimpleNamespace(data=image_label[None], shape=image_label.shape), metainfo=dict(img_path="image")
+        )
+        for image_label in label
     ]
 
 
 def _first_pixels(label: Tensor, num_classes: int, ignore_index: int) -> Samples:
     points = torch.cartesian_prod(torch.arange(4, 20, 3), torch.arange(0, 20, 3)).expand(2, -1, 2)
-    return Samples(points, torch.stack([one[points[0, :, 0], points[0, :, 1]] for one in label]))
+    return Samples(points, torch.stack([image_label[points[0, :, 0], points[0, :, 1]] for image_label in label]))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -98,8 +100,8 @@ def test_the_trunk() -> None:
         plain = trunk(image)
         for layout, half in ((torch.contiguous_format, False), (torch.channels_last, False), (torch.channels_last, True)):
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                found = compiled(image.contiguous(memory_format=layout))
-            for a, b in zip(found, plain, strict=True):
+                maps = compiled(image.contiguous(memory_format=layout))
+            for a, b in zip(maps, plain, strict=True):
                 assert a.dtype == (torch.bfloat16 if half else torch.float32)
                 size = float(b.abs().max())
                 torch.testing.assert_close(a.float() / size, b / size, rtol=0, atol=2e-2 if half else 1e-5)

@@ -53,5 +53,5 @@ def test_everything_dropped() -> None:
 def test_nan_stays() -> None:
     """A network that diverged must not look like one that did not."""
     torch.manual_seed(0)
-    found = relu_dropout(torch.full((100,), math.nan), 0.5, True)
-    assert 20 < int(found.isnan().sum()) < 80
+    actual = relu_dropout(torch.full((100,), math.nan), 0.5, True)
+    assert 20 < int(actual.isnan().sum()) < 80

@@ -144,8 +144,8 @@ def test_gradients_by_finite_differences(crop: bool) -> None:
     points = torch.tensor([[[0, 0], [3, 4], [2, 1], [3, 4], [1, 2], [2, 3]]])
 
     def levels(small: Tensor, large: Tensor) -> list[Level]:
-        found = [Level(small, (4, 5), 1), Level(large, (2, 2), 1)]
-        return [level.crop((0, 3), (0, 4)) for level in found] if crop else found
+        levels = [Level(small, (4, 5), 1), Level(large, (2, 2), 1)]
+        return [level.crop((0, 3), (0, 4)) for level in levels] if crop else levels
 
     assert torch.autograd.gradcheck(lambda x: gather(levels(small, x)[1], points), (large,))
     assert torch.autograd.gradcheck(lambda a, b, w, c: gather_linear(levels(a, b), points, w, c), (small, large, weight, bias))
@@ -177,16 +177,18 @@ def test_gather_linear_in_both_orders(points: int, bias: bool) -> None:
     _compare_with_reference([(3, 9, 8), (2, 4, 5), (4, 1, 1), (1, 2, 10)][: 4 if points == 20 else 2], points, 2, bias, 0)
 
 
-@pytest.mark.parametrize("wanted", list(product((False, True), repeat=4)), ids=str)
-def test_what_needs_no_gradient(wanted: tuple[bool, ...]) -> None:
+@pytest.mark.parametrize("needs_grad", list(product((False, True), repeat=4)), ids=str)
+def test_what_needs_no_gradient(needs_grad: tuple[bool, ...]) -> None:
     """Any of a gathered map, a projected one, the weight and the bias: those that want a gradient get the reference's."""
     torch.manual_seed(0)
     shapes = ((2, 3, 12, 12), (2, 4, 2, 2), (5, 7), (5,))
-    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=one) for shape, one in zip(shapes, wanted, strict=True)]
+    tensors = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=flag) for shape, flag in zip(shapes, needs_grad, strict=True)
+    ]
     large, small, weight, bias = tensors
     levels, points = [Level(large, (1, 1)), Level(small, (6, 6))], torch.randint(12, (2, 40, 2))
     out = [f(levels, points, weight, bias) for f in (gather_linear, hypercolumn_linear_reference)]
-    assert out[0].requires_grad == any(wanted)
+    assert out[0].requires_grad == any(needs_grad)
     inputs = [tensor for tensor in tensors if tensor.requires_grad]
     if inputs:
         for ours, theirs in zip(*(torch.autograd.grad(one.square().sum(), inputs) for one in out), strict=True):
@@ -199,9 +201,9 @@ def test_nothing_to_gather(batch: int, count: int) -> None:
     leaves = [torch.randn(batch, c, side, side, requires_grad=True) for c, side in ((3, 12), (4, 2))]
     weight = torch.randn(5, 7, requires_grad=True)
     levels = [Level(leaf, (12 / leaf.shape[2],) * 2) for leaf in leaves]
-    found = gather_linear(levels, torch.zeros(batch, count, 2, dtype=torch.long), weight)
-    assert found.shape == (batch, count, 5)
-    for gradient in torch.autograd.grad(found.sum(), [*leaves, weight]):
+    actual = gather_linear(levels, torch.zeros(batch, count, 2, dtype=torch.long), weight)
+    assert actual.shape == (batch, count, 5)
+    for gradient in torch.autograd.grad(actual.sum(), [*leaves, weight]):
         assert not gradient.any()
 
 

@@ -14,12 +14,12 @@ SHAPES = [(1, 1, 1, 1), (7, 5, 13, 4), (3, 1100, 9, 8), (50, 3, 2, 4), (4, 6, 0,
 
 
 @pytest.fixture(params=["torch", "triton"])
-def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways, on whatever device there is."""
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both implementations, on the GPU if there is one."""
     if request.param == "triton":
         pytest.importorskip("triton")
-    kernel = module._triton_kernel() if request.param == "triton" else None
-    monkeypatch.setattr(module, "_kernel_for", lambda table: None if table.dtype == torch.float64 else kernel)
+    triton = module._triton_kernel() if request.param == "triton" else None
+    monkeypatch.setattr(module, "_kernel_for", lambda table: None if table.dtype == torch.float64 else triton)
     return request.param
 
 
@@ -42,26 +42,26 @@ def _case(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, T
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_sums(shape: tuple[int, ...], dtype: torch.dtype, by: str) -> None:
+def test_sums(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None:
     """Rows in half precision are summed in float32."""
     table, index, weights = _case(shape, dtype)
-    found = row_sums(table, index, weights)
-    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    actual = row_sums(table, index, weights)
+    assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     expected = _matrix(index, weights, len(table)) @ table.double()
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_transpose(shape: tuple[int, ...], dtype: torch.dtype, by: str) -> None:
+def test_the_transpose(shape: tuple[int, ...], dtype: torch.dtype, kernel: str) -> None:
     """Rows that are in many bags, in one more than once, and in none."""
     table, index, weights = _case(shape, torch.float32)
     rng = torch.Generator().manual_seed(1)
     values = torch.randn(len(index), table.shape[1], generator=rng, dtype=torch.float64).to(table.device, dtype)
-    found = scatter_add_rows(values, index, weights, len(table))
-    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    actual = scatter_add_rows(values, index, weights, len(table))
+    assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     expected = _matrix(index, weights, len(table)).T @ values.double()
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
 
 
 def test_gradients_are_the_same_bits_every_time() -> None:
@@ -71,11 +71,11 @@ def test_gradients_are_the_same_bits_every_time() -> None:
     features = [torch.randn(2, 6, side, side, generator=rng).to(device).requires_grad_() for side in (24, 3)]
     weight = torch.randn(16, 12, generator=rng).to(device).requires_grad_()
     points = torch.randint(24, (2, 300, 2), generator=rng).to(device)
-    upstream = torch.randn(2, 300, 16, generator=rng).to(device)
+    grad_output = torch.randn(2, 300, 16, generator=rng).to(device)
 
     def gradients() -> tuple[Tensor, ...]:
         levels = [Level(feature, (step, step)) for feature, step in zip(features, (1, 8), strict=True)]
-        return torch.autograd.grad(gather_linear(levels, points, weight), [*features, weight], upstream)
+        return torch.autograd.grad(gather_linear(levels, points, weight), [*features, weight], grad_output)
 
     first = gradients()
     torch.use_deterministic_algorithms(True)
@@ -84,4 +84,4 @@ def test_gradients_are_the_same_bits_every_time() -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert all(bool(one.any()) for one in first)
+    assert all(bool(gradient.any()) for gradient in first)

@@ -81,9 +81,9 @@ def test_too_few_pixels_are_repeated_in_turn(sampler_type: type[PixelSampler], a
     torch.manual_seed(0)
     label = _labels({1: available})
     points, drawn = sampler_type(num)(label.unsqueeze(0), 3, 255)
-    found, times = _flat(points[0], 7).unique(return_counts=True)
+    pixels, times = _flat(points[0], 7).unique(return_counts=True)
     assert points.shape == (1, num, 2)
-    assert len(found) == available
+    assert len(pixels) == available
     assert set(times.tolist()) <= {num // available, -(-num // available)}
     assert (drawn == 1).all()
 

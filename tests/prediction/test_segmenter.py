@@ -171,12 +171,12 @@ def test_tiny_images(setting: str, shape: tuple[int, int], tmp_path: Path) -> No
 LARGE = cv2.resize(np.random.default_rng(2).integers(0, 256, (40, 50, 3), dtype=np.uint8), (290, 230))
 
 
-@pytest.mark.parametrize("setting", ["original", "fixed", "shrunk", "enlarged"])
+@pytest.mark.parametrize("setting", ["original", "fixed", "shrunk", "upsampled"])
 def test_tiles_give_what_the_whole_image_gives(setting: str, tmp_path: Path) -> None:
     """Networks that see 20 pixels far, tiles that share 64, and (for the stride of 2) sides that are even."""
     options = {
         "shrunk": dict(kind="fcn", resize="dict(type='Resize', scale=(192, 160)),"),
-        "enlarged": dict(kind="fcn", resize="dict(type='Resize', scale=(384, 320)),"),
+        "upsampled": dict(kind="fcn", resize="dict(type='Resize', scale=(384, 320)),"),
     }
     config, checkpoint = write_segmentor(tmp_path, **{**SETTINGS, **options}[setting])
     whole = Segmenter(config, checkpoint, "cpu")(LARGE)
@@ -209,7 +209,7 @@ def test_tiles_with_augmentation(tmp_path: Path) -> None:
     config, checkpoint = write_segmentor(tmp_path, size=(64, 64), extra=several)
     whole = Segmenter(config, checkpoint, "cpu", tta=True)(LARGE)
     tiled = Segmenter(config, checkpoint, "cpu", tta=True, tile=128, overlap=64)(LARGE)
-    # the mean is taken at the largest scale and enlarged, instead of every scale by itself
+    # the mean is taken at the largest scale and upsampled, instead of every scale by itself
     assert (tiled.labels == whole.labels).mean() > 0.99
 
 
@@ -282,10 +282,10 @@ def test_options_change_a_config_too(tmp_path: Path) -> None:
     file, checkpoint = write_segmentor(tmp_path)
     config = load_config(file)
     options = {"model.test_cfg.input": (40, 56), "model.decode_head.loss_decode": dict(_delete_=True, type="ExpGBLoss")}
-    found = Segmenter(config, checkpoint, "cpu", cfg_options=options)
-    assert found.network.input_size == (40, 56)
+    segmenter = Segmenter(config, checkpoint, "cpu", cfg_options=options)
+    assert segmenter.network.input_size == (40, 56)
     expected = Segmenter(file, checkpoint, "cpu", cfg_options=options)(SMOOTH)
-    np.testing.assert_array_equal(found(SMOOTH).probabilities, expected.probabilities)
+    np.testing.assert_array_equal(segmenter(SMOOTH).probabilities, expected.probabilities)
     assert config.model.test_cfg.input == "original" and "_delete_" in options["model.decode_head.loss_decode"]
 
 
@@ -293,8 +293,8 @@ def test_overlay_of_many_classes() -> None:
     """Beyond 255 a class has its own colour still, and 255 is a class like others."""
     labels = np.array([[254, 255, 256, 299]], np.int32)
     palette = tuple((i // 2, 255 - i // 2, 0) for i in range(300))
-    found = Segmentation(labels, np.zeros((1, 4, 3), np.uint8), tuple(map(str, range(300))), palette, np.empty).overlay(1.0)
-    assert found[0].tolist() == [list(palette[label]) for label in labels[0]]
+    overlay = Segmentation(labels, np.zeros((1, 4, 3), np.uint8), tuple(map(str, range(300))), palette, np.empty).overlay(1.0)
+    assert overlay[0].tolist() == [list(palette[label]) for label in labels[0]]
 
 
 def test_names_of_a_checkpoint_without_them(tmp_path: Path) -> None:
@@ -304,9 +304,9 @@ def test_names_of_a_checkpoint_without_them(tmp_path: Path) -> None:
     torch.save({"state_dict": {f"module.{name}": x for name, x in stored["state_dict"].items()}}, checkpoint)
     assert Segmenter(config, checkpoint, "cpu").class_names == VOC_CLASSES
     metainfo = {"test_dataloader.dataset.metainfo": dict(classes=["a", "b"], palette=[[0, 0, 0], [1, 1, 1]])}
-    found = Segmenter(config, checkpoint, "cpu", cfg_options=metainfo)
-    assert found.class_names == tuple(map(str, range(21)))
-    assert found.palette == VOC_PALETTE[:21]
+    segmenter = Segmenter(config, checkpoint, "cpu", cfg_options=metainfo)
+    assert segmenter.class_names == tuple(map(str, range(21)))
+    assert segmenter.palette == VOC_PALETTE[:21]
 
 
 def test_it_is_there_when_it_is_asked_for() -> None:

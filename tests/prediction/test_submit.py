@@ -60,8 +60,8 @@ tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transfo
         assert [Path(name).stem for name in tar.getnames()] == sorted(names)
         for member in tar:
             with Image.open(io.BytesIO(tar.extractfile(member).read())) as png:
-                found = np.asarray(png)
-            np.testing.assert_array_equal(found, segmenter(voc / f"JPEGImages/{Path(member.name).stem}.jpg").labels)
+                labels = np.asarray(png)
+            np.testing.assert_array_equal(labels, segmenter(voc / f"JPEGImages/{Path(member.name).stem}.jpg").labels)
     assert not (work / "submission").exists()
 
 

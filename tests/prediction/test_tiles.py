@@ -16,10 +16,10 @@ def test_tiles_cover_every_position_once(extent: int, tile: int, overlap: int) -
     if overlap >= tile:
         return
     tile, overlap = tile * ALIGN, overlap * ALIGN
-    found = spans(extent, tile, overlap)
-    kept = [position for span in found for position in range(span.first, span.last)]
+    tiles = spans(extent, tile, overlap)
+    kept = [position for span in tiles for position in range(span.first, span.last)]
     assert kept == list(range(extent))
-    for span in found:
+    for span in tiles:
         assert span.start % ALIGN == 0
         assert 0 <= span.start <= span.first < span.last <= span.stop <= extent
         assert span.stop - span.start <= tile
@@ -37,26 +37,26 @@ def test_tiles_that_do_not_fit(tile: int, overlap: int) -> None:
 @settings(deadline=None, max_examples=60)
 @given(
     extent=st.integers(1, 150),
-    enlarged=st.integers(1, 400),
+    upsampled=st.integers(1, 400),
     mode=st.sampled_from(["nearest-exact", "bilinear", "corners"]),
     overlap=st.sampled_from([32, 64]),
 )
-def test_reading_tiles_is_interpolating_the_whole(extent: int, enlarged: int, mode: str, overlap: int) -> None:
+def test_reading_tiles_is_interpolating_the_whole(extent: int, upsampled: int, mode: str, overlap: int) -> None:
     """One side, random values, against `F.interpolate`."""
     x = torch.randn(3, extent, generator=torch.Generator().manual_seed(extent))
     line = x[None, :, :, None]
     if mode == "nearest-exact":
-        expected = F.interpolate(line, (enlarged, 1), mode=mode)
+        expected = F.interpolate(line, (upsampled, 1), mode=mode)
     else:
-        expected = F.interpolate(line, (enlarged, 1), mode="bilinear", align_corners=mode == "corners")
-    axis = Axis(extent, enlarged, nearest=mode == "nearest-exact", align_corners=mode == "corners")
-    found = torch.full((3, enlarged), torch.nan)
+        expected = F.interpolate(line, (upsampled, 1), mode="bilinear", align_corners=mode == "corners")
+    axis = Axis(extent, upsampled, nearest=mode == "nearest-exact", align_corners=mode == "corners")
+    actual = torch.full((3, upsampled), torch.nan)
     for span in spans(extent, 96, overlap):
         pixels = axis.pixels(span)
-        found[:, pixels.start : pixels.stop] = axis.read(x[:, span.start : span.stop], span, pixels, dim=1)
-    if mode == "nearest-exact" or extent == enlarged:
-        assert torch.equal(found, expected[0, :, :, 0])
+        actual[:, pixels.start : pixels.stop] = axis.read(x[:, span.start : span.stop], span, pixels, dim=1)
+    if mode == "nearest-exact" or extent == upsampled:
+        assert torch.equal(actual, expected[0, :, :, 0])
     else:
         # both round a position, which is up to `extent`, to float32
         rounding = extent * torch.finfo(torch.float32).eps * (x.max() - x.min()).item()
-        torch.testing.assert_close(found, expected[0, :, :, 0], rtol=1e-5, atol=rounding)
+        torch.testing.assert_close(actual, expected[0, :, :, 0], rtol=1e-5, atol=rounding)

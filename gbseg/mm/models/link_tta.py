@@ -1,8 +1,8 @@
-"""Test-time augmentation: the mean over scales and flips of probabilities, each through the link of the model's loss."""
+"""Test-time augmentation: the mean of probabilities over scales and flips, by the link of the model's loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
@@ -22,9 +22,9 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 @MODELS.register_module()
 class LinkTTAModel(BaseTTAModel):
-    """Average a segmentor's probabilities over augmented copies of an image, at the image's original size.
+    """Averages a segmentor's probabilities over augmented copies of an image, at the image's original size.
 
-    With K augmentations A_k, each undone by its inverse on the way back to the original size,
+    With K augmentations A_k, each inverted on the way back to the original size,
 
         P = 1/K * sum_k A_k^-1 link(logits(A_k image)),   label = argmax_j P_j.
 
@@ -33,24 +33,24 @@ class LinkTTAModel(BaseTTAModel):
     labels of one prediction are the argmax of its logits; here there are several, and their mean probability decides. Where
     every class is at or below ``t_neg`` the link is a softmax, so no prediction drops out of the mean.
 
-    Two kinds of batches are taken. Ordinary ones are augmented here, on the device: every scale as it is and, with ``flip``,
-    mirrored. Those of a ``TestTimeAug`` pipeline are averaged as they come.
+    Two kinds of batches are accepted. Ordinary batches are augmented by this class, on the device: every scale as it is and,
+    with ``flip``, mirrored. Batches of a ``TestTimeAug`` pipeline are averaged as they are.
 
-    A scale multiplies the sides of what the network sees (bilinear, no antialiasing): the image as the test pipeline gives
-    it, or, for a PixelNet with a fixed ``test_cfg.input``, that size (see `PixelNet.scaled_input`), since the network
-    would resize every other image back to it.
+    A scale multiplies the sides of the network's input (bilinear, no antialiasing): those of the image from the test pipeline,
+    or, for a PixelNet with a fixed ``test_cfg.input``, that size (see `gbseg.mm.models.PixelNet.scaled_input`), since the
+    network would resize every other image back to it.
 
     Args:
         module: the segmentor, or its config.
-        data_preprocessor: of the segmentor, where its config has none.
+        data_preprocessor: that of the segmentor, if its config has none.
         scales: factors; None for `SCALES`. Not together with a ``TestTimeAug`` pipeline.
         flip: add the mirror image (left to right) of every scale.
 
-    The samples returned have ``pred_sem_seg`` (1, H, W) int64 and ``probabilities`` (C, H, W) float; no ``seg_logits``, as
-    the mean is none.
+    The samples returned have ``pred_sem_seg`` (1, H, W) int64 and ``probabilities`` (C, H, W) float. They have no
+    ``seg_logits``, since a mean of probabilities has none.
 
     Raises:
-        ValueError: scales that are no positive numbers; a model of one output channel, or without a known link; scales
+        ValueError: a scale is not positive, or there is none; a model of one output channel, or without a known link; scales
             together with ``TestTimeAug``; images resized by ``TestTimeAug`` for a network of a fixed input size.
     """
 
@@ -71,18 +71,30 @@ class LinkTTAModel(BaseTTAModel):
         probabilities_of(self.module)
 
     def test_step(self, data: dict) -> list[SegDataSample]:
-        """The merged predictions of a batch; one augmentation's logits at a time are held."""
-        mean = _Mean(self.module)
-        for one in self._augmentations(data):
-            mean.add(self.module.test_step(one))
-        return mean.samples()
+        """The merged predictions of a batch; holds the logits of one augmentation at a time."""
+        return self._mean(self.module.test_step(batch) for batch in self._augmentations(data))
 
     def merge_preds(self, data_samples_list: list[Sequence[SegDataSample]]) -> list[SegDataSample]:
-        """The merged predictions of images, each given as a sequence of one prediction an augmentation."""
-        mean = _Mean(self.module)
-        for predicted in zip(*data_samples_list, strict=True):
-            mean.add(predicted)
-        return mean.samples()
+        """The merged predictions of images, each given as a sequence of one prediction per augmentation."""
+        return self._mean(zip(*data_samples_list, strict=True))
+
+    def _mean(self, predictions: Iterable[Sequence[SegDataSample]]) -> list[SegDataSample]:
+        """The samples of a batch with the mean of its probabilities over augmentations."""
+        link = probabilities_of(self.module)
+        merged: list[SegDataSample] = []
+        totals: list[Tensor] = []
+        count = 0
+        for count, samples in enumerate(predictions, start=1):
+            probabilities = [link(sample.seg_logits.data.unsqueeze(0)).squeeze(0) for sample in samples]
+            if count == 1:
+                merged, totals = list(samples), probabilities
+            else:
+                totals = [total + term for total, term in zip(totals, probabilities, strict=True)]
+        for sample, total in zip(merged, totals, strict=True):
+            del sample.seg_logits  # those of the first augmentation
+            mean = total / count
+            sample.set_data(dict(probabilities=PixelData(data=mean), pred_sem_seg=PixelData(data=mean.argmax(0, keepdim=True))))
+        return merged
 
     def _augmentations(self, data: dict) -> Iterator[dict]:
         if not isinstance(data["inputs"][0], list | tuple):
@@ -121,37 +133,15 @@ class LinkTTAModel(BaseTTAModel):
         return image, sample
 
 
-class _Mean:
-    """The mean of a batch's probabilities, as they come."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.link = probabilities_of(module)
-        self.count = 0
-        self.totals: list[Tensor] = []
-        self.first: list[SegDataSample] = []
-
-    def add(self, predicted: Sequence[SegDataSample]) -> None:
-        found = [self.link(sample.seg_logits.data.unsqueeze(0)).squeeze(0) for sample in predicted]
-        if not self.count:
-            self.first, self.totals = list(predicted), found
-        else:
-            self.totals = [total + one for total, one in zip(self.totals, found, strict=True)]
-        self.count += 1
-
-    def samples(self) -> list[SegDataSample]:
-        for sample, total in zip(self.first, self.totals, strict=True):
-            del sample.seg_logits  # one augmentation's
-            mean = total / self.count
-            sample.set_data(dict(probabilities=PixelData(data=mean), pred_sem_seg=PixelData(data=mean.argmax(0, keepdim=True))))
-        return self.first
-
-
 def enable_tta(config: Config) -> None:
     """Wrap a config's model for test-time augmentation, in place.
 
-    ``tta_model`` of the config is used where there is one, and ``tta_pipeline`` takes the place of the test pipeline; without
-    them, `LinkTTAModel` with `SCALES` and flips. mmseg's ``SegTTAModel``, which its default runtime names for every config,
+    Uses the config's ``tta_model`` if there is one, and ``tta_pipeline`` instead of the test pipeline; by default
+    `LinkTTAModel` with `SCALES` and flips. mmseg's ``SegTTAModel``, which its default runtime names for every config,
     becomes a `LinkTTAModel`: after a cross-entropy that is the same.
+
+    Raises:
+        ValueError: the config has both ``tta_pipeline`` and ``scales`` in ``tta_model``.
     """
     settings = dict(config.get("tta_model") or dict(type="LinkTTAModel"))
     if settings["type"] in ("SegTTAModel", "mmseg.SegTTAModel"):

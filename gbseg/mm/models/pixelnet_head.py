@@ -1,20 +1,19 @@
 """PixelNet's head: an MLP over hypercolumns, trained at sampled pixels and evaluated at all of them.
 
-Shapes: N images, P points an image, K channels of a hypercolumn, C classes, H x W the image.
+Shapes: N images, P points per image, K channels of a hypercolumn, C classes, H x W the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from gbseg.losses.functional import require_labels
 from gbseg.losses.labels import BadLabelError
@@ -28,25 +27,6 @@ __all__ = ["PixelNetHead", "relu_dropout"]
 _NORMS = {"BN": nn.BatchNorm1d, "LN": nn.LayerNorm}
 
 
-class _ReluDropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        # four draws of 16 bits from one of 64: bernoulli_ for every unit takes an eighth of PixelNet's training step
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        draws = bits.view(torch.int16)[: x.numel()].view(x.shape)
-        # not x > 0: NaN has to stay NaN
-        dropped = (draws < round(p * 2**16) - 2**15) | (x <= 0)
-        ctx.scale = 1 / (1 - p)
-        ctx.save_for_backward(dropped)
-        return x.masked_fill(dropped, 0.0).mul_(ctx.scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        (dropped,) = ctx.saved_tensors
-        return grad_output.masked_fill(dropped, 0.0).mul_(ctx.scale), None
-
-
 def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """``F.dropout(F.relu(x), p)`` with cheaper random numbers on a CPU; may overwrite ``x``.
 
@@ -57,45 +37,51 @@ def relu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
         p: the probability that a unit is set to zero.
         training: False: nothing is dropped.
     """
-    if training and 0 < round(p * 2**16) < 2**16 and x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _ReluDropout.apply(x, p)
-    # in place only where autograd does not need the input
-    return F.dropout(torch.relu(x) if x.requires_grad else torch.relu_(x), p, training)
+    if not training or not 0 < round(p * 2**16) < 2**16 or x.device.type != "cpu" or torch.compiler.is_compiling():
+        # in place only where autograd does not need the input
+        return F.dropout(torch.relu(x) if x.requires_grad else torch.relu_(x), p, training)
+    # four draws of 16 bits from one of 64: bernoulli_ for every unit takes an eighth of PixelNet's training step
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    draws = bits.view(torch.int16)[: x.numel()].view(x.shape)
+    # not x > 0: NaN has to stay NaN
+    dropped = (draws < round(p * 2**16) - 2**15) | (x.detach() <= 0)
+    return x.masked_fill(dropped, 0.0).mul_(1 / (1 - p))
 
 
 @MODELS.register_module()
 class PixelNetHead(BaseModule):
     """MLP over hypercolumns of any list of feature maps, as an MMSegmentation decode head.
 
-    Training evaluates the sampled pixels only; prediction is dense, ``chunk`` pixels at a time, so that its memory beyond
-    the feature maps and the (N, C, H, W) logits does not grow with the image. The logits at a sampled pixel are the logits
-    that the dense network gives there.
+    Training evaluates the sampled pixels only. Prediction is dense, ``chunk`` pixels at a time, so its memory beyond the
+    feature maps and the (N, C, H, W) logits does not grow with the image. At a sampled pixel, training and dense prediction
+    compute the same logits.
 
     Args:
         in_channels: channels of each feature map.
         num_classes: C.
-        in_index: which of the backbone's outputs; None is all of them in their order.
+        in_index: indices of the backbone's outputs to use; None uses all in their order.
         strides: pixels of the image per position of each map; None divides the image's size by the map's (for trunks whose
             maps do not follow a stride).
         hidden: widths of the hidden layers (authors: two of 4096).
-        dropout: behind every hidden layer.
+        dropout: probability of dropout after every hidden layer.
         norm: 'BN', 'LN' or None, between a hidden layer and its ReLU.
-        tap_scale: constant factors of the feature maps, one each; None is 1. VGG-16's maps differ 100-fold in scale, which
-            the authors leave to 100,000 iterations.
-        sampler: a registered pixel sampler.
-        loss_decode: the loss, or a list of losses (each logged under its ``loss_name``).
-        ignore_index: label that counts nowhere.
+        tap_scale: one constant factor per feature map; None is 1. VGG-16's maps differ 100-fold in scale, which the authors
+            leave to 100,000 iterations.
+        sampler: a registered pixel sampler; None is ``UniformPixelSampler``.
+        loss_decode: the loss, or a list of losses (each logged under its ``loss_name``); None is ``ExpGBLoss``.
+        ignore_index: label of pixels that are neither sampled nor counted.
         init_std: standard deviation of the Gaussian weights (authors: 0.001); biases are 0. None: He initialisation of the
-            hidden layers and 0.001 in the last, so that training starts at the output bias and not at chance logits, whose
+            hidden layers and 0.001 in the last, so that training starts at the output bias and not at random logits, whose
             exponentials can be large.
-        init_bias: None; 'prior': the first loss's `prior_logits` of uniform frequencies; or a list of C frequencies.
-        chunk: pixels that a prediction evaluates at once.
+        init_bias: None; 'prior': the first loss's ``prior_logits`` of uniform frequencies; or a list of C frequencies.
+        chunk: how many pixels a prediction evaluates at once.
         offset: the trunk's ``image_padding``.
         align_corners: read by MMSegmentation's segmentors when they resize logits.
-        init_cfg: mmengine's.
+        init_cfg: as for mmengine's ``BaseModule``.
 
     Raises:
-        ValueError: settings of different lengths, an unknown norm, or ``init_bias`` with a loss that has no link.
+        ValueError: settings of different lengths, an unknown norm, no hidden layer, ``chunk < 1``, or ``init_bias`` with a loss
+            that has no link.
     """
 
     def __init__(
@@ -137,7 +123,7 @@ class PixelNetHead(BaseModule):
         self.ignore_index = ignore_index
         self.init_std = init_std
         self.chunk = chunk
-        # pixels for which the small maps are projected once
+        # number of pixels for which the small maps are projected once
         self.tile = 4 * chunk
         self.offset = offset
         self.align_corners = align_corners
@@ -183,13 +169,13 @@ class PixelNetHead(BaseModule):
         weight = self.linears[0].weight
         if self.tap_scale is None:
             return weight
-        # scaling a tap is scaling its columns; done by parts so that no host tensor is copied to the device
+        # scaling a tap is scaling its columns; part by part, so that no host tensor is copied to the device
         parts = weight.split(self.in_channels, dim=1)
         return torch.cat([part * scale for part, scale in zip(parts, self.tap_scale, strict=True)], dim=1)
 
     def _hidden(self, x: Tensor) -> Tensor:
-        """What follows the first linear layer: (N, P, D) to (N, P, C)."""
-        # sums over levels are float32, whatever the weights are
+        """The layers after the first linear one: (N, P, D) to (N, P, C)."""
+        # sums over levels are in float32 for weights of any dtype
         x = x.to(self.linears[0].weight.dtype)
         for linear, norm in zip(self.linears[1:], self.norms, strict=True):
             # a batch normalisation counts every point of every image as a row
@@ -205,7 +191,7 @@ class PixelNetHead(BaseModule):
             size: the image's (H, W); None takes the first map's size times its stride.
 
         Raises:
-            ValueError: no size and no strides to find it from.
+            ValueError: neither ``size`` nor ``strides`` is given.
         """
         if size is None:
             if self.strides is None:
@@ -232,17 +218,12 @@ class PixelNetHead(BaseModule):
     def _evaluate(self, levels: Sequence[Level], points: Tensor, weight: Tensor) -> Tensor:
         """Logits (P, C) at points (P, 2) of one image: small maps are projected once, then ``chunk`` points at a time."""
         bias = self.linears[0].bias
-        if torch.is_grad_enabled():
-
-            def first_layer(part: Tensor) -> Tensor:
-                return gather_linear(levels, part, weight, bias)
-        else:
-            layer = FirstLayer(levels, weight, bias, len(points), compute_dtype(weight))
-
-            def first_layer(part: Tensor) -> Tensor:
-                return layer(part).unsqueeze(0)
-
-        return torch.cat([self._hidden(first_layer(part.unsqueeze(0)))[0] for part in points.split(self.chunk)])
+        layer = None if torch.is_grad_enabled() else FirstLayer(levels, weight, bias, len(points), compute_dtype(weight))
+        logits = []
+        for part in points.unsqueeze(0).split(self.chunk, dim=1):
+            x = gather_linear(levels, part, weight, bias) if layer is None else layer(part).unsqueeze(0)
+            logits.append(self._hidden(x)[0])
+        return torch.cat(logits)
 
     def adaptive(
         self, inputs: Sequence[Tensor], size: tuple[int, int], coarse: int = 8, margin: float = 0.2
@@ -286,7 +267,7 @@ class PixelNetHead(BaseModule):
         return torch.stack(logits), torch.stack(evaluated)
 
     def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict | None = None) -> dict[str, Tensor]:
-        """The losses at sampled pixels, and ``acc_seg``, the percentage of them that are right."""
+        """The losses at sampled pixels, and ``acc_seg``, the percentage of them that are classified correctly."""
         label = torch.stack([sample.gt_sem_seg.data for sample in batch_data_samples]).squeeze(1)
         if label.device.type == "cpu" and not torch.compiler.is_compiling():
             # the loss sees points only; here the message can name file and pixel, whichever loss it is
@@ -310,14 +291,15 @@ class PixelNetHead(BaseModule):
         return losses
 
     def predict(self, inputs: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: dict | None = None) -> Tensor:
-        """Logits (N, C, H, W) of images whose metadata name their size at the network's input.
+        """Logits (N, C, H, W) of images whose metadata hold their size at the network's input.
 
-        ``test_cfg['mode']`` is 'adaptive' for `adaptive`, with ``coarse`` and ``margin`` beside it; else all are evaluated.
+        With ``test_cfg['mode'] = 'adaptive'`` they come from `adaptive`, with ``coarse`` and ``margin`` of ``test_cfg``.
+        Otherwise every pixel is evaluated.
         """
         meta = batch_img_metas[0]
-        # a batch is padded to one shape; where nothing was padded, there is only img_shape
-        size = meta["img_shape"] if isinstance(meta["img_shape"], torch.Size) else meta.get("pad_shape", meta["img_shape"])
-        size = (int(size[0]), int(size[1]))
+        # the shape to which the batch was padded; without padding there is only img_shape
+        shape = meta["img_shape"] if isinstance(meta["img_shape"], torch.Size) else meta.get("pad_shape", meta["img_shape"])
+        size = (int(shape[0]), int(shape[1]))
         test_cfg = test_cfg or {}
         if test_cfg.get("mode") == "adaptive":
             options = {key: test_cfg[key] for key in ("coarse", "margin") if key in test_cfg}

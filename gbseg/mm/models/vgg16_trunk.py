@@ -1,6 +1,6 @@
-"""VGG-16 with named taps: the feature maps that PixelNet's hypercolumns are made of.
+"""VGG-16 with named taps: the feature maps from which PixelNet's hypercolumns are made.
 
-Taps are read after their ReLU; fc7 after its dropout. fc6 is a 7 x 7 and fc7 a 1 x 1 convolution.
+Taps are read after their ReLU, fc7 after its dropout. fc6 is a 7 x 7 convolution and fc7 a 1 x 1 convolution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gbseg.pixelnet.vgg16_weights import INPUT_NORMALISATION, load_vgg16_weights
 __all__ = ["TAPS", "VGG16Trunk"]
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-"""Channels and convolutions of VGG-16's five blocks; a 2 x 2 maximum pooling stands between blocks and after the last."""
+"""Channels and convolutions of VGG-16's five blocks; each block ends with a 2 x 2 max pooling."""
 
 TAPS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3", "fc7")
 """PixelNet's taps: 64 + 128 + 256 + 512 + 512 + 4096 = 5568 channels."""
@@ -27,27 +27,27 @@ TAPS = ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3", "fc7")
 class VGG16Trunk(BaseModule):
     """VGG-16 up to its deepest tap.
 
-    The input is what a camera gives, BGR in 0..255: the normalisation that belongs to the weights' convention is applied
-    here and nowhere else, so a config's data preprocessor has no ``mean``, ``std`` or ``bgr_to_rgb``.
+    The input is BGR in 0..255. The trunk itself applies the normalisation of the weights' convention, so a config's data
+    preprocessor has no ``mean``, ``std`` or ``bgr_to_rgb``.
 
     Args:
-        taps: names of the maps to return, of ``conv<block>_<layer>``, ``fc6`` and ``fc7``.
-        width: factor of every number of channels; narrow trunks train from scratch.
-        batch_norm: a batch normalisation behind every convolution, as torchvision's VGG16_BN has it.
-        weights: None (He initialisation), 'torchvision' (fetched by torchvision), a torchvision ``.pth``, or a
+        taps: names of the maps to return: ``conv<block>_<layer>``, ``fc6`` and ``fc7``.
+        width: factor for all numbers of channels; narrow trunks train from scratch.
+        batch_norm: add batch normalisation after every convolution, as in torchvision's VGG16_BN.
+        weights: None (He initialisation), 'torchvision' (downloaded by torchvision), a torchvision ``.pth``, or a
             ``.safetensors`` file with torchvision's names; loaded by `init_weights`.
         convention: how the weights were trained: 'torchvision' (RGB, 0..1, ImageNet mean and deviation) or 'caffe' (BGR,
             0..255, mean only). None: 'caffe' for ``.safetensors``, else 'torchvision'.
-        frozen_stages: the first blocks, 0 to 5, that do not train.
-        fc_padding: 3 gives fc6 the extent of conv5's pooled map (stride 32). 0 is the authors' analysis network, with
+        frozen_stages: how many of the first blocks do not train, 0 to 5.
+        fc_padding: 3 gives fc6 the size of conv5's pooled map (stride 32). 0 is the authors' analysis network, with
             ``image_padding=100``, and in the head ``offset=100`` and a stride of 224 for fc7.
         image_padding: zero pixels (after normalisation) around the image; the head's ``offset`` must equal it.
-        ceil_mode: poolings round up, as Caffe's do.
-        fc_dropout: dropout behind fc6 and fc7.
-        init_cfg: mmengine's; use ``weights`` instead.
+        ceil_mode: poolings round sizes up, as in Caffe.
+        fc_dropout: probability of dropout after fc6 and fc7.
+        init_cfg: as for mmengine's ``BaseModule``; use ``weights`` instead.
 
     Shapes:
-        (N, 3, H, W) -> a tuple of (N, C_l, h_l, w_l), one a tap, in the order of ``taps``.
+        (N, 3, H, W) -> a tuple of (N, C_l, h_l, w_l), one per tap, in the order of ``taps``.
 
     Raises:
         ValueError: an unknown tap, weights with ``width != 1``, or a frozen stage that does not exist.
@@ -85,13 +85,13 @@ class VGG16Trunk(BaseModule):
         self.to_rgb = normalisation.rgb
         self.register_buffer("mean", torch.tensor(normalisation.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(normalisation.std).view(1, 3, 1, 1), persistent=False)
-        # one child a layer, by name, so that `print(model)`, checkpoints and paramwise rates speak of conv4_3 and fc7
+        # by name, so that `print(model)`, checkpoints and paramwise rates say conv4_3 and fc7
         self.layers = nn.ModuleDict()
         self._build(width, fc_padding, ceil_mode, fc_dropout)
         unknown = [tap for tap in self.taps if tap not in self.layers or tap.startswith("pool")]
         if unknown or not self.taps:
-            known = [name for name in self.layers if not name.startswith("pool")]
-            raise ValueError(f"unknown taps {unknown}; VGG-16 has {', '.join(known)}.")
+            available = [name for name in self.layers if not name.startswith("pool")]
+            raise ValueError(f"unknown taps {unknown}; VGG-16 has {', '.join(available)}.")
         names = list(self.layers)
         for name in names[max(map(names.index, self.taps)) + 1 :]:
             del self.layers[name]
@@ -119,17 +119,18 @@ class VGG16Trunk(BaseModule):
 
     def convolutions(self) -> dict[str, nn.Module]:
         """The convolutions and batch normalisations by torchvision's names (``features.N``, ``classifier.N``)."""
-        found: dict[str, nn.Module] = {}
+        modules: dict[str, nn.Module] = {}
         number = 0
         for name, layer in self.layers.items():
+            children = list(layer) if isinstance(layer, nn.Sequential) else [layer]
             if name.startswith("fc"):
-                found[f"classifier.{0 if name == 'fc6' else 3}"] = layer[0]
+                modules[f"classifier.{0 if name == 'fc6' else 3}"] = children[0]
                 continue
-            for part in layer if isinstance(layer, nn.Sequential) else [layer]:
-                if not isinstance(part, nn.ReLU | nn.MaxPool2d):
-                    found[f"features.{number}"] = part
+            for child in children:
+                if not isinstance(child, nn.ReLU | nn.MaxPool2d):
+                    modules[f"features.{number}"] = child
                 number += 1
-        return found
+        return modules
 
     def init_weights(self) -> None:
         """He initialisation, or the weights that the config names."""
@@ -139,10 +140,11 @@ class VGG16Trunk(BaseModule):
         for module in self.layers.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def train(self, mode: bool = True) -> VGG16Trunk:
-        """Training mode, in which frozen batch normalisations keep their statistics."""
+        """Set training mode; frozen batch normalisations keep their statistics."""
         super().train(mode)
         for _, layer in self._frozen():
             layer.eval()
@@ -154,11 +156,11 @@ class VGG16Trunk(BaseModule):
         x = (x - self.mean) / self.std
         if self.image_padding:
             x = nn.functional.pad(x, [self.image_padding] * 4)
-        # the layout of cuDNN's and oneDNN's fastest kernels, and the one in which a map is a table of hypercolumns
+        # the layout of the fastest kernels of cuDNN and oneDNN, in which flattening a map to rows of features is a view
         x = x.contiguous(memory_format=torch.channels_last)
-        seen: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             x = layer(x)
             if name in self.taps:
-                seen[name] = x
-        return tuple(seen[tap] for tap in self.taps)
+                outputs[name] = x
+        return tuple(outputs[tap] for tap in self.taps)
