@@ -148,6 +148,17 @@ NAMES = {
     "gbseg.pixelnet.gather.table_of": "gbseg.pixelnet.hypercolumn.flatten_map",
     "gbseg.pixelnet.row_sums.keeps_half": "gbseg.pixelnet.hypercolumn.supports_half_precision",
     "gbseg.pixelnet.row_sums.spread": "gbseg.pixelnet.hypercolumn.scatter_add_rows",
+    "gbseg.reproduction.grid.RunFailedError": "reproduction.pool.RunFailedError",
+    "gbseg.reproduction.grid.Swept": "reproduction.grid.SweepResult",
+    "gbseg.reproduction.grid.run_all": "reproduction.pool.train_runs",
+    "gbseg.reproduction.runs.data_of": "reproduction.runs.describe_data",
+    "gbseg.reproduction.runs.images_of": "reproduction.runs.count_images",
+    "gbseg.reproduction.search.Confirmed": "reproduction.search.Confirmation",
+    "gbseg.reproduction.search.Found": "reproduction.search.SearchResult",
+    "gbseg.reproduction.search.search": "reproduction.search.run_search",
+    "gbseg.reproduction.search.search_boost": "reproduction.command.search_boost",
+    "gbseg.reproduction.worker.config_of": "reproduction.runs.config_path",
+    "gbseg.reproduction.worker.prepare": "reproduction.worker.init_worker",
 }
 """Old name -> new name, where a name has not simply moved along with its module."""
 

@@ -1,35 +1,25 @@
 """A claim's grid: a sweep of rates for every arm on held-out training data, then trials at the best rate.
 
-A *claim* is a file of ``configs/reproduction``; an *arm* is one of the things that it compares; a *budget* is a size at which
-it can be run.
+A *claim* is a file of ``configs/reproduction``. An *arm* is one of the settings that it compares. A *budget* is a size at
+which it can be run.
 """
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from mmengine.config import Config
 
-from gbseg.mm.config import config_folder, load_config
-from gbseg.parallel import available_cores
-from reproduction import worker
+from gbseg.mm.config import load_config
+from reproduction import CONFIGS
 from reproduction.runs import Run, RunResult
 
-__all__ = ["Claim", "Grid", "Swept", "load_claim", "run_all"]
+__all__ = ["HOME", "Claim", "Grid", "SweepResult", "load_claim"]
 
 HOME = Path("work_dirs/reproduce")
-
-
-class RunFailedError(RuntimeError):
-    """A run of a grid broke (which is not: diverged). The others were run."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +27,9 @@ class Claim:
     """A claim at one budget.
 
     Attributes:
-        name: of its file.
+        name: name of its file.
         budget: 'full' or another of the file's ``budgets``.
-        settings: the file's keys with the budget's changes laid over them.
+        settings: the file's keys, merged with the budget's changes.
     """
 
     name: str
@@ -48,7 +38,7 @@ class Claim:
 
     @property
     def label(self) -> str:
-        """The name of its results' folder."""
+        """The name of the folder of its results."""
         return self.name if self.budget == "full" else f"{self.name}_{self.budget}"
 
 
@@ -56,17 +46,17 @@ def load_claim(name: str, budget: str | None = None, trials: int | None = None) 
     """Read ``configs/reproduction/<name>.py``.
 
     Args:
-        name: of the file.
+        name: name of the file.
         budget: one of its ``budgets``; None: its ``default_budget``.
-        trials: replaces the number of final trials of each arm.
+        trials: replaces the number of final trials per arm.
 
     Raises:
-        FileNotFoundError: no such claim.
-        ValueError: no such budget; a sweep of fewer than two rates, or that chooses by nothing known; arms with unequal
-            numbers of rates; fewer than one trial; runs trained together but not measured after every epoch; a
-            contest whose sides have unequal numbers of tries.
+        FileNotFoundError: there is no such claim.
+        ValueError: there is no such budget; a sweep has fewer than two rates or an unknown ``choose``; arms have unequal
+            numbers of rates; there is less than one trial; runs trained together are not validated after every epoch; the
+            sides of a contest have unequal numbers of tries.
     """
-    settings = load_config(config_folder("gbseg") / "reproduction" / f"{name}.py")
+    settings = load_config(CONFIGS / "reproduction" / f"{name}.py")
     budgets = {"full": {}, **settings.get("budgets", {})}
     budget = budget or settings.get("default_budget", "full")
     if budget not in budgets:
@@ -79,8 +69,8 @@ def load_claim(name: str, budget: str | None = None, trials: int | None = None) 
     tries = {arm: len(set(spec.rates)) for arm, spec in settings.arms.items()}
     if (choose := settings.sweep.choose) not in ("min", "last", "mean"):
         raise ValueError(f"{name}: sweep.choose is 'min', 'last' or 'mean' of the errors by epoch, got {choose!r}.")
-    if poor := [arm for arm, count in tries.items() if count < 2]:
-        raise ValueError(f"{name}: a sweep needs at least two rates to choose from; {', '.join(poor)} has fewer.")
+    if too_few := [arm for arm, count in tries.items() if count < 2]:
+        raise ValueError(f"{name}: a sweep needs at least two rates to choose from; {', '.join(too_few)} has fewer.")
     if settings.get("together") and any(settings[phase].get("every", 1) != 1 for phase in ("sweep", "final")):
         raise ValueError(f"{name}: runs trained together are measured after every epoch; 'every' is for runs trained alone.")
     if len(set(tries.values())) > 1:
@@ -95,14 +85,14 @@ def load_claim(name: str, budget: str | None = None, trials: int | None = None) 
 
 
 @dataclass(frozen=True)
-class Swept:
-    """What a sweep of one arm found.
+class SweepResult:
+    """The result of one arm's sweep.
 
     Attributes:
-        scores: rate -> mean over the seeds of the error on held-out data in per cent, None where a seed diverged; rates of
-            which a run is missing are not in it.
-        best: the rate of the lowest score; None where every rate diverged, and as long as one is missing.
-        missing: number of rates of which a run is missing.
+        scores: rate -> mean over the seeds of the error on held-out data in per cent; None where a seed diverged. Rates with
+            a missing run are left out.
+        best: the rate of the lowest score; None if every rate diverged, or while a run is missing.
+        missing: number of rates with a missing run.
     """
 
     scores: dict[float, float | None]
@@ -111,12 +101,12 @@ class Swept:
 
     @property
     def diverged(self) -> bool:
-        """Whether all rates were run and none is of use."""
+        """Whether all rates were run and each of them diverged."""
         return self.best is None and not self.missing
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best is the least or greatest rate tried, so that a better one may lie beyond."""
+        """Whether the best is the lowest or highest rate tried, so that a better one may lie beyond."""
         return bool(self.scores) and self.best in (min(self.scores), max(self.scores))
 
 
@@ -124,17 +114,17 @@ class Grid:
     """The runs of a claim.
 
     Args:
-        claim: what to run.
+        claim: the claim.
         home: the folder of the runs.
     """
 
     def __init__(self, claim: Claim, home: Path = HOME) -> None:
         self.claim, self.home = claim, home
         self.settings = claim.settings
-        # a run's key takes a config to be read: once for all that ask
-        self._run = lru_cache(maxsize=None)(self._make)
+        # a run's key needs its config, which takes time to read: each run is made once
+        self.run = lru_cache(maxsize=None)(self._make_run)
 
-    def _make(self, arm: str, stage: str, rate: float, seed: int) -> Run:
+    def _make_run(self, arm: str, stage: str, rate: float, seed: int) -> Run:
         spec, phase = self.settings.arms[arm], self.settings[stage]
         options = {**self.settings.get("options", {}), **spec.get("options", {}), **phase.get("options", {})}
         held_out = phase.get("held_out")
@@ -147,7 +137,7 @@ class Grid:
             rate=rate,
             seed=seed,
             epochs=phase.epochs,
-            config=config_folder("gbseg") / spec.get("config", self.settings.get("config")),
+            config=CONFIGS / spec.get("config", self.settings.get("config")),
             options=options,
             amp=self.settings.get("amp", False),
             every=phase.get("every", 1),
@@ -158,15 +148,15 @@ class Grid:
     def sweep(self) -> list[Run]:
         """All runs of the sweep."""
         return [
-            self._run(arm, "sweep", rate, 1000 + seed)
+            self.run(arm, "sweep", rate, 1000 + seed)
             for seed in range(self.settings.sweep.get("seeds", 1))
             for arm, spec in self.settings.arms.items()
             for rate in spec.rates
         ]
 
-    def swept(self) -> dict[str, Swept]:
-        """What the sweep found for each arm."""
-        found = {}
+    def sweep_results(self) -> dict[str, SweepResult]:
+        """The result of the sweep by arm, from the runs that are done."""
+        sweep_results = {}
         runs = [(run, run.result()) for run in self.sweep()]
         for arm, spec in self.settings.arms.items():
             scores: dict[float, float | None] = {}
@@ -174,28 +164,33 @@ class Grid:
                 results = [result for run, result in runs if (run.arm, run.rate) == (arm, rate)]
                 if None in results:
                     continue
-                values = [self.score(result) for result in results if result is not None]
-                known = [value for value in values if value is not None]
-                scores[rate] = sum(known) / len(known) if len(known) == len(values) else None
+                errors = [self.score(result) for result in results if result is not None]
+                finite = [error for error in errors if error is not None]
+                scores[rate] = sum(finite) / len(finite) if len(finite) == len(errors) else None
             usable = {rate: score for rate, score in scores.items() if score is not None}
             missing = len(set(spec.rates)) - len(scores)
-            # fewer tries for one arm than for the others would be no equal tuning
-            found[arm] = Swept(scores, min(usable, key=usable.__getitem__) if usable and not missing else None, missing)
-        return found
+            # all arms are tuned equally: no best rate as long as one of them is missing
+            best = min(usable, key=usable.__getitem__) if usable and not missing else None
+            sweep_results[arm] = SweepResult(scores, best, missing)
+        return sweep_results
 
     def errors(self, result: RunResult) -> list[float]:
-        """The error after each validation: 100 minus the metric, or the metric itself if the claim's ``lower`` says so."""
+        """The error after each validation: 100 minus the metric, or the metric itself if the claim's ``lower`` is set."""
         values = result.metrics.get(self.settings.metric, [])
         return list(values) if self.settings.get("lower") else [100 - value for value in values]
 
     def score(self, result: RunResult) -> float | None:
-        """What a sweep minimises, ``choose`` of its errors: 'min', 'last' or 'mean' over the epochs; None if it diverged."""
+        """What a sweep minimises: 'min', 'last' or 'mean' of the errors, as ``sweep.choose`` says; None if it diverged.
+
+        Raises:
+            ValueError: the claim's metric was not measured.
+        """
         if result.diverged is not None:
             return None
         errors = self.errors(result)
         if not errors:
-            known = ", ".join(result.metrics) or "nothing"
-            raise ValueError(f"{self.claim.name}: its metric {self.settings.metric!r} was not measured; {known} was.")
+            measured = ", ".join(result.metrics) or "nothing"
+            raise ValueError(f"{self.claim.name}: its metric {self.settings.metric!r} was not measured; {measured} was.")
         match self.settings.sweep.choose:
             case "min":
                 return min(errors)
@@ -204,95 +199,11 @@ class Grid:
             case _:
                 return sum(errors) / len(errors)
 
-    def final(self, swept: Mapping[str, Swept]) -> list[Run]:
-        """The trials, each arm at its best rate; an arm without a best rate has none."""
+    def final(self, sweep_results: Mapping[str, SweepResult]) -> list[Run]:
+        """The final trials, each arm at its best rate. An arm without a best rate has none."""
         return [
-            self._run(arm, "final", rate, seed)
+            self.run(arm, "final", rate, seed)
             for seed in range(self.settings.final.trials)
             for arm in self.settings.arms
-            if (rate := swept[arm].best) is not None
+            if (rate := sweep_results[arm].best) is not None
         ]
-
-
-def _batches(runs: Sequence[Run], together: int) -> Iterator[list[Run]]:
-    """What one process trains at a time: a run alone, or up to ``together`` runs of one arm."""
-    if not together:
-        yield from ([run] for run in runs)
-        return
-    arms: dict[str, list[list[Run]]] = {}
-    for arm in dict.fromkeys(run.arm for run in runs):
-        same = [run for run in runs if run.arm == arm]
-        parts = -(-len(same) // together)
-        # of equal size: twelve runs at ten together are six and six, not ten and two
-        arms[arm] = [same[part * len(same) // parts : (part + 1) * len(same) // parts] for part in range(parts)]
-    # in turn, so that an interrupted grid has as many trials of every arm
-    for batches in itertools.zip_longest(*arms.values()):
-        yield from (batch for batch in batches if batch)
-
-
-def run_all(runs: Sequence[Run], jobs: int, together: int = 0, say: Callable[[str], None] = print) -> None:
-    """Run what has no result yet, several processes at a time.
-
-    Args:
-        runs: what to run.
-        jobs: processes at a time; the cores, or the GPUs, are shared out among them.
-        together: runs that one process trains vectorised; 0: each alone.
-        say: told of every batch of runs that ends.
-
-    Raises:
-        RunFailedError: a run broke; the others were run first, and a second start tries it again. Or a process was killed,
-            with which all end.
-    """
-    left = list({run.key: run for run in runs if run.result() is None}.values())
-    if len(left) < len(runs):
-        say(f"{len(runs) - len(left)} of {len(runs)} runs are there already.")
-    if not left:
-        return
-    context = multiprocessing.get_context("spawn")
-    slots = context.Queue()
-    for slot in range(jobs):
-        slots.put(slot)
-    failures: list[str] = []
-    done, start = 0, time.monotonic()
-    # processes that stay: importing the MM packages takes as long as a short run
-    pool = ProcessPoolExecutor(jobs, context, worker.prepare, (slots, max(1, available_cores() // jobs), left[0].home))
-    try:
-        waiting = {}
-        for batch in _batches(left, together):
-            folders = [run.write().parent for run in batch]
-            waiting[pool.submit(worker.train_folders, folders, bool(together))] = batch
-        for future in as_completed(waiting):
-            batch = waiting[future]
-            done += len(batch)
-            remaining = (time.monotonic() - start) / done * (len(left) - done) / 60
-            error = future.exception()
-            if isinstance(error, BrokenProcessPool):
-                # no run's own fault, and all that were waiting end with it
-                failures.append(
-                    "a process of the grid was killed, as a rule because the memory ran out: start again, with fewer --jobs; "
-                    "what is done stays done."
-                )
-                break
-            if error is not None:
-                failures.append(f"{_name(batch)}: {error} (its traceback: {batch[0].home}/process_*.log)")
-            say(f"[{done}/{len(left)}] {_name(batch)}: {_outcome(batch, error)}; about {remaining:.0f} min left")
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if failures:
-        raise RunFailedError("\n".join(failures))
-
-
-def _name(batch: list[Run]) -> str:
-    first = batch[0]
-    return f"{first.stage} {first.arm}, " + (
-        f"rate {first.rate:g}, seed {first.seed}" if len(batch) == 1 else f"{len(batch)} runs"
-    )
-
-
-def _outcome(batch: list[Run], error: BaseException | None) -> str:
-    if error is not None:
-        return "failed"
-    results = [run.result() for run in batch]
-    bad = sum(result is not None and result.diverged is not None for result in results)
-    seconds = sum(result.seconds for result in results if result is not None)
-    return f"{seconds:.0f} s{f', {bad} diverged' if bad else ''}"

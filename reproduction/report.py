@@ -18,7 +18,7 @@ from reproduction.runs import RunResult
 from reproduction.summary import ArmSummary, Estimate, Summary
 from reproduction.verdicts import VERDICTS, Verdict, convergence
 
-__all__ = ["machines", "missing_runs", "table", "write_report"]
+__all__ = ["csv_bytes", "json_bytes", "machines", "missing_runs", "table", "write_report"]
 
 
 def _cell(value: Estimate | None, digits: int = 2) -> str:
@@ -31,13 +31,25 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
     return [*lines, ""]
 
 
+def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
+    """The content of a CSV file; the first row is its header."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def json_bytes(content: object) -> bytes:
+    """The content of an indented JSON file."""
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
 def _results(summary: Summary) -> list[str]:
     paper = summary.grid.settings.get("paper", {})
     header = ["arm", "rate", "trials", "lowest error %", "in epoch", "last error %", "mean over epochs %"]
     rows = []
     for name, arm in summary.arms.items():
         trials = f"{len(arm.sound)}" + (f" + {arm.diverged} diverged" if arm.diverged else "")
-        rate = "-" if arm.swept.best is None else f"{arm.swept.best:.4g}"
+        rate = "-" if arm.sweep.best is None else f"{arm.sweep.best:.4g}"
         row = [name, rate, trials, _cell(arm.best), _cell(arm.best_epoch, 1), _cell(arm.last), _cell(arm.area)]
         rows.append([*row, str(paper.get(name, "-"))] if paper else row)
     return table([*header, "the paper's"] if paper else header, rows)
@@ -56,40 +68,34 @@ def _sweep(summary: Summary) -> list[str]:
     for name, arm in summary.arms.items():
         cells = []
         for rate in settings.arms[name].rates:
-            score = arm.swept.scores.get(rate)
-            text = "not run" if rate not in arm.swept.scores else "diverged" if score is None else f"{score:.2f}"
+            score = arm.sweep.scores.get(rate)
+            text = "not run" if rate not in arm.sweep.scores else "diverged" if score is None else f"{score:.2f}"
             text = f"{rate:.4g}: {text}"
-            cells.append(f"**{text}**{'*' if arm.swept.at_edge else ''}" if rate == arm.swept.best else text)
+            cells.append(f"**{text}**{'*' if arm.sweep.at_edge else ''}" if rate == arm.sweep.best else text)
         rows.append([name, *cells])
     return lines + table(["arm", *[f"try {i + 1}" for i in range(len(rows[0]) - 1)]], rows)
 
 
 def machines(results: Iterable[RunResult]) -> str:
-    """The hardware, the versions and the commits that some runs ran with."""
+    """The hardware, versions and commits of some runs."""
     hardware, versions, commits = set(), set(), set()
     for result in results:
-        facts = result.provenance["hardware"]
-        hardware.add(f"{facts['gpu'] or facts['cpu']}, {facts['cores']} cores")
-        versions.add(f"torch {result.provenance['versions']['torch']}, python {result.provenance['versions']['python']}")
-        code = result.provenance["git"]
-        commits.add(f"{(code['commit'] or 'unknown')[:7]}{' with changes' if code['dirty'] else ''}")
+        machine, packages, git = (result.provenance[key] for key in ("hardware", "versions", "git"))
+        hardware.add(f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores")
+        versions.add(f"torch {packages['torch']}, python {packages['python']}")
+        commits.add(f"{(git['commit'] or 'unknown')[:7]}{' with changes' if git['dirty'] else ''}")
     return f"{'; '.join(sorted(hardware))}; {'; '.join(sorted(versions))}; commits {', '.join(sorted(commits))}"
 
 
-def _conditions(summary: Summary, facts: dict[str, Any]) -> list[str]:
+def _conditions(summary: Summary, command: str) -> list[str]:
     used = machines(result for arm in summary.arms.values() for _, result in arm.runs)
     missing = f" **{summary.missing} runs are missing: this is a partial result.**" if summary.missing else ""
     seeds = sorted({run.seed for arm in summary.arms.values() for run, _ in arm.runs})
-    return [
-        f"Command: `{facts['command']}`. {used}. Seeds {seeds[0]} to {seeds[-1]}. "
-        if seeds
-        else f"Command: `{facts['command']}`. ",
-        f"{summary.hours:.2f} hours, all runs' added up.{missing}",
-        "",
-    ]
+    text = f"Command: `{command}`. " + (f"{used}. Seeds {seeds[0]} to {seeds[-1]}. " if seeds else "")
+    return [text, f"{summary.hours:.2f} hours, all runs' added up.{missing}", ""]
 
 
-def _markdown(summary: Summary, verdict: Verdict, speed: Verdict | None, facts: dict[str, Any], drawn: bool) -> str:
+def _markdown(summary: Summary, verdict: Verdict, speed: Verdict | None, command: str, drawn: bool) -> str:
     claim = summary.grid.claim
     settings = claim.settings
     label = "" if claim.budget == "full" else f" ({claim.budget})"
@@ -110,7 +116,7 @@ def _markdown(summary: Summary, verdict: Verdict, speed: Verdict | None, facts: 
         *_results(summary),
         *(["![figure](figure.png)", ""] if drawn else []),
         *_sweep(summary),
-        *_conditions(summary, facts),
+        *_conditions(summary, command),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -118,8 +124,8 @@ def _markdown(summary: Summary, verdict: Verdict, speed: Verdict | None, facts: 
 def _arm(arm: ArmSummary) -> dict[str, Any]:
     numbers = {name: getattr(arm, name) for name in ("best", "best_epoch", "early", "last", "area")}
     return {
-        "rate": arm.swept.best,
-        "sweep": {f"{rate:g}": score for rate, score in arm.swept.scores.items()},
+        "rate": arm.sweep.best,
+        "sweep": {f"{rate:g}": score for rate, score in arm.sweep.scores.items()},
         "trials": len(arm.sound),
         "diverged": arm.diverged,
         "epochs": arm.epochs,
@@ -130,7 +136,7 @@ def _arm(arm: ArmSummary) -> dict[str, Any]:
 
 
 def _gradients(histories: Sequence[GradientHistory]) -> dict[str, Any] | None:
-    """What the figures of gradients are drawn from, of the first trial."""
+    """The data of the figures of gradients, of the first trial."""
     if not histories:
         return None
     history = histories[0]
@@ -139,29 +145,28 @@ def _gradients(histories: Sequence[GradientHistory]) -> dict[str, Any] | None:
         "rms": {layer: [float(f"{value:.5g}") for value in values] for layer, values in history.rms.items()},
         "ln_normaliser": {name: [float(f"{value:.5g}") for value in values] for name, values in history.ln_normaliser.items()},
         "histograms": {
-            iteration: {"low": found.edges[0], "high": found.edges[-1], "counts": found.counts.tolist()}
-            for iteration, found in history.histograms.items()
+            iteration: {"low": histogram.edges[0], "high": histogram.edges[-1], "counts": histogram.counts.tolist()}
+            for iteration, histogram in history.histograms.items()
         },
     }
 
 
-def _runs(summary: Summary) -> bytes:
-    """One row a run: what it was and its error after each epoch."""
+def _runs_csv(summary: Summary) -> bytes:
+    """One row per run: what it was and its error after each validation."""
     grid = summary.grid
-    found = [(run, result) for run in [*grid.sweep(), *grid.final(grid.swept())] if (result := run.result()) is not None]
-    width = max((len(grid.errors(result)) for _, result in found), default=0)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["arm", "stage", "rate", "seed", "key", "diverged_at", "seconds", *range(1, width + 1)])
-    for run, result in found:
-        errors = [f"{error:.6g}" for error in grid.errors(result)]
-        diverged = "" if result.diverged is None else result.diverged
-        writer.writerow([run.arm, run.stage, f"{run.rate:.6g}", run.seed, run.key, diverged, f"{result.seconds:.0f}", *errors])
-    return text.getvalue().encode()
+    rows = []
+    for run in [*grid.sweep(), *grid.final(grid.sweep_results())]:
+        if (result := run.result()) is not None:
+            diverged = "" if result.diverged is None else result.diverged
+            errors = [f"{error:.6g}" for error in grid.errors(result)]
+            rows.append([run.arm, run.stage, f"{run.rate:.6g}", run.seed, run.key, diverged, f"{result.seconds:.0f}", *errors])
+    header = ["arm", "stage", "rate", "seed", "key", "diverged_at", "seconds"]
+    validations = max((len(row) - len(header) for row in rows), default=0)
+    return csv_bytes([[*header, *range(1, validations + 1)], *rows])
 
 
 def missing_runs(folder: Path) -> int | None:
-    """How many runs are missing of the result in a folder; None if there is none."""
+    """The number of missing runs of the result in a folder; None if there is no result."""
     try:
         return int(json.loads((folder / "summary.json").read_text())["missing_runs"])
     except FileNotFoundError:
@@ -172,8 +177,8 @@ def write_report(summary: Summary, folder: Path, command: str | None = None) -> 
     """Write the result of a claim.
 
     Args:
-        summary: of its runs.
-        folder: where the files go.
+        summary: the summary of its runs.
+        folder: the folder of the files.
         command: the command line, for the provenance.
 
     Returns:
@@ -183,11 +188,11 @@ def write_report(summary: Summary, folder: Path, command: str | None = None) -> 
     verdict = VERDICTS[settings.verdict](summary)
     # the paper's other claim about the same curves
     speed = convergence(summary) if settings.verdict == "gain" else None
-    facts = provenance(command)
+    origin = provenance(command)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = FIGURES[settings.figure](summary)
     if drawn is None:
-        # one that is there is of other runs
+        # an existing figure is of other runs
         (folder / "figure.png").unlink(missing_ok=True)
     else:
         write_atomically(drawn, folder / "figure.png")
@@ -199,9 +204,9 @@ def write_report(summary: Summary, folder: Path, command: str | None = None) -> 
         "missing_runs": summary.missing,
         "hours": summary.hours,
         "arms": {name: _arm(arm) for name, arm in summary.arms.items()},
-        "provenance": facts,
+        "provenance": origin,
     }
-    write_atomically((json.dumps(content, indent=1) + "\n").encode(), folder / "summary.json")
-    write_atomically(_runs(summary), folder / "runs.csv")
-    write_atomically(_markdown(summary, verdict, speed, facts, drawn is not None).encode(), folder / "README.md")
+    write_atomically(json_bytes(content), folder / "summary.json")
+    write_atomically(_runs_csv(summary), folder / "runs.csv")
+    write_atomically(_markdown(summary, verdict, speed, origin["command"], drawn is not None).encode(), folder / "README.md")
     return verdict

@@ -1,4 +1,4 @@
-"""One run of a grid: what determines it, the key that it is cached by, and its result."""
+"""One training run: its config, the key that it is cached by, and its result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gbseg.mm.amp import enable_amp
 from gbseg.mm.config import load_config
 from gbseg.mm.datasets.array_dataset import ArrayImages
 
-__all__ = ["Run", "RunResult", "data_of", "images_of"]
+__all__ = ["Run", "RunResult", "config_path", "count_images", "describe_data"]
 
 # the keys of a config on which a run's numbers depend; the others say where and how much is logged
 DETERMINING = (
@@ -37,39 +37,45 @@ DETERMINING = (
 
 
 @lru_cache
-def _looked_at(dataset: str, scope: str) -> tuple[int, str]:
+def _inspect_dataset(dataset: str, scope: str) -> tuple[int, str]:
+    """The number of images of a data set's config as JSON, and a description of its content."""
     with DefaultScope.overwrite_default_scope(scope):
-        found = DATASETS.build(json.loads(dataset))
-    content = f"{len(found)} images"
-    if isinstance(found, ArrayImages):
-        checksum = zlib.crc32(found.labels.cpu().numpy(), zlib.crc32(found.pixels.cpu().numpy()))
+        images = DATASETS.build(json.loads(dataset))
+    content = f"{len(images)} images"
+    if isinstance(images, ArrayImages):
+        checksum = zlib.crc32(images.labels.cpu().numpy().data, zlib.crc32(images.pixels.cpu().numpy().data))
         content += f", checksum {checksum:08x}"
-    return len(found), content
+    return len(images), content
 
 
-def images_of(dataset: dict, scope: str) -> int:
-    """The number of images of a data set's config, looked up in a registry's scope; it is built once for all runs."""
-    return _looked_at(json.dumps(dataset, sort_keys=True), scope)[0]
+def count_images(dataset: dict[str, Any], scope: str) -> int:
+    """The number of images of a data set's config, built in a registry's scope once for all runs."""
+    return _inspect_dataset(json.dumps(dataset, sort_keys=True), scope)[0]
 
 
-def data_of(config: Config) -> str:
-    """What a run learns from and is measured on: numbers of images, of sets in memory with a checksum of pixels and labels."""
-    sets = [loader.dataset.to_dict() for loader in (config.train_dataloader, config.val_dataloader)]
-    return "; ".join(_looked_at(json.dumps(one, sort_keys=True), config.default_scope)[1] for one in sets)
+def describe_data(config: Config) -> str:
+    """The training and validation data of a run: numbers of images; for sets in memory a checksum of pixels and labels."""
+    datasets = [loader.dataset.to_dict() for loader in (config.train_dataloader, config.val_dataloader)]
+    return "; ".join(_inspect_dataset(json.dumps(dataset, sort_keys=True), config.default_scope)[1] for dataset in datasets)
+
+
+def config_path(folder: Path) -> Path:
+    """The config of a run in its folder. Its name has the run's key, as mmengine names loggers and visualizers by it."""
+    return folder / f"run_{folder.name}.py"
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run measured. V validations.
+    """What a run measured in its V validations.
 
     Attributes:
-        steps: V iterations done.
-        metrics: name -> V values, as the evaluator gives them (accuracies in per cent); a diverged run's stop there.
-        loss: V mean training losses since the validation before; None where none was logged in between.
-        diverged: the iteration at which the loss was not finite any more, None where it always was.
-        seconds: the run took; for runs trained together, the share of each.
-        provenance: of the process that ran it.
-        data: see `data_of`; None of results from before it was recorded.
+        steps: V numbers of iterations.
+        metrics: name -> V values, as the evaluator gives them (accuracies in per cent); a diverged run has fewer.
+        loss: V mean training losses since the previous validation; None where none was logged in between.
+        diverged: the first iteration at which the loss was not finite; None if it always was.
+        seconds: duration; for runs trained together, the share of each.
+        provenance: provenance of the process that ran it.
+        data: the result of `describe_data`; None in results from before it was recorded.
     """
 
     steps: list[int]
@@ -83,19 +89,19 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Run:
-    """A config with options, a seed and a rate.
+    """A training run: a config with options, a seed and a learning rate.
 
     Attributes:
-        arm: the name of what is compared.
-        stage: 'sweep' or 'final'.
+        arm: name of the setting that is compared.
+        stage: 'sweep', 'final', or the stage of a search.
         rate: learning rate.
-        seed: of everything random in it.
+        seed: seed of initial weights and of the order of the images.
         epochs: passes over the training images.
-        config: its file.
-        options: keys with dots and their values, laid over the file's.
+        config: the config file.
+        options: dotted keys and values that override the file's.
         amp: mixed precision.
         every: epochs between validations.
-        together: whether it is trained vectorised with its like (`reproduction.trials`).
+        together: whether it is trained vectorised with others (`reproduction.trials`).
         home: the folder of all runs.
     """
 
@@ -112,21 +118,21 @@ class Run:
     home: Path
 
     @cached_property
-    def _plain(self) -> Config:
+    def _config(self) -> Config:
         # a copy, because merging takes _delete_ out of what it is given
         config = load_config(self.config, copy.deepcopy(self.options))
         config.pop("cfg_options", None)
         dataset = config.train_dataloader.dataset
-        epoch = -(-images_of(dataset.to_dict(), config.default_scope) // config.train_dataloader.batch_size)
+        epoch = -(-count_images(dataset.to_dict(), config.default_scope) // config.train_dataloader.batch_size)
         iterations = round(epoch * self.epochs)
-        # a schedule keeps its shape: what stands at a tenth of the config's run stands at a tenth of this one
-        share = iterations / config.train_cfg.max_iters
+        # a schedule keeps its shape: it is stretched to the length of this run
+        stretch = iterations / config.train_cfg.max_iters
         for scheduler in config.get("param_scheduler") or []:
             for name in ("begin", "end", "T_max"):
                 if name in scheduler:
-                    scheduler[name] = round(scheduler[name] * share)
+                    scheduler[name] = round(scheduler[name] * stretch)
             if "milestones" in scheduler:
-                scheduler["milestones"] = [round(step * share) for step in scheduler["milestones"]]
+                scheduler["milestones"] = [round(step * stretch) for step in scheduler["milestones"]]
         config.merge_from_dict(
             {
                 "optim_wrapper.optimizer.lr": self.rate,
@@ -142,8 +148,8 @@ class Run:
 
     @cached_property
     def resolved(self) -> Config:
-        """The config of this run alone; a schedule of rates by iterations is stretched to the run's length."""
-        config = copy.deepcopy(self._plain)
+        """The config of this run; schedules by iterations are stretched to its length."""
+        config = copy.deepcopy(self._config)
         if self.amp:
             enable_amp(config)
         return config
@@ -151,41 +157,41 @@ class Run:
     @cached_property
     def epoch(self) -> int:
         """Iterations of an epoch."""
-        return self._plain.train_cfg.val_interval // self.every
+        return self._config.train_cfg.val_interval // self.every
 
     @cached_property
     def key(self) -> str:
-        """A hash of all that determines the run's numbers but the code, the libraries and the hardware."""
+        """A hash of everything that determines the run's numbers, except code, libraries and hardware."""
         # what mixed precision makes of the config depends on the machine
-        config = self._plain.to_dict()
-        facts = {name: config.get(name) for name in DETERMINING} | {"amp": self.amp, "together": self.together}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+        config = self._config.to_dict()
+        determining = {name: config.get(name) for name in DETERMINING} | {"amp": self.amp, "together": self.together}
+        return hashlib.sha256(json.dumps(determining, sort_keys=True, default=repr).encode()).hexdigest()[:16]
 
     @property
     def folder(self) -> Path:
-        """Where the run lives."""
+        """The folder of the run."""
         return self.home / self.key
 
     def write(self) -> Path:
         """Write the run's config into its folder, for `reproduction.worker`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"run_{self.key}.py"
+        path = config_path(self.folder)
         write_atomically(self.resolved.pretty_text.encode(), path)
         return path
 
     def result(self) -> RunResult | None:
-        """What was measured, None if it was not run yet.
+        """The result, or None if the run was not run yet.
 
         Raises:
-            ValueError: it was measured on other data than those that the config names now.
+            ValueError: it was measured on other data than the config names now.
         """
         try:
-            found = RunResult(**json.loads((self.folder / "result.json").read_text()))
+            result = RunResult(**json.loads((self.folder / "result.json").read_text()))
         except FileNotFoundError:
             return None
-        if found.data is not None and found.data != (here := data_of(self.resolved)):
+        if result.data is not None and result.data != (data := describe_data(self.resolved)):
             raise ValueError(
-                f"{self.folder} holds a run on other data ({found.data}) than there are now ({here}): put those back, or "
+                f"{self.folder} holds a run on other data ({result.data}) than there are now ({data}): put those back, or "
                 "remove the folder to run it again."
             )
-        return found
+        return result

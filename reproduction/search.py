@@ -1,27 +1,28 @@
-"""``gbseg search-boost``: is there a better output than the softmax for a classifier?
+"""The search of ``gbseg search-boost``: is there a better output than the softmax for a classifier?
 
-Boosted outputs and the softmax get the same number of trials on the same training images, pruned alike by successive halving
-on training images held out. The best of each is then trained with fresh seeds and measured on the test set, which nothing
-before has seen.
+Boosted outputs and the softmax get the same number of trials on the same training images, pruned by the same successive
+halving on held-out training images. The best setting of each side is then trained with fresh seeds and measured on the test
+set, which the search does not use.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
-from gbseg.files import require_folder
-from gbseg.mm.config import load_config
-from gbseg.parallel import available_cores
-from reproduction.grid import HOME, run_all
-from reproduction.runs import Run, RunResult
-from reproduction.search_space import SIDES, Base, Candidate, read_base, suggest
+from gbseg.files import lock_folder, write_atomically
+from reproduction.grid import HOME
+from reproduction.pool import RunFailedError, describe_failure
+from reproduction.runs import Run, RunResult, describe_data
+from reproduction.search_space import CLIP, RANGES, RATE, SIDES, SMALL_INIT, SPAN, Base, Candidate, suggest
 from reproduction.summary import Estimate, estimate
 
 if TYPE_CHECKING:
@@ -29,27 +30,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
-    "Confirmed",
-    "Found",
+    "Confirmation",
+    "SearchResult",
     "Settings",
     "Trial",
     "answer",
     "best_of",
     "confirm",
+    "run_search",
     "rungs",
-    "search",
-    "search_boost",
 ]
 
 METRIC = "accuracy/top1"
 KEEP = 3
-"""One of so many trials of a rung goes on to the next."""
-GENERATION = 10
-"""The trials that TPE draws before it hears how they did; a fixed number, so that a search does not depend on the jobs."""
+"""One in so many trials of a rung goes on to the next."""
+STARTUP_TRIALS = 10
+"""Trials that the TPE sampler draws at random before it uses their errors."""
 SEARCH_SEED = 1000
-"""The least training seed of a search; those of the confirmation are below, and so are fresh."""
+"""The lowest training seed of a search. Those of the confirmation are below it, and so are fresh."""
 
-# of n and n values in random order, those of one side all come first in 2 / binomial(2n, n) of cases: 10% at 3, 2.9% at 4
+# in random order, the n values of one of two sides all come first with probability 2 / binomial(2n, n): 10% for 3, 2.9% for 4
 LEAST_SEEDS = 4
 
 
@@ -58,13 +58,13 @@ class Settings:
     """The size of a search.
 
     Attributes:
-        trials: of each side.
-        epochs: of a trial that is never pruned, and of the confirmation.
-        held_out: training images that the search measures on.
-        images: training images that it trains on; None: all others.
-        confirm: seeds of the confirmation.
-        seed: of the draws, and, after `SEARCH_SEED`, of the trials' training.
-        sampler: 'random', or 'tpe' (tree-structured Parzen estimators, which learn from the trials before).
+        trials: trials per side.
+        epochs: epochs of a trial that is never pruned, and of the confirmation.
+        held_out: number of training images on which the search measures the error.
+        images: number of training images to train on; None: all others.
+        confirm: number of seeds of the confirmation.
+        seed: seed of the sampler and, added to `SEARCH_SEED`, of the trials' training.
+        sampler: 'random', or 'tpe' (tree-structured Parzen estimator, which learns from earlier trials).
         amp: mixed precision.
     """
 
@@ -78,10 +78,10 @@ class Settings:
     amp: bool = False
 
     def check(self, base: Base) -> None:
-        """Refuse what makes no sense.
+        """Check the settings against the config's data.
 
         Raises:
-            ValueError: says which and why.
+            ValueError: a setting is out of range.
         """
         if self.trials < 2:
             raise ValueError(f"--trials: a search compares at least two trials of each side, got {self.trials}.")
@@ -108,26 +108,29 @@ class Settings:
             )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trial:
-    """A setting and how it did.
+    """A setting and the runs that tried it.
 
     Attributes:
         candidate: the setting.
-        errors: on the held-out images in per cent, one for each rung that it ran; None where it diverged.
-        keys: of its runs.
-        seconds: they took.
+        keys: keys of its runs, one per rung that it ran.
+        results: their results.
     """
 
     candidate: Candidate
-    errors: list[float | None] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+    results: list[RunResult] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[float | None]:
+        """The error on the held-out images in per cent after each rung; None if it diverged."""
+        return [error_of(result) for result in self.results]
 
     @property
     def diverged(self) -> bool:
-        """Whether its loss was not finite any more; it then is never chosen."""
-        return bool(self.errors) and self.errors[-1] is None
+        """Whether its loss became non-finite; it is then never chosen."""
+        return self.errors[-1] is None
 
 
 def rungs(epochs: int) -> list[int]:
@@ -136,13 +139,13 @@ def rungs(epochs: int) -> list[int]:
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The lowest error among those that got furthest; None where all diverged."""
-    sound = [
+    """The trial with the lowest error among those that ran the most rungs; None if all diverged."""
+    finished = [
         (-len(trial.errors), error, trial.candidate.number, trial)
         for trial in trials
-        if (error := (trial.errors or [None])[-1]) is not None
+        if (error := trial.errors[-1]) is not None
     ]
-    return min(sound)[-1] if sound else None
+    return min(finished)[-1] if finished else None
 
 
 def error_of(result: RunResult) -> float | None:
@@ -150,109 +153,173 @@ def error_of(result: RunResult) -> float | None:
     return None if result.diverged is not None else 100 - result.metrics[METRIC][-1]
 
 
-def _optuna() -> Any:
+def _result(run: Run) -> RunResult:
+    result = run.result()
+    assert result is not None, f"{run.folder} has no result, although it was trained"
+    return result
+
+
+class _Side:
+    """The trials of one side: an Optuna study in a file.
+
+    A trial trains one run per rung: a run of more epochs is a run of its own, because its schedule of rates has another shape.
+    """
+
+    def __init__(self, side: str, base: Base, settings: Settings, home: Path, storage: optuna.storages.BaseStorage) -> None:
+        import optuna
+
+        self.side, self.base, self.settings, self.home = side, base, settings, home
+        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=KEEP)
+        self.study = optuna.create_study(storage=storage, study_name=side, pruner=pruner, load_if_exists=True)
+        self.trials: list[Trial] = []
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """The sampler of one trial, seeded by its number: a continued search draws what it would have drawn."""
+        import optuna
+
+        seed = int(np.random.SeedSequence([self.settings.seed, number]).generate_state(1)[0])
+        if self.settings.sampler == "random":
+            return optuna.samplers.RandomSampler(seed)
+        # constant_liar keeps trials that are drawn at the same time apart
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
+
+    def attempt(self, number: int) -> Iterator[Run]:
+        """Ask for a trial, or continue or read the stored one. Yields the runs to train, one after the other."""
+        from optuna.trial import Trial as OptunaTrial
+        from optuna.trial import TrialState
+
+        stored = self.study.get_trials(deepcopy=False)[number : number + 1]
+        if stored:
+            trial, reported = OptunaTrial(self.study, stored[0]._trial_id), stored[0].intermediate_values
+        else:
+            self.study.sampler = self._sampler(number)
+            trial, reported = self.study.ask(), {}
+        candidate = suggest(trial, self.side, self.base)
+        runs = _rung_runs(candidate, self.base, self.settings, self.home)
+        if stored and stored[0].state.is_finished():
+            runs = runs[: len(reported)]
+        self.trials.append(Trial(candidate))
+        record = self.trials[-1]
+        for rung, run in enumerate(runs):
+            if run.result() is None:
+                yield run
+            record.keys.append(run.key)
+            record.results.append(_result(run))
+            error = record.errors[-1]
+            # the pruner's rungs are at powers of its reduction factor; it always prunes NaN
+            if KEEP**rung not in reported:
+                trial.report(math.nan if error is None else error, KEEP**rung)
+            if trial.should_prune():
+                self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+                return
+        self.study.tell(trial, record.errors[-1], skip_if_finished=True)
+
+
+def _journal(path: Path) -> optuna.storages.journal.JournalFileBackend:
+    """Optuna's journal, without the end of a line that was being written when the disk was full or the power failed."""
+    from optuna.storages.journal import JournalFileBackend
+
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
+        write_atomically(content[: content.rfind(b"\n") + 1], path)
+    return JournalFileBackend(str(path))
+
+
+def _rung_runs(candidate: Candidate, base: Base, settings: Settings, home: Path) -> list[Run]:
+    steps = rungs(settings.epochs)
+    data = {"train_dataloader.dataset.part": "tune", "val_dataloader.dataset.part": "held_out", **_images(settings)}
+    data |= {f"{loader}.dataset.held_out": settings.held_out for loader in ("train_dataloader", "val_dataloader")}
+    return [
+        candidate.run(base, f"rung {rung} of {len(steps)},", epochs, SEARCH_SEED + settings.seed, data, settings.amp, home)
+        for rung, epochs in enumerate(steps, 1)
+    ]
+
+
+def _images(settings: Settings) -> dict[str, Any]:
+    return {} if settings.images is None else {"train_dataloader.dataset.num": settings.images}
+
+
+def _folder(base: Base, settings: Settings, home: Path) -> Path:
+    """The folder of a search, named by a hash of what determines its trials, except their number."""
+    run = _rung_runs(Candidate("", 0, "", {}, 1.0, base.rate, {}), base, settings, home)[-1]
+    space = [RANGES, SPAN, RATE, CLIP, SMALL_INIT, base.rate, base.decay, settings.sampler]
+    determining = [run.key, describe_data(run.resolved), space]
+    return home / f"search_{hashlib.sha256(json.dumps(determining).encode()).hexdigest()[:16]}"
+
+
+def run_search(
+    base: Base, settings: Settings, submit: Callable[[Run], Future[None]], home: Path = HOME, jobs: int = 1
+) -> dict[str, list[Trial]]:
+    """Run the trials of both sides, pruned by asynchronous successive halving.
+
+    After each rung, a trial goes on if its error is in the best third of those that have reached the rung so far. Trials are
+    stored in ``home/search_<hash>/trials.journal``: an interrupted search continues from there, and one with more trials
+    extends it.
+
+    Args:
+        base: what was read from the config.
+        settings: the size of the search; checked.
+        submit: starts to train a run, see `reproduction.pool.WorkerPool.submit`.
+        home: the folder of the runs.
+        jobs: trials at a time. With one, the same settings give the same trials.
+
+    Returns:
+        The trials of each side, by number.
+
+    Raises:
+        RunFailedError: a run failed. The next call tries it again.
+        RuntimeError: Optuna is not installed, or another process runs this search.
+    """
     try:
         import optuna
     except ModuleNotFoundError as error:
         raise RuntimeError("search-boost draws its trials with Optuna: pip install 'gbseg[mm,search]'.") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
+    folder = _folder(base, settings, home)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder):
+        storage = optuna.storages.JournalStorage(_journal(folder / "trials.journal"))
+        sides = {side: _Side(side, base, settings, home, storage) for side in SIDES}
+        attempts = (side.attempt(number) for number in range(settings.trials) for side in sides.values())
+        _train_attempts(attempts, submit, jobs)
+        return {name: side.trials for name, side in sides.items()}
 
 
-def _studies(settings: Settings) -> dict[str, optuna.Study]:
-    optuna = _optuna()
-    studies = {}
-    for side in SIDES:
-        if settings.sampler == "random":
-            sampler = optuna.samplers.RandomSampler(settings.seed)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                # a generation is drawn at once: the liar keeps its members apart
-                sampler = optuna.samplers.TPESampler(seed=settings.seed, n_startup_trials=GENERATION, constant_liar=True)
-        studies[side] = optuna.create_study(sampler=sampler)
-    return studies
+def _train_attempts(attempts: Iterator[Iterator[Run]], submit: Callable[[Run], Future[None]], jobs: int) -> None:
+    """Train the runs of some attempts, each run after the one before it, ``jobs`` attempts at a time."""
+    training: dict[Future[None], tuple[Run, Iterator[Run]]] = {}
 
+    def advance(attempt: Iterator[Run]) -> None:
+        if (run := next(attempt, None)) is not None:
+            training[submit(run)] = run, attempt
 
-def _tell(study: optuna.Study, draws: optuna.Trial, trial: Trial, steps: Sequence[int]) -> None:
-    optuna = _optuna()
-    if trial.diverged:
-        # pruned before it reported anything is the worst that a sampler knows
-        study.tell(draws, state=optuna.trial.TrialState.PRUNED)
-        return
-    for step, error in zip(steps, trial.errors, strict=False):
-        if error is not None:
-            draws.report(error, step)
-    if len(trial.errors) == len(steps):
-        study.tell(draws, trial.errors[-1])
-    else:
-        study.tell(draws, state=optuna.trial.TrialState.PRUNED)
-
-
-def search(base: Base, settings: Settings, train: Callable[[Sequence[Run]], None], home: Path = HOME) -> dict[str, list[Trial]]:
-    """The trials of both sides, by successive halving: of those of a rung the best third goes on to the next.
-
-    A trial of more epochs is a run of its own: a schedule of rates has another shape then. What was drawn depends on the
-    settings and the errors alone, so that a search that was stopped is repeated from its cached runs, and goes on.
-
-    Args:
-        base: of the config.
-        settings: the size; checked.
-        train: gives runs a result, see `reproduction.grid.run_all`.
-        home: the folder of the runs.
-
-    Returns:
-        For each side as many trials as the settings say.
-    """
-    data: dict[str, Any] = {"train_dataloader.dataset.part": "tune", "val_dataloader.dataset.part": "held_out"}
-    data |= {f"{loader}.dataset.held_out": settings.held_out for loader in ("train_dataloader", "val_dataloader")}
-    if settings.images is not None:
-        data["train_dataloader.dataset.num"] = settings.images
-    steps = rungs(settings.epochs)
-    studies = _studies(settings)
-    found: dict[str, list[Trial]] = {side: [] for side in SIDES}
-    size = settings.trials if settings.sampler == "random" else GENERATION
-    while (left := settings.trials - len(found[SIDES[0]])) > 0:
-        drawn = {side: [studies[side].ask() for _ in range(min(size, left))] for side in SIDES}
-        fresh = {side: [Trial(suggest(one, side, base)) for one in drawn[side]] for side in SIDES}
-        alive = {side: list(trials) for side, trials in fresh.items()}
-        for number, epochs in enumerate(steps):
-            stage = f"rung {number + 1} of {len(steps)},"
-            runs = {
-                id(trial): trial.candidate.run(base, stage, epochs, SEARCH_SEED + settings.seed, data, settings.amp, home)
-                for trials in alive.values()
-                for trial in trials
-            }
-            train(list(runs.values()))
-            for side, trials in alive.items():
-                for trial in trials:
-                    result = runs[id(trial)].result()
-                    assert result is not None
-                    trial.errors.append(error_of(result))
-                    trial.keys.append(runs[id(trial)].key)
-                    trial.seconds += result.seconds
-                ranked = sorted((t for t in trials if not t.diverged), key=lambda t: (t.errors[-1], t.candidate.number))
-                alive[side] = ranked[: -(-len(trials) // KEEP)]
-        for side in SIDES:
-            for draws, trial in zip(drawn[side], fresh[side], strict=True):
-                _tell(studies[side], draws, trial, steps)
-            found[side] += fresh[side]
-    return found
+    while True:
+        while len(training) < jobs and (attempt := next(attempts, None)) is not None:
+            advance(attempt)
+        if not training:
+            return
+        for future in wait(training, return_when=FIRST_COMPLETED).done:
+            run, attempt = training.pop(future)
+            if (error := future.exception()) is not None:
+                raise RunFailedError(describe_failure([run], error)) from error
+            advance(attempt)
 
 
 @dataclass(frozen=True)
-class Confirmed:
+class Confirmation:
     """The best setting of a side, trained with fresh seeds on the training images.
 
     Attributes:
-        trial: the setting's.
-        results: of all seeds.
-        errors: on the test images in per cent, of the seeds that did not diverge.
+        trial: the trial that found the setting.
+        results: the results of all seeds.
     """
 
     trial: Trial
     results: list[RunResult]
-    errors: list[float]
+
+    @property
+    def errors(self) -> list[float]:
+        """The error on the test images in per cent, of the seeds that did not diverge."""
+        return [error for result in self.results if (error := error_of(result)) is not None]
 
     @property
     def error(self) -> Estimate | None:
@@ -261,22 +328,20 @@ class Confirmed:
 
     @property
     def diverged(self) -> int:
-        """How many seeds diverged; they are in no number."""
+        """The number of seeds that diverged; they are in no number."""
         return len(self.results) - len(self.errors)
 
 
 def confirm(
     base: Base,
     settings: Settings,
-    found: dict[str, list[Trial]],
+    trials: dict[str, list[Trial]],
     train: Callable[[Sequence[Run]], None],
     home: Path = HOME,
-) -> dict[str, Confirmed | None]:
-    """Train the best of each side with fresh seeds and measure it on the test set; None for a side that all diverged on."""
-    data: dict[str, Any] = {"train_dataloader.dataset.part": "train", "val_dataloader.dataset.part": "test"}
-    if settings.images is not None:
-        data["train_dataloader.dataset.num"] = settings.images
-    best = {side: best_of(found[side]) for side in SIDES}
+) -> dict[str, Confirmation | None]:
+    """Train the best setting of each side with fresh seeds and measure it on the test set; None for a side that diverged."""
+    data = {"train_dataloader.dataset.part": "train", "val_dataloader.dataset.part": "test", **_images(settings)}
+    best = {side: best_of(trials[side]) for side in SIDES}
     runs = {
         side: [
             trial.candidate.run(base, "confirm", settings.epochs, seed, data, settings.amp, home)
@@ -285,13 +350,11 @@ def confirm(
         for side, trial in best.items()
         if trial is not None
     }
-    train([run for some in runs.values() for run in some])
-    confirmed: dict[str, Confirmed | None] = {}
-    for side, trial in best.items():
-        results = [result for run in runs.get(side, []) if (result := run.result()) is not None]
-        errors = [error for result in results if (error := error_of(result)) is not None]
-        confirmed[side] = None if trial is None else Confirmed(trial, results, errors)
-    return confirmed
+    train([run for side_runs in runs.values() for run in side_runs])
+    return {
+        side: None if trial is None else Confirmation(trial, [_result(run) for run in runs[side]])
+        for side, trial in best.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -307,7 +370,7 @@ class Answer:
     because: str
 
 
-def _said(name: str, side: Confirmed | None) -> str:
+def _describe(name: str, side: Confirmation | None) -> str:
     if side is None:
         return f"every trial of {name} diverged"
     if side.error is None:
@@ -316,95 +379,46 @@ def _said(name: str, side: Confirmed | None) -> str:
     return f"{name} has {side.error.text()}% test error ({len(side.errors)} seeds{diverged})"
 
 
-def answer(confirmed: dict[str, Confirmed | None]) -> Answer:
-    """Better or worse only if the intervals of the medians do not touch and the better one never diverged.
+def _is_lower(a: Confirmation | None, b: Confirmation | None) -> bool:
+    if a is None or a.diverged or a.error is None or a.error.high is None:
+        return False
+    if b is None or b.error is None:
+        return True
+    return len(b.errors) >= LEAST_SEEDS and b.error.low is not None and a.error.high < b.error.low
 
-    Of the other, as many seeds must be left as a confirmation needs, or none.
+
+def answer(confirmed: dict[str, Confirmation | None]) -> Answer:
+    """Compare the two sides.
+
+    One is better only if the intervals of the medians do not overlap, it never diverged, and of the other as many seeds are
+    left as a confirmation needs, or none.
     """
     boosted, softmax = confirmed["boosted"], confirmed["softmax"]
     name = "the boosted output" if boosted is None else f"the best boosted output ({boosted.trial.candidate.boost})"
-
-    def below(one: Confirmed | None, other: Confirmed | None) -> bool:
-        if one is None or one.diverged or one.error is None or one.error.high is None:
-            return False
-        if other is None or other.error is None:
-            return True
-        if len(other.errors) < LEAST_SEEDS:
-            return False
-        return other.error.low is not None and one.error.high < other.error.low
-
-    outcome = "better" if below(boosted, softmax) else "worse" if below(softmax, boosted) else "not told apart"
-    said = f"{_said(name, boosted)}, {_said('the softmax', softmax)}"
-    return Answer(outcome, f"{said[0].upper()}{said[1:]}.")
+    outcome = "better" if _is_lower(boosted, softmax) else "worse" if _is_lower(softmax, boosted) else "not told apart"
+    text = f"{_describe(name, boosted)}, {_describe('the softmax', softmax)}"
+    return Answer(outcome, f"{text[0].upper()}{text[1:]}.")
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A finished search.
 
     Attributes:
-        base: what it read off the config.
-        settings: its size.
-        trials: of each side.
-        confirmed: the best of each.
-        answer: to the question.
+        base: what was read from the config.
+        settings: the size of the search.
+        trials: the trials of each side.
+        confirmed: the confirmation of each side.
+        answer: the answer to the question.
     """
 
     base: Base
     settings: Settings
     trials: dict[str, list[Trial]]
-    confirmed: dict[str, Confirmed | None]
+    confirmed: dict[str, Confirmation | None]
     answer: Answer
 
-
-def search_boost(
-    config: str | Path,
-    options: dict[str, Any] | None = None,
-    settings: Settings | None = None,
-    jobs: int | None = None,
-    out: Path | None = None,
-    home: Path = HOME,
-    command: str | None = None,
-) -> Path:
-    """Search, confirm, and write the answer.
-
-    Runs are cached by a hash of what determines them; a second call goes on where the first one was stopped.
-
-    Args:
-        config: of a classifier: a file, or ``gbseg::NAME.py``.
-        options: keys with dots and their values, which override the file's.
-        settings: the size.
-        jobs: processes at a time; None: one a GPU, or one a core.
-        out: where the result goes; ``work_dirs/reproduce/results/search_<config>``.
-        home: the folder of the runs.
-        command: the command line, for the provenance.
-
-    Returns:
-        The folder of the result.
-
-    Raises:
-        FileNotFoundError: no such config.
-        ValueError: the config is no classifier, a setting makes no sense, or ``out`` is a file.
-        BadDataFileError: the config's data are missing or damaged.
-        RunFailedError: runs broke (which is not: diverged); a second call tries them again.
-        RuntimeError: Optuna is not installed.
-    """
-    from reproduction.search_report import write_search
-
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"--jobs is a number of processes, at least 1, got {jobs}.")
-    require_folder(out)
-    settings = settings or Settings()
-    options = dict(options or {})
-    read = load_config(config, options)
-    base = read_base(read, options)
-    settings.check(base)
-    train = partial(run_all, jobs=jobs or torch.cuda.device_count() or available_cores())
-    trials = search(base, settings, train, home)
-    confirmed = confirm(base, settings, trials, train, home)
-    found = Found(base, settings, trials, confirmed, answer(confirmed))
-    out = out or home / "results" / f"search_{base.path.stem}"
-    write_search(found, out, command)
-    print((out / "README.md").read_text())
-    print(f"{found.answer.outcome}: {out / 'README.md'}")
-    return out
+    @property
+    def confirmation_runs(self) -> list[RunResult]:
+        """The results of all runs of the confirmation."""
+        return [run for side in self.confirmed.values() if side is not None for run in side.results]

@@ -1,6 +1,6 @@
-"""What `gbseg search-boost` draws its trials from: boosts, their parameters, targets and stabilisers, and learning rates.
+"""The search space of ``gbseg search-boost``: boosts, their parameters, targets and stabilisers, and learning rates.
 
-``RANGES``, ``SPAN``, ``RATE`` and the three switches of `suggest` are the whole space.
+It consists of ``RANGES``, ``SPAN``, ``RATE`` and the four switches of `suggest`.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ from mmengine.registry import MODELS, DefaultScope
 
 from gbseg.losses import BoostedLoss
 from gbseg.losses.modules import GuardedLoss
-from reproduction.runs import Run, images_of
+from reproduction.runs import Run, count_images
 
 if TYPE_CHECKING:
-    from optuna import Trial as Draws
+    from optuna.trial import BaseTrial
 
 __all__ = ["BOOSTED", "RANGES", "RATE", "SIDES", "SOFTMAX", "SPAN", "Base", "Candidate", "read_base", "suggest"]
 
 SIDES = BOOSTED, SOFTMAX = ("boosted", "softmax")
 
-# limits, alpha on a logarithmic scale; or a list of values
 RANGES: dict[str, dict[str, tuple[float, float] | list[float]]] = {
-    # a target below zero has no minimum here, and at zero it is cross-entropy with a penalty
+    # with t_neg below zero there is no minimum; with zero it is cross-entropy with a penalty
     "exponential": dict(alpha=(1e-3, 1.0), t_neg=[0.0, 0.1, 0.3, 1.0]),
     "cubic": dict(alpha=(1e-4, 1e-1), beta=(-1.0, 1.0), t_neg=(-4.0, 1.0)),
     "linear": dict(t_neg=(-4.0, 1.0)),
     "mirrored": dict(alpha=(1e-3, 1.0), beta=(-1.0, 1.0), t_neg=(-4.0, 1.0)),
 }
-# t_pos - t_neg, logarithmic; drawn in place of t_pos, so that t_pos > t_neg always
+"""Boost -> parameter -> its limits, or the list of its values. alpha is drawn on a logarithmic scale."""
 SPAN = (1.0, 30.0)
-# times the config's own rate, logarithmic
+"""Limits of ``t_pos - t_neg``, on a logarithmic scale. It is drawn instead of t_pos, so that t_pos > t_neg always."""
 RATE = (0.1, 10.0)
-# the norm at which gradients are clipped, times the span, as a boosted gradient is that much larger
+"""Limits of the learning rate relative to the config's, on a logarithmic scale."""
 CLIP = 1.0
+"""The norm at which gradients are clipped, relative to the span: a boosted gradient is that much larger."""
 SMALL_INIT = 0.01
+"""``init_std`` of the head where its last layer starts small."""
 
 _LOSSES: dict[str, Callable[[dict[str, float], tuple[float, float]], dict[str, Any]]] = {
     "exponential": lambda p, targets: dict(type="ExpGBLoss", **p, targets=targets),
@@ -50,17 +51,17 @@ _LOSSES: dict[str, Callable[[dict[str, float], tuple[float, float]], dict[str, A
 
 @dataclass(frozen=True)
 class Base:
-    """What a search reads off its config.
+    """What a search reads from its config.
 
     Attributes:
-        path: the config's file.
-        options: keys with dots and their values, laid over the file's.
-        rate: the learning rate that its own loss has, in the unit of the softmax: under SGD multiplied by how many times as
-            strong as the softmax that loss is.
+        path: the config file.
+        options: dotted keys and values that override the file's.
+        rate: the config's learning rate in the softmax's unit: under SGD, multiplied by the strength of its loss relative to
+            the softmax.
         decay: the weight decay in the same unit.
-        sgd: whether a loss's strength matters to the optimizer. Adam and its like divide it out.
-        own_head: whether the head is a `GBClsHead`, which knows ``init_bias`` and ``init_std``.
-        images: how many there are to train on, before any are held out.
+        sgd: whether the loss's scale matters to the optimizer. Adam and similar optimizers normalise it away.
+        own_head: whether the head is a `GBClsHead`, which has ``init_bias`` and ``init_std``.
+        images: number of training images before any are held out.
     """
 
     path: Path
@@ -73,7 +74,7 @@ class Base:
 
 
 def _strength(loss: Any) -> float:
-    """How many times as large as the softmax's a loss's gradients are at the start: the span of its targets, or its scale."""
+    """The initial size of a loss's gradients relative to the softmax's: the span of its targets, or its scale."""
     factor = loss.loss_weight if isinstance(loss, GuardedLoss) else 1.0
     if isinstance(loss, BoostedLoss):
         return factor * (loss.targets[1] - loss.targets[0])
@@ -81,15 +82,15 @@ def _strength(loss: Any) -> float:
 
 
 def read_base(config: Config, options: dict[str, Any]) -> Base:
-    """Read a config, and see whether outputs can be searched for with it.
+    """Read what a search needs from a config, and check that the search supports it.
 
     Args:
-        config: from `gbseg.mm.config.load_config`, with the options.
-        options: them.
+        config: the config as `gbseg.mm.config.load_config` returns it, with the options.
+        options: the options.
 
     Raises:
-        ValueError: it is no classifier, its data cannot be held out, or its runs are not counted in iterations.
-        BadDataFileError: its data are missing or damaged.
+        ValueError: the config describes no classifier, its data cannot be held out, or its loop does not count iterations.
+        BadDataFileError: the config's data are missing or damaged.
     """
     name = Path(config.filename).name
     kind = config.model.type if "model" in config else "no model"
@@ -124,22 +125,22 @@ def read_base(config: Config, options: dict[str, Any]) -> Base:
         decay=optimizer.get("weight_decay", 0.0) / (strength if sgd else 1.0),
         sgd=sgd,
         own_head=config.model.head.type == "GBClsHead",
-        images=images_of({**config.train_dataloader.dataset.to_dict(), "part": "train", "num": None}, scope),
+        images=count_images({**config.train_dataloader.dataset.to_dict(), "part": "train", "num": None}, scope),
     )
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A setting that may be better than the others of its side.
+    """A setting that a trial tries.
 
     Attributes:
         side: 'boosted' or 'softmax'.
-        number: of the trial, from 0.
+        number: number of the trial, from 0.
         boost: a key of `RANGES`, or 'softmax'.
-        params: all that was drawn, by name; ``rate`` is in the softmax's unit.
+        params: everything that was drawn, by name; ``rate`` is in the softmax's unit.
         span: ``t_pos - t_neg``; 1 for the softmax.
-        rate: the learning rate of the optimizer.
-        options: keys of the config and their values.
+        rate: the optimizer's learning rate.
+        options: dotted keys of the config and their values.
     """
 
     side: str
@@ -150,74 +151,69 @@ class Candidate:
     rate: float
     options: dict[str, Any]
 
-    @property
-    def loss(self) -> dict[str, Any]:
-        """Its loss, as a config writes it."""
-        return {key: value for key, value in self.options["model.head.loss"].items() if key != "_delete_"}
-
     def run(self, base: Base, stage: str, epochs: int, seed: int, data: dict[str, Any], amp: bool, home: Path) -> Run:
-        """The run of this setting on some data."""
+        """The run of this setting, with ``data`` as options of the data loaders."""
         options = {**base.options, **self.options, **data}
         return Run(self.boost, stage, self.rate, seed, epochs, base.path, options, amp, 1, False, home)
 
 
-def _short(value: float) -> float:
-    """Four digits: what a config can be given by hand is what was tried."""
+def _round(value: float) -> float:
+    """Round to four digits, so that a setting can be copied by hand."""
     return float(f"{value:.4g}")
 
 
-def _draw(draws: Draws, boost: str, name: str, values: tuple[float, float] | list[float]) -> float:
-    # Optuna wants one distribution a name
+def _suggest(trial: BaseTrial, boost: str, name: str, values: tuple[float, float] | list[float]) -> float:
+    # Optuna allows one distribution per name
     key = f"{boost} {name}"
     if isinstance(values, list):
-        return draws.suggest_categorical(key, values)
-    return _short(draws.suggest_float(key, *values, log=name == "alpha"))
+        return trial.suggest_categorical(key, values)
+    return _round(trial.suggest_float(key, *values, log=name == "alpha"))
 
 
-def suggest(draws: Draws, side: str, base: Base) -> Candidate:
+def suggest(trial: BaseTrial, side: str, base: Base) -> Candidate:
     """Draw a setting.
 
-    Both sides draw a rate, whether gradients are clipped and whether the last layer starts small. The boosted side draws a
-    boost, its alpha and beta, targets, whether deltas are bounded by the span (``max_delta``), and whether the output bias
-    starts at the prior, as well. The softmax, with fewer to find, gets as many trials.
+    Both sides draw a rate, whether gradients are clipped, and whether the last layer starts small. The boosted side also draws
+    a boost with its parameters, targets, whether deltas are bounded by the span (``max_delta``), and whether the output bias
+    starts at the prior. The softmax has fewer parameters and gets as many trials.
 
-    A boosted loss is ``span`` times as strong as the softmax, so under SGD it gets a rate divided and a decay multiplied by
-    the span (`gbseg.losses.SoftmaxLoss`); the clip norm is multiplied by it under any optimizer.
+    A boosted loss is ``span`` times as strong as the softmax. So under SGD its rate is divided and its decay multiplied by the
+    span (`gbseg.losses.SoftmaxLoss`). The clip norm is multiplied by the span under any optimizer.
 
     Args:
-        draws: an Optuna trial.
+        trial: an Optuna trial.
         side: 'boosted' or 'softmax'.
-        base: of the config.
+        base: what was read from the config.
     """
-    rate = _short(base.rate * draws.suggest_float("rate", *RATE, log=True))
+    rate = _round(base.rate * trial.suggest_float("rate", *RATE, log=True))
     loss: dict[str, Any]
-    params: dict[str, Any] = {"rate": rate, "clip": draws.suggest_categorical("clip", [False, True])}
+    params: dict[str, Any] = {"rate": rate, "clip": trial.suggest_categorical("clip", [False, True])}
     options: dict[str, Any] = {}
     if base.own_head:
-        params["small_init"] = draws.suggest_categorical("small_init", [False, True])
+        params["small_init"] = trial.suggest_categorical("small_init", [False, True])
         if params["small_init"]:
             options["model.head.init_std"] = SMALL_INIT
         options["model.head.init_bias"] = None
     if side == SOFTMAX:
         boost, span, loss = SOFTMAX, 1.0, {"type": "SoftmaxLoss"}
     else:
-        boost = draws.suggest_categorical("boost", list(RANGES))
-        drawn = {name: _draw(draws, boost, name, values) for name, values in RANGES[boost].items()}
-        t_neg = drawn.pop("t_neg")
-        t_pos = _short(t_neg + draws.suggest_float("span", *SPAN, log=True))
+        boost = trial.suggest_categorical("boost", list(RANGES))
+        shape = {name: _suggest(trial, boost, name, values) for name, values in RANGES[boost].items()}
+        t_neg = shape.pop("t_neg")
+        t_pos = _round(t_neg + trial.suggest_float("span", *SPAN, log=True))
         span = t_pos - t_neg
-        params |= {"boost": boost, **drawn, "t_neg": t_neg, "t_pos": t_pos}
-        loss = _LOSSES[boost](drawn, (t_neg, t_pos))
-        params["bounded"] = draws.suggest_categorical("bounded", [False, True])
+        params |= {"boost": boost, **shape, "t_neg": t_neg, "t_pos": t_pos}
+        loss = _LOSSES[boost](shape, (t_neg, t_pos))
+        params["bounded"] = trial.suggest_categorical("bounded", [False, True])
         if params["bounded"]:
-            loss["max_delta"] = _short(span)
+            loss["max_delta"] = _round(span)
         if base.own_head:
-            params["prior"] = draws.suggest_categorical("prior", [False, True])
+            params["prior"] = trial.suggest_categorical("prior", [False, True])
             options["model.head.init_bias"] = "prior" if params["prior"] else None
     options["model.head.loss"] = {"_delete_": True, **loss}
     if params["clip"]:
-        options["optim_wrapper.clip_grad"] = {"max_norm": _short(CLIP * span)}
+        options["optim_wrapper.clip_grad"] = {"max_norm": _round(CLIP * span)}
     strength = span if base.sgd else 1.0
     if base.decay:
         options["optim_wrapper.optimizer.weight_decay"] = base.decay * strength
-    return Candidate(side, draws.number, boost, params, span, _short(rate / strength), options)
+    return Candidate(side, trial.number, boost, params, span, _round(rate / strength), options)

@@ -1,4 +1,4 @@
-"""What the runs of a claim say: medians over trials with 95% bootstrap intervals, by arm and epoch."""
+"""Summary of the runs of a claim: medians over trials with 95% bootstrap intervals, by arm and epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from gbseg.evaluation.bootstrap import bootstrap_distribution, percentile_interval
 from gbseg.report.convergence import first_below
 from gbseg.report.gradient_log import GradientHistory, read_gradients
-from reproduction.grid import Grid, Swept
+from reproduction.grid import Grid, SweepResult
 from reproduction.runs import Run, RunResult
 
 __all__ = ["ArmSummary", "Estimate", "Summary", "estimate", "reaches", "summarise"]
@@ -22,7 +22,7 @@ __all__ = ["ArmSummary", "Estimate", "Summary", "estimate", "reaches", "summaris
 class Estimate:
     """A median over trials and its 95% percentile bootstrap interval (10,000 resamples; None of a single trial).
 
-    Of fewer than six trials, that interval is their range, which holds the true median less often: 87.5% at four.
+    With fewer than six trials, the interval is their range, which covers the true median less often: 87.5% with four.
     """
 
     median: float
@@ -36,7 +36,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float] | np.ndarray) -> Estimate | None:
-    """The median of some trials; None of none."""
+    """The median over trials; None if there are none."""
     if not len(values):
         return None
     median = float(np.median(values))
@@ -51,24 +51,24 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate | None:
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One arm's trials. E epochs; errors in per cent (or the claim's metric as it is, where ``lower`` says so).
+    """The trials of one arm. T trials, E epochs; errors in per cent (or the claim's metric as it is, where ``lower`` says so).
 
     Attributes:
-        swept: its sweep.
+        sweep: the result of its sweep.
         runs: the final trials that have a result, with it.
-        diverged: how many of them diverged; those are in no number below.
-        epochs: (E,) of the validations.
-        errors: (T, E) of the trials.
+        diverged: number of trials that diverged; they are in no number below.
+        epochs: (E,) epochs of the validations.
+        errors: (T, E) errors of the trials.
         curve: E medians, by epoch.
-        best: of the lowest error of each trial, chosen with the errors measured here, as the paper does.
-        best_epoch: of the epoch in which that was.
-        best_epochs: that epoch, of each trial.
-        early: of the mean error of the epochs 2 to 5, as far as there are.
-        last: of the error after the last epoch: nothing chosen.
-        area: of the mean error over the epochs.
+        best: median over trials of the lowest error. It is chosen with the errors measured here, as the paper does.
+        best_epoch: median over trials of the epoch with the lowest error.
+        best_epochs: that epoch, for each trial.
+        early: median over trials of the mean error in epochs 2 to 5, as far as there are.
+        last: median over trials of the error after the last epoch; nothing is chosen.
+        area: median over trials of the mean error over all epochs.
     """
 
-    swept: Swept
+    sweep: SweepResult
     runs: list[tuple[Run, RunResult]]
     diverged: int
     epochs: list[float]
@@ -87,23 +87,23 @@ class ArmSummary:
         return [run for run, result in self.runs if result.diverged is None]
 
     def gradients(self) -> list[GradientHistory]:
-        """What `GradientStatsHook` recorded, of each of them that had it."""
-        found = []
+        """The records of `GradientStatsHook`, for each of the sound trials that used it."""
+        histories = []
         for run in self.sound:
             with suppress(FileNotFoundError):
-                found.append(read_gradients(run.folder))
-        return found
+                histories.append(read_gradients(run.folder))
+        return histories
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A claim's arms, and what running them took.
+    """The summary of a claim.
 
     Attributes:
-        grid: of the runs.
-        arms: by name.
-        missing: runs without a result, trials whose rate is not known yet included.
-        hours: of computing, all runs together.
+        grid: the grid of its runs.
+        arms: the summaries of its arms, by name.
+        missing: number of runs without a result, including trials whose rate is not chosen yet.
+        hours: computing time of all runs.
     """
 
     grid: Grid
@@ -117,19 +117,18 @@ reaches = partial(first_below, interpolate=True)
 
 
 def summarise(grid: Grid) -> Summary:
-    """Read the results of a grid's runs, as many as there are."""
-    swept = grid.swept()
-    final = grid.final(swept)
-    everything = [(run, run.result()) for run in [*grid.sweep(), *final]]
+    """Summarise the runs of a grid that have a result."""
+    sweep_results = grid.sweep_results()
+    all_runs = [(run, run.result()) for run in [*grid.sweep(), *grid.final(sweep_results)]]
     arms = {}
-    for arm, found in swept.items():
-        runs = [(run, result) for run, result in everything if run.stage == "final" and run.arm == arm and result is not None]
+    for arm, sweep in sweep_results.items():
+        runs = [(run, result) for run, result in all_runs if run.stage == "final" and run.arm == arm and result is not None]
         sound = [(run, result) for run, result in runs if result.diverged is None]
         errors = np.array([grid.errors(result) for _, result in sound])
         epochs = [step / sound[0][0].epoch for step in sound[0][1].steps] if sound else []
         early = [2 <= epoch <= 5 for epoch in epochs]
         arms[arm] = ArmSummary(
-            swept=found,
+            sweep=sweep,
             runs=runs,
             diverged=len(runs) - len(sound),
             epochs=epochs,
@@ -142,7 +141,8 @@ def summarise(grid: Grid) -> Summary:
             last=estimate(errors[:, -1] if sound else []),
             area=estimate(errors.mean(1) if sound else []),
         )
-    known = [result for _, result in everything if result is not None]
-    # the trials of an arm whose sweep is not complete are not among the runs yet
-    waiting = sum(grid.settings.final.trials for found in swept.values() if found.missing)
-    return Summary(grid, arms, len(everything) - len(known) + waiting, sum(result.seconds for result in known) / 3600)
+    results = [result for _, result in all_runs if result is not None]
+    # the final trials of an arm with an incomplete sweep are not among the runs yet
+    pending = sum(grid.settings.final.trials for sweep in sweep_results.values() if sweep.missing)
+    hours = sum(result.seconds for result in results) / 3600
+    return Summary(grid, arms, len(all_runs) - len(results) + pending, hours)

@@ -1,6 +1,6 @@
-"""Many trials of a small network trained at once, vectorised over seeds and rates with `torch.func`.
+"""Many trials of a small network trained at once, vectorised over seeds and rates with ``torch.func``.
 
-Shapes: T trials, N images, B images of a batch.
+T trials, N images, B images per batch.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Split:
 
 @dataclass
 class TrialCurves:
-    """What T trials measured after each epoch.
+    """The measurements of T trials after each epoch.
 
     Attributes:
-        error: by epoch, T shares of wrong labels in 0..1; None from the epoch in which a trial's loss was not finite.
-        loss: by epoch, T mean training losses; None likewise.
-        diverged: T epochs (from 1) in which the loss stopped to be finite, None where it never did.
+        error: per epoch, T error rates in 0..1; None from the epoch on in which a trial's loss became non-finite.
+        loss: per epoch, T mean training losses; None likewise.
+        diverged: T epochs (from 1) in which the loss became non-finite; None where it never did.
     """
 
     error: list[list[float | None]] = field(default_factory=list)
@@ -62,27 +62,27 @@ def train_trials(
 ) -> TrialCurves:
     """Train T networks side by side by plain gradient descent at fixed rates.
 
-    Each is what `gbseg train` makes of the same seed and rate (up to the rounding of batched products): its initial weights
-    come from its seed, the order of its images from a `ResumableSampler` of that seed. A trial that diverges goes on as NaN
-    and touches no other.
+    Each network becomes what ``gbseg train`` makes of the same seed and rate (up to the rounding of batched products): its
+    initial weights come from its seed, the order of its images from a `ResumableSampler` with that seed. A trial that diverges
+    goes on as NaN and does not affect the others.
 
     Args:
-        make: builds a network; its `init_weights` is called under the trial's seed. No batch normalisation, no dropout.
-        loss: of the logits.
-        train: to train on.
-        test: to measure the error on.
+        make: builds a network; its ``init_weights`` is called under the trial's seed. No batch normalisation, no dropout.
+        loss: the loss of the logits.
+        train: the training set.
+        test: the set on which the error is measured.
         rates: T learning rates.
         seeds: T seeds.
         epochs: passes over ``train``.
-        batch: images a step, a divisor of the training images.
-        state: a file that holds weights and curves after every tenth epoch, and from which an interrupted call goes on.
+        batch: images per step; divides the number of training images.
+        state: a file for weights and curves, written after every tenth epoch; an interrupted call continues from it.
 
     Returns:
         The curves.
 
     Raises:
-        ValueError: rates and seeds of different number, none at all, a batch that does not divide the set, a network with
-            buffers, or a state of other trials.
+        ValueError: there are no rates or not as many seeds; the batch does not divide the training set; the network has
+            buffers; the state is of other trials.
     """
     if len(rates) != len(seeds) or not rates:
         raise ValueError(f"each trial has a rate and a seed, got {len(rates)} rates and {len(seeds)} seeds.")
@@ -93,7 +93,7 @@ def train_trials(
     networks = []
     for seed in seeds:
         torch.manual_seed(seed)
-        # on the device before its weights are drawn, as mmengine's runner does it: a device has a generator of its own
+        # moved before its weights are drawn, as mmengine's runner does: each device has its own random generator
         network = make().to(device)
         getattr(network, "init_weights", lambda: None)()
         networks.append(network)
@@ -104,7 +104,7 @@ def train_trials(
     skeleton = networks[0].to("meta")
 
     def objective(weights: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> Tensor:
-        # not its forward, whose checks of values cannot be vectorised; the labels are those of a set that was checked
+        # not its forward, whose checks of values cannot be vectorised; the data set has checked the labels
         return loss.compute(functional_call(skeleton, weights, (inputs,)), labels, None, None, None, "mean")
 
     step = vmap(grad_and_value(objective))
@@ -126,12 +126,12 @@ def train_trials(
         for inputs, labels in zip(test.inputs.split(1000), test.labels.split(1000), strict=True):
             wrong += (classify(weights, inputs) != labels).sum(1)
         finite = torch.isfinite(total) & torch.stack([torch.isfinite(w.flatten(1)).all(1) for w in weights.values()]).all(0)
-        for trial, good in enumerate(finite.tolist()):
-            if not good and curves.diverged[trial] is None:
+        for trial, is_finite in enumerate(finite.tolist()):
+            if not is_finite and curves.diverged[trial] is None:
                 curves.diverged[trial] = epoch + 1
-        for values, kept in ((wrong / len(test.labels), curves.error), (total / (count // batch), curves.loss)):
-            known = zip(values.tolist(), curves.diverged, strict=True)
-            kept.append([value if diverged is None else None for value, diverged in known])
+        for values, curve in ((wrong / len(test.labels), curves.error), (total / (count // batch), curves.loss)):
+            pairs = zip(values.tolist(), curves.diverged, strict=True)
+            curve.append([value if diverged is None else None for value, diverged in pairs])
         if state is not None and (epoch + 1) % 10 == 0:
             _save(state, rates, seeds, weights, curves)
     return curves
@@ -146,7 +146,7 @@ def _save(path: Path, rates: Sequence[float], seeds: Sequence[int], weights: dic
 def _load(
     path: Path, rates: Sequence[float], seeds: Sequence[int], device: torch.device
 ) -> tuple[dict[str, Tensor], TrialCurves]:
-    kept = torch.load(path, map_location=device, weights_only=True)
-    if (kept["rates"], kept["seeds"]) != (list(rates), list(seeds)):
-        raise ValueError(f"{path} holds other trials (rates {kept['rates']}, seeds {kept['seeds']}): remove it.")
-    return kept["weights"], TrialCurves(**kept["curves"])
+    saved = torch.load(path, map_location=device, weights_only=True)
+    if (saved["rates"], saved["seeds"]) != (list(rates), list(seeds)):
+        raise ValueError(f"{path} holds other trials (rates {saved['rates']}, seeds {saved['seeds']}): remove it.")
+    return saved["weights"], TrialCurves(**saved["curves"])

@@ -1,7 +1,8 @@
-"""Whether a claim of the paper holds in what was measured here: one function a claim, from the numbers alone.
+"""Whether a claim of the paper holds in these measurements: one function per kind of claim, computed from the numbers alone.
 
-*Lower* and *higher* mean: with four trials or more of each, none of which diverged on the lower side, the intervals of the
-medians are apart. Of four and four trials without a difference, that happens in 2.9% of cases; of fewer it is no evidence.
+*Lower* and *higher* mean that the intervals of the medians do not overlap, with at least four trials on each side, none of
+which diverged on the lower side. For four and four trials without a difference, the chance of that is 2.9%; fewer are no
+evidence.
 """
 
 from __future__ import annotations
@@ -38,49 +39,48 @@ def _outcome(*claims: bool) -> str:
     return REPRODUCED if all(claims) else PARTLY if any(claims) else NOT
 
 
-def _lower(one: ArmSummary, other: ArmSummary, what: str = "last") -> bool:
-    """Whether an arm's estimate (``last``, ``best``, ``early``) is lower than another's, as the module says."""
-    mine, theirs = getattr(one, what), getattr(other, what)
-    if one.diverged or min(len(one.sound), len(other.sound)) < LEAST_TRIALS:
+def _lower(a: ArmSummary, b: ArmSummary, attribute: str = "last") -> bool:
+    """Whether an estimate (``last``, ``best``, ``early``, ``area``) of ``a`` is lower than that of ``b``; see the module."""
+    if a.diverged or min(len(a.sound), len(b.sound)) < LEAST_TRIALS:
         return False
-    return mine.high < theirs.low
+    return getattr(a, attribute).high < getattr(b, attribute).low
 
 
-def _fails(one: ArmSummary, other: ArmSummary) -> bool:
-    """Whether an arm diverged at all of its rates, or in a trial where the other never did, or is higher than the other."""
-    return one.last is None or (one.diverged > 0 and not other.diverged) or _lower(other, one)
+def _fails(arm: ArmSummary, reference: ArmSummary) -> bool:
+    """Whether an arm diverged at all rates, or in a trial while the reference never did, or is higher than the reference."""
+    return arm.last is None or (arm.diverged > 0 and not reference.diverged) or _lower(reference, arm)
 
 
-def _of_all_arms(judge: Callable[[Summary], Verdict]) -> Callable[[Summary], Verdict]:
-    """Says nothing of a comparison of which an arm has too few trials; one whose rates or trials diverged was run."""
+def _requires_all_arms(judge: Callable[[Summary], Verdict]) -> Callable[[Summary], Verdict]:
+    """Return 'not run' if an arm has too few trials. Diverged trials count, and so do arms that diverged at all rates."""
 
     @functools.wraps(judge)
     def judged(summary: Summary) -> Verdict:
-        few = [name for name, arm in summary.arms.items() if len(arm.runs) < LEAST_TRIALS and not arm.swept.diverged]
-        if few:
-            return Verdict(NOT_RUN, [f"No difference can be shown with fewer than {LEAST_TRIALS} trials of {', '.join(few)}."])
+        arms = [name for name, arm in summary.arms.items() if len(arm.runs) < LEAST_TRIALS and not arm.sweep.diverged]
+        if arms:
+            return Verdict(NOT_RUN, [f"No difference can be shown with fewer than {LEAST_TRIALS} trials of {', '.join(arms)}."])
         return judge(summary)
 
     return judged
 
 
-def _text(name: str, arm: ArmSummary, what: str = "last") -> str:
-    found = getattr(arm, what)
-    return f"{name} has no trial that ended" if found is None else f"{name} {found.text()}"
+def _text(name: str, arm: ArmSummary, attribute: str = "last") -> str:
+    estimate = getattr(arm, attribute)
+    return f"{name} has no trial that ended" if estimate is None else f"{name} {estimate.text()}"
 
 
-def _ratio(one: ArmSummary, other: ArmSummary) -> tuple[float, float]:
+def _ratio_of_epochs(a: ArmSummary, b: ArmSummary) -> tuple[float, float]:
     """The 95% bootstrap interval of the ratio of two arms' median epochs to their lowest error."""
-    epochs, other_epochs = np.array(one.best_epochs), np.array(other.best_epochs)
+    a_epochs, b_epochs = np.array(a.best_epochs), np.array(b.best_epochs)
     ratios = bootstrap_distribution(
-        lambda a, b: np.median(epochs[a], axis=1) / np.median(other_epochs[b], axis=1),
-        [len(epochs), len(other_epochs)],
+        lambda i, j: np.median(a_epochs[i], axis=1) / np.median(b_epochs[j], axis=1),
+        [len(a_epochs), len(b_epochs)],
         resamples=9_999,
     )
     return percentile_interval(ratios)
 
 
-@_of_all_arms
+@_requires_all_arms
 def table1(summary: Summary) -> Verdict:
     """Linear outputs converge in about 25% fewer epochs than squashed ones, at no higher error; the softmax is miserable."""
     arms = summary.arms
@@ -90,7 +90,7 @@ def table1(summary: Summary) -> Verdict:
     linear = arms["linear"]
     because, faster = [], []
     for name in ("sigmoid", "tanh"):
-        low, high = _ratio(linear, arms[name])
+        low, high = _ratio_of_epochs(linear, arms[name])
         faster.append(high < 1)
         because.append(
             f"Median epochs to the lowest error, linear against {name}: {epochs['linear']:g} and "
@@ -107,7 +107,7 @@ def table1(summary: Summary) -> Verdict:
     return Verdict(_outcome(True, not worse, miserable), because)
 
 
-@_of_all_arms
+@_requires_all_arms
 def gain(summary: Summary) -> Verdict:
     """Boosted outputs have lower errors in epochs 2 to 5, and end lower; in epochs 2 to 5 the claim's ``best`` is below all."""
     softmax = summary.arms["softmax"]
@@ -135,12 +135,12 @@ def gain(summary: Summary) -> Verdict:
     return Verdict(_outcome(*claims), because)
 
 
-@_of_all_arms
+@_requires_all_arms
 def convergence(summary: Summary) -> Verdict:
     """The median curve of a boosted output reaches the lowest median of the softmax's in fewer epochs.
 
-    With the 95% bootstrap interval of the share that is saved, over the trials of both; where the error is never reached, it
-    counts as -100%. Fewer: the whole interval is above 0, of at least four trials each.
+    Fewer means that the 95% bootstrap interval of the share of epochs that is saved, over the trials of both, is above 0, with
+    at least four trials each. If the error is never reached, the share counts as -100%.
     """
     softmax = summary.arms["softmax"]
     claims, because = [], []
@@ -153,9 +153,9 @@ def convergence(summary: Summary) -> Verdict:
             because.append(f"{name}: fewer than {LEAST_TRIALS} trials of it or of the softmax ended.")
             continue
 
-        def saved(mine: np.ndarray, theirs: np.ndarray, arm: ArmSummary = arm) -> float:
-            curve = np.median(softmax.errors[theirs], axis=0)
-            after = reaches(arm.epochs, np.median(arm.errors[mine], axis=0), curve.min())
+        def saved(i: np.ndarray, j: np.ndarray, arm: ArmSummary = arm) -> float:
+            curve = np.median(softmax.errors[j], axis=0)
+            after = reaches(arm.epochs, np.median(arm.errors[i], axis=0), curve.min())
             return -1.0 if after is None else 1 - after / softmax.epochs[int(curve.argmin())]
 
         low, high = percentile_interval(bootstrap_distribution(np.vectorize(saved, signature="(n),(m)->()"), trials, 2000))
@@ -172,18 +172,21 @@ def convergence(summary: Summary) -> Verdict:
     return Verdict(_outcome(*claims), because)
 
 
-def _compared(one: ArmSummary, other: ArmSummary, what: str) -> str:
-    return "lower" if _lower(one, other, what) else "higher" if _lower(other, one, what) else "not told apart"
+def _compared(a: ArmSummary, b: ArmSummary, attribute: str) -> str:
+    return "lower" if _lower(a, b, attribute) else "higher" if _lower(b, a, attribute) else "not told apart"
 
 
 def deltas(summary: Summary) -> Verdict:
     """Boosted deltas lie in about [-6, 10] for exp-GB and beyond the softmax's [-1, 1]."""
     ranges = {}
     for name, arm in summary.arms.items():
-        edges = [[found.edges for found in history.histograms.values()] for history in arm.gradients() if history.histograms]
+        edges = [
+            [histogram.edges for histogram in history.histograms.values()] for history in arm.gradients() if history.histograms
+        ]
         if edges:
-            low, high = ([find(edge[at] for edge in one) for one in edges] for find, at in ((min, 0), (max, -1)))
-            ranges[name] = (float(np.median(low)), float(np.median(high)), len(edges))
+            low = np.median([min(edge[0] for edge in trial) for trial in edges])
+            high = np.median([max(edge[-1] for edge in trial) for trial in edges])
+            ranges[name] = (float(low), float(high), len(edges))
     if set(ranges) != set(summary.arms):
         return Verdict(NOT_RUN, ["not every arm has recorded deltas"])
     because = [
@@ -200,23 +203,23 @@ def deltas(summary: Summary) -> Verdict:
 
 def hidden_gradients(summary: Summary) -> Verdict:
     """RMS of hidden error gradients: exp-GB ten times, pow3-GB more than a hundred times the softmax's."""
-    found = {name: histories for name, arm in summary.arms.items() if (histories := arm.gradients())}
-    if set(found) != set(summary.arms):
+    gradients = {name: histories for name, arm in summary.arms.items() if (histories := arm.gradients())}
+    if set(gradients) != set(summary.arms):
         return Verdict(NOT_RUN, ["not every arm has recorded gradients"])
     claims, because = [], []
     for name, factor in (("expgb", 10.0), ("pow3gb", 100.0)):
-        hidden = list(found[name][0].rms)[1:]  # the output is the first
-        # trials of one seed see the same images in the same order
+        hidden = list(gradients[name][0].rms)[1:]  # the first is the output layer
+        # trials with equal seeds see the same images in the same order
         ratios = np.array(
             [
                 [boosted.rms_by_epoch(layer)[1] / softmax.rms_by_epoch(layer)[1] for layer in hidden]
-                for boosted, softmax in zip(found[name], found["softmax"], strict=False)
+                for boosted, softmax in zip(gradients[name], gradients["softmax"], strict=False)
             ]
         )
-        middle = float(np.median(ratios))
-        claims.append(middle > factor if factor == 100 else factor / 3 <= middle <= factor * 3)
+        median = float(np.median(ratios))
+        claims.append(median > factor if factor == 100 else factor / 3 <= median <= factor * 3)
         because.append(
-            f"{name}: {middle:.1f} times the softmax's (median over {len(ratios)} trials, hidden layers and epochs; "
+            f"{name}: {median:.1f} times the softmax's (median over {len(ratios)} trials, hidden layers and epochs; "
             f"{ratios.min():.1f} to {ratios.max():.1f}); the paper says "
             + ("more than two orders of magnitude." if factor == 100 else "one order of magnitude (accepted: 3.3 to 30).")
         )
@@ -229,8 +232,8 @@ def normaliser(summary: Summary) -> Verdict:
     if not histories:
         return Verdict(NOT_RUN, ["no gradients recorded"])
     series = [history.normaliser("median") for history in histories]
-    first, last = ([one[at] for one in series] for at in (0, -1))
-    rises = [np.mean(np.diff(one) > 0) for one in series]
+    first, last = [values[0] for values in series], [values[-1] for values in series]
+    rises = [np.mean(np.diff(values) > 0) for values in series]
     start = float(np.median(first))
     return Verdict(
         _outcome(2342 / 2 <= start <= 2342 * 2, min(rises) == 1),
@@ -244,7 +247,7 @@ def normaliser(summary: Summary) -> Verdict:
     )
 
 
-@_of_all_arms
+@_requires_all_arms
 def many_classes(summary: Summary) -> Verdict:
     """With many classes pow3-GB does not work, exp-GB beats the softmax, and exp-GB needs batch normalisation."""
     arms = summary.arms
@@ -263,37 +266,35 @@ def many_classes(summary: Summary) -> Verdict:
     )
 
 
-@_of_all_arms
+@_requires_all_arms
 def contest(summary: Summary) -> Verdict:
-    """In each of the claim's ``contests``, the boosted arm that was best on held-out data is lower than the softmax that was.
+    """In each of the claim's ``contests``, the best boosted arm on held-out data is lower than the best softmax arm.
 
-    One comparison a contest, between arms that were chosen without the test set, however many arms there are; both sides have
-    as many tries. Arms in neither list are controls: they are reported and decide nothing.
+    There is one comparison per contest, however many arms it has, between arms that were chosen without the test set. Both
+    sides have the same number of tries. Arms in neither list are controls: they are reported and decide nothing.
     """
     claims, because = [], []
     for name, sides in summary.grid.settings.contests.items():
-        best = {side: _favourite(summary, arms) for side, arms in sides.items()}
-        if None in best.values():
+        boosted_arm, softmax_arm = _best_arm(summary, sides.boosted), _best_arm(summary, sides.softmax)
+        if boosted_arm is None or softmax_arm is None:
             claims.append(False)
             because.append(f"{name}: every rate of one side diverged.")
             continue
-        boosted, softmax = (summary.arms[str(best[side])] for side in ("boosted", "softmax"))
-        what = summary.grid.settings.get("judged", "last")
-        claims.append(_lower(boosted, softmax, what))
+        boosted, softmax = summary.arms[boosted_arm], summary.arms[softmax_arm]
+        attribute = summary.grid.settings.get("judged", "last")
+        claims.append(_lower(boosted, softmax, attribute))
         tries = sum(len(summary.grid.settings.arms[arm].rates) for arm in sides.softmax)
         because.append(
-            f"{name}, best on held-out images of {tries} tries each: {_text(str(best['boosted']), boosted, what)} against "
-            f"{_text(str(best['softmax']), softmax, what)}: {_compared(boosted, softmax, what)}."
+            f"{name}, best on held-out images of {tries} tries each: {_text(boosted_arm, boosted, attribute)} against "
+            f"{_text(softmax_arm, softmax, attribute)}: {_compared(boosted, softmax, attribute)}."
         )
     return Verdict(_outcome(*claims), because)
 
 
-def _favourite(summary: Summary, arms: Sequence[str]) -> str | None:
-    """The arm with the lowest score in its sweep; None where all diverged."""
-    scores = {
-        arm: min(found) for arm in arms if (found := [s for s in summary.arms[arm].swept.scores.values() if s is not None])
-    }
-    return min(scores, key=scores.__getitem__) if scores else None
+def _best_arm(summary: Summary, arms: Sequence[str]) -> str | None:
+    """The arm with the lowest score in its sweep; None if all diverged."""
+    scores = [(score, arm) for arm in arms for score in summary.arms[arm].sweep.scores.values() if score is not None]
+    return min(scores, key=lambda pair: pair[0])[1] if scores else None
 
 
 VERDICTS: dict[str, Callable[[Summary], Verdict]] = {

@@ -1,6 +1,6 @@
-"""What a process of a grid does: train one run, or several together.
+"""The work of one process of a pool: train one run, or several together.
 
-A folder holds the config of a `reproduction.runs.Run` and gets a ``result.json``.
+The folder of a run holds its config and gets a ``result.json``.
 """
 
 from __future__ import annotations
@@ -36,25 +36,20 @@ from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
 from gbseg.mm.training import train
 from gbseg.report.history import read_history
 from gbseg.report.provenance import provenance
-from reproduction.runs import RunResult, data_of
+from reproduction.runs import RunResult, config_path, describe_data
 from reproduction.trials import Split, train_trials
 
-__all__ = ["LOG", "config_of", "prepare", "train_alone", "train_folders", "train_together"]
+__all__ = ["LOG", "init_worker", "train_alone", "train_folders", "train_together"]
 
 LOG = "process_{}.log"
-
-
-def config_of(folder: Path) -> Path:
-    """The file of a run's config: named by its key, as mmengine names loggers and visualisers by it."""
-    return folder / f"run_{folder.name}.py"
 
 
 def _write(folder: Path, result: RunResult) -> None:
     write_atomically((json.dumps(asdict(result)) + "\n").encode(), folder / "result.json")
 
 
-def _measured(folder: Path) -> tuple[list[int], dict[str, list[float]], list[float | None], int]:
-    """Validations, metrics, mean losses between them, and the last iteration logged."""
+def _read_measurements(folder: Path) -> tuple[list[int], dict[str, list[float]], list[float | None], int]:
+    """Iterations of the validations, metrics, mean losses between validations, and the last iteration logged."""
     try:
         history = read_history(folder)
     except FileNotFoundError:
@@ -69,8 +64,8 @@ def _measured(folder: Path) -> tuple[list[int], dict[str, list[float]], list[flo
     return history.val_steps.tolist(), metrics, losses, history.last_step
 
 
-class _Clock:
-    """Seconds of a run, with those of earlier starts that were interrupted; one that was killed has left none."""
+class _Stopwatch:
+    """Seconds of a run, including earlier starts that were interrupted, but not those that were killed."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "seconds"
@@ -78,35 +73,35 @@ class _Clock:
         self.start = time.perf_counter()
 
     def stop(self) -> float:
-        """The seconds until now, which are kept."""
+        """Save and return the seconds until now."""
         seconds = self.before + time.perf_counter() - self.start
         self.file.write_text(str(seconds))
         return seconds
 
 
 def train_alone(folder: Path) -> RunResult:
-    """Train the run of a folder, or go on with it, as `gbseg train --resume` does.
+    """Train the run of a folder, or continue it, as ``gbseg train --resume`` does.
 
-    A run whose loss is not finite any more is a result, recorded as diverged.
+    If its loss becomes non-finite, that is its result: it is recorded as diverged.
     """
-    clock = _Clock(folder)
-    # of the code that runs, whatever is committed meanwhile
+    clock = _Stopwatch(folder)
+    # now: the working tree may change during the training
     origin = provenance()
-    config = load_config(config_of(folder))
-    data = data_of(config)
+    config = load_config(config_path(folder))
+    data = describe_data(config)
     error: NonFiniteLossError | None = None
     try:
         train(config, folder, resume=True)
-    except NonFiniteLossError as found:
-        error = found
+    except NonFiniteLossError as nonfinite:
+        error = nonfinite
     finally:
         seconds = clock.stop()
-    steps, metrics, losses, last = _measured(folder)
+    steps, metrics, losses, last = _read_measurements(folder)
     result = RunResult(
         steps=steps,
         metrics=metrics,
         loss=losses,
-        # only every so many iterations are logged; the guard says which one it was
+        # only some iterations are logged; the guard knows the exact one
         diverged=None if error is None else error.iteration or last + 1,
         seconds=seconds,
         provenance=origin,
@@ -125,7 +120,7 @@ class _Logits(nn.Module):
         super().__init__()
         classifier = MODELS.build(model)
         self.backbone, self.fc = classifier.backbone, classifier.head.fc
-        # not a module of this one: its loss has buffers
+        # hidden in a tuple, so that it is no submodule: its loss has buffers
         self._head = (classifier.head,)
 
     def init_weights(self) -> None:
@@ -136,66 +131,71 @@ class _Logits(nn.Module):
         return self.fc(self.backbone(inputs)[-1])
 
 
-def _split(model: dict, dataset: dict) -> Split:
+def _load_split(model: dict[str, Any], dataset: dict[str, Any]) -> Split:
+    """The preprocessed images of a data set's config."""
     images = DATASETS.build(dataset)
-    classes, wanted = len(images.metainfo["classes"]), model["head"]["num_classes"]
-    if classes != wanted:
-        raise ValueError(f"the data have {classes} classes and the head has num_classes={wanted}.")
+    classes, num_classes = len(images.metainfo["classes"]), model["head"]["num_classes"]
+    if classes != num_classes:
+        raise ValueError(f"the data have {classes} classes and the head has num_classes={num_classes}.")
     preprocess = MODELS.build(model).data_preprocessor.to(images.pixels.device)
-    batches = [preprocess({"inputs": part})["inputs"] for part in images.pixels.split(5000)]
+    batches = [preprocess({"inputs": pixels})["inputs"] for pixels in images.pixels.split(5000)]
     return Split(torch.cat(batches), images.labels)
 
 
-def _common(configs: Sequence[Config]) -> dict[str, Any]:
-    """What the runs share; raises ValueError where they differ in more than rate and seed, or need more than plain SGD."""
-    found = []
+def _shared_config(configs: Sequence[Config]) -> dict[str, Any]:
+    """The config that the runs share.
+
+    Raises:
+        ValueError: they differ in more than rate and seed, or need more than plain SGD and what `train_trials` can do.
+    """
+    stripped = []
     for config in configs:
-        facts = copy.deepcopy(config.to_dict())
-        facts["optim_wrapper"]["optimizer"].pop("lr")
-        facts["randomness"].pop("seed")
-        found.append(facts)
-    if any(facts != found[0] for facts in found):
+        settings = copy.deepcopy(config.to_dict())
+        settings["optim_wrapper"]["optimizer"].pop("lr")
+        settings["randomness"].pop("seed")
+        stripped.append(settings)
+    shared = stripped[0]
+    if any(settings != shared for settings in stripped):
         raise ValueError("runs trained together differ in nothing but the learning rate and the seed.")
-    if found[0]["model"]["head"].get("batch_norm"):
+    if shared["model"]["head"].get("batch_norm"):
         raise ValueError("runs trained together have no batch normalisation; model.head.batch_norm is set.")
-    if found[0]["optim_wrapper"] != {"type": "OptimWrapper", "optimizer": {"type": "SGD"}} or found[0]["param_scheduler"]:
-        raise ValueError(f"runs trained together use plain SGD at a fixed rate, got {found[0]['optim_wrapper']}.")
-    facts = found[0]
-    dataset, sampler = facts["train_dataloader"]["dataset"], facts["train_dataloader"]["sampler"]
-    # what vectorised trials do not know would be left out without a word
-    for name, value, plain in (
-        ("custom_hooks", facts.get("custom_hooks"), (None, [])),
-        ("load_from", facts.get("load_from"), (None,)),
-        ("model.neck", facts["model"].get("neck"), (None,)),
-        ("model.train_cfg", facts["model"].get("train_cfg"), (None,)),
-        ("model.head.loss.reduction", facts["model"]["head"]["loss"].get("reduction", "mean"), ("mean",)),
+    if shared["optim_wrapper"] != {"type": "OptimWrapper", "optimizer": {"type": "SGD"}} or shared["param_scheduler"]:
+        raise ValueError(f"runs trained together use plain SGD at a fixed rate, got {shared['optim_wrapper']}.")
+    dataset, sampler = shared["train_dataloader"]["dataset"], shared["train_dataloader"]["sampler"]
+    # vectorised training would ignore these silently
+    for name, value, supported in (
+        ("custom_hooks", shared.get("custom_hooks"), (None, [])),
+        ("load_from", shared.get("load_from"), (None,)),
+        ("model.neck", shared["model"].get("neck"), (None,)),
+        ("model.train_cfg", shared["model"].get("train_cfg"), (None,)),
+        ("model.head.loss.reduction", shared["model"]["head"]["loss"].get("reduction", "mean"), ("mean",)),
         ("train_dataloader.dataset.pad", dataset.get("pad", 0), (0,)),
         ("train_dataloader.dataset.flip", dataset.get("flip", False), (False,)),
         ("train_dataloader.sampler", sampler, ({"type": "ResumableSampler", "shuffle": True},)),
     ):
-        if value not in plain:
+        if value not in supported:
             raise ValueError(f"runs trained together have no {name}, got {value!r}; train them alone (together = 0).")
-    return facts
+    return shared
 
 
 def train_together(folders: Sequence[Path]) -> None:
-    """Train the runs of several folders at once, vectorised; they differ in rate and seed alone."""
-    clock = _Clock(folders[0])
+    """Train the runs of several folders at once, vectorised. They differ only in rate and seed."""
+    clock = _Stopwatch(folders[0])
     origin = provenance()
-    configs = [load_config(config_of(folder)) for folder in folders]
-    facts, data = _common(configs), data_of(configs[0])
-    loader, schedule = facts["train_dataloader"], facts["train_cfg"]
+    configs = [load_config(config_path(folder)) for folder in folders]
+    shared, data = _shared_config(configs), describe_data(configs[0])
+    loader, schedule = shared["train_dataloader"], shared["train_cfg"]
     epochs = schedule["max_iters"] // schedule["val_interval"]
     with DefaultScope.overwrite_default_scope("mmpretrain"):
-        # of these runs: those that are left when some are done, or when fewer are asked for, start anew
+        # named by all of its runs: another set of runs starts anew
         names = hashlib.sha256(" ".join(folder.name for folder in folders).encode()).hexdigest()[:16]
         state = folders[0] / f"together_{names}.pt"
         try:
             curves = train_trials(
-                lambda: _Logits(facts["model"]),
-                MODELS.build(facts["model"]).head.loss_module,
-                _split(facts["model"], loader["dataset"]),
-                _split(facts["model"], facts["val_dataloader"]["dataset"]),
+                lambda: _Logits(shared["model"]),
+                MODELS.build(shared["model"]).head.loss_module,
+                _load_split(shared["model"], loader["dataset"]),
+                _load_split(shared["model"], shared["val_dataloader"]["dataset"]),
                 rates=[config.optim_wrapper.optimizer.lr for config in configs],
                 seeds=[config.randomness.seed for config in configs],
                 epochs=epochs,
@@ -217,12 +217,12 @@ def train_together(folders: Sequence[Path]) -> None:
             data=data,
         )
         _write(folder, result)
-    for done in folders[0].glob("together*.pt"):
-        done.unlink()
+    for path in folders[0].glob("together*.pt"):
+        path.unlink()
 
 
-def prepare(slots: Queue, threads: int, home: Path) -> None:
-    """Make a new process ready: its share of the cores, its GPU, its log; it ends with the process that started it."""
+def init_worker(slots: Queue[int], threads: int, home: Path) -> None:
+    """Set up a new process of a pool: its share of the cores, its GPU, its log, and its end with the parent process."""
     slot = slots.get()
     torch.set_num_threads(threads)
     if torch.cuda.device_count() > 1:
@@ -231,7 +231,7 @@ def prepare(slots: Queue, threads: int, home: Path) -> None:
     log = os.open(home / LOG.format(slot), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    # an interruption is said once, by the process that started this one
+    # the parent process reports an interruption
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -239,24 +239,24 @@ def prepare(slots: Queue, threads: int, home: Path) -> None:
 
 
 def train_folders(folders: Sequence[Path], together: bool) -> None:
-    """Train the runs of some folders.
+    """Train the runs of some folders, except those that have a result.
 
     Raises:
-        RuntimeError: whatever went wrong, its type and message; the traceback is printed.
+        RuntimeError: the training failed; with the error's type and message, as not every error can be pickled. Its traceback
+            goes to the log.
     """
     try:
         with ExitStack() as locks:
             # fig1b and fig2 share their runs, and may be started side by side
             for folder in folders:
                 locks.enter_context(lock_folder(folder, timeout=math.inf))
-            # another one may have finished them in the meantime
-            left = [folder for folder in folders if not (folder / "result.json").exists()]
-            if together and left:
-                train_together(left)
+            # another process may have finished them in the meantime
+            pending = [folder for folder in folders if not (folder / "result.json").exists()]
+            if together and pending:
+                train_together(pending)
             elif not together:
-                for folder in left:
+                for folder in pending:
                     train_alone(folder)
     except Exception as error:
         traceback.print_exc()
-        # anything can be written down, not everything can be sent to another process
         raise RuntimeError(f"{type(error).__name__}: {error}") from None

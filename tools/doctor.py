@@ -1,5 +1,10 @@
 """`gbseg doctor` from a checkout; see gbseg/cli/doctor.py."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from gbseg.cli import main
 
 if __name__ == "__main__":

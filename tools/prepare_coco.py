@@ -1,5 +1,10 @@
 """`gbseg prepare-coco` from a checkout; see gbseg/cli/prepare_coco.py."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from gbseg.cli import main
 
 if __name__ == "__main__":

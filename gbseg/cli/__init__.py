@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
         # what gbseg itself refuses is said in a sentence; what breaks elsewhere, and an import that fails, may be a bug and
         # keeps its traceback
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if not frame.f_globals.get("__name__", "").startswith("gbseg.") or getattr(error, "name", None):
+        if not frame.f_globals.get("__name__", "").startswith(("gbseg.", "reproduction.")) or getattr(error, "name", None):
             raise
         print(f"\ngbseg: {error}", file=sys.stderr)
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and arguments.resume_hint:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gbseg.cli.common_options import add_config
+from gbseg.cli.reproduce import require_checkout
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -31,7 +32,9 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
 
 
 def _run(a: argparse.Namespace) -> None:
-    from reproduction.search import Settings, search_boost
+    require_checkout("tools/search_boost.py")
+    from reproduction.command import search_boost
+    from reproduction.search import Settings
 
     settings = Settings(a.trials, a.epochs, a.held_out, a.images, a.confirm, a.seed, a.sampler, a.amp)
     search_boost(a.config, a.cfg_options, settings, a.jobs, a.out, command=a.command_line)

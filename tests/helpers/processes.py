@@ -1,4 +1,4 @@
-"""What the processes of a grid do in tests of the grid itself. Imports little: every process reads it anew."""
+"""The work of the processes of a pool in tests of the pool itself. Imports little: every process reads it anew."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def prepare(*arguments: object) -> None:
+def init_worker(*arguments: object) -> None:
     pass
 
 
@@ -19,5 +19,5 @@ def work(folders: Sequence[Path], together: bool) -> None:
             raise RuntimeError("no good")
         if folder.name == os.environ.get("KILL"):
             os._exit(9)
-        facts = dict(steps=[1], metrics={"accuracy/top1": [50.0]}, loss=[1.0], diverged=None, seconds=1.0)
-        (folder / "result.json").write_text(json.dumps({**facts, "provenance": {}}))
+        result = dict(steps=[1], metrics={"accuracy/top1": [50.0]}, loss=[1.0], diverged=None, seconds=1.0)
+        (folder / "result.json").write_text(json.dumps({**result, "provenance": {}}))

@@ -24,18 +24,18 @@ def test_every_figure_stands_in_its_result(row: str) -> None:
     assert [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d|\.\d)", text)] == []
     if not (result / "summary.json").exists():
         return
-    found = json.loads((result / "summary.json").read_text())
-    if "verdict" not in found:
+    summary = json.loads((result / "summary.json").read_text())
+    if "verdict" not in summary:
         # a search: what it answers
-        assert verdict == found["answer"]["outcome"]
+        assert verdict == summary["answer"]["outcome"]
         return
-    budget = "" if found["budget"] == "full" else f" ({found['budget']})"
-    partial = ", partial" if found["missing_runs"] else ""
-    judged = found["convergence" if "faster convergence" in claim else "verdict"]
+    budget = "" if summary["budget"] == "full" else f" ({summary['budget']})"
+    partial = ", partial" if summary["missing_runs"] else ""
+    judged = summary["convergence" if "faster convergence" in claim else "verdict"]
     assert verdict == judged["outcome"] + budget + partial
     # a median with its interval is that of the arm before it
     for name, *values in re.findall(rf"([\w-]+) ({NUMBER}) \[({NUMBER}), ({NUMBER})\]", here):
-        arm = found["arms"][name.lower().replace("-", "")]
+        arm = summary["arms"][name.lower().replace("-", "")]
         estimates = [arm[what] for what in ("best", "early", "last", "area", "best_epoch") if arm.get(what)]
         assert values in [[f"{one[key]:.2f}" for key in ("median", "low", "high")] for one in estimates], name
 

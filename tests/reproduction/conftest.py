@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import struct
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 
 from reproduction import grid
 
@@ -51,6 +54,15 @@ def on(mnist: Path) -> dict[str, object]:
     }
 
 
+_parsed = lru_cache(maxsize=None)(Config.fromfile)
+
+
+@pytest.fixture
+def parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every config file is read once: reading them takes most of the time in tests that train nothing."""
+    monkeypatch.setattr(Config, "fromfile", staticmethod(lambda path: copy.deepcopy(_parsed(path))))
+
+
 @pytest.fixture
 def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for claim files, beside which all committed configs are found; `load_claim` reads there."""
@@ -58,5 +70,5 @@ def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "reproduction").mkdir(parents=True)
     for name in ("classification", "_base_"):
         (folder / name).symlink_to(CONFIGS / name)
-    monkeypatch.setattr(grid, "config_folder", lambda package: folder)
+    monkeypatch.setattr(grid, "CONFIGS", folder)
     return folder / "reproduction"

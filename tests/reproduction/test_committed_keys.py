@@ -5,21 +5,19 @@ The data are not needed: a run's length depends on how many images there are, an
 
 from __future__ import annotations
 
-import copy
 import csv
 import json
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from conftest import CONFIGS, ROOT
-from mmengine.config import Config
 
 from gbseg.mm.config import load_config
-from reproduction import runs
+from reproduction import runs, search_space
 from reproduction.grid import Grid, load_claim
 from reproduction.runs import Run
+from reproduction.search_space import read_base, suggest
 
 TRAINING_IMAGES = {"MNIST": 60_000, "CIFAR10": 50_000, "folder": 16_000}
 """By the data sets' ``source``; the folder is data/imagenet200_32px, 80 images of each of 200 classes."""
@@ -36,15 +34,11 @@ def number_of_images(dataset: Mapping, scope: str) -> int:
     return dataset.get("num") or count
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_data() -> Iterator[None]:
-    """Data sets of known size, and every config file parsed once."""
-    fromfile = Config.fromfile
-    parsed = lru_cache(maxsize=None)(lambda path: fromfile(path))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "images_of", number_of_images)
-        patch.setattr(Config, "fromfile", staticmethod(lambda path: copy.deepcopy(parsed(path))))
-        yield
+@pytest.fixture(autouse=True)
+def without_data(parsed_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets of known size."""
+    monkeypatch.setattr(runs, "count_images", number_of_images)
+    monkeypatch.setattr(search_space, "count_images", number_of_images)
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -68,7 +62,7 @@ def test_keys_of_a_claim(result: str) -> None:
     changed = []
     for row in rows:
         rate = next(rate for rate in claim.settings.arms[row["arm"]].rates if f"{rate:.6g}" == row["rate"])
-        if grid._run(row["arm"], row["stage"], rate, int(row["seed"])).key != row["key"]:
+        if grid.run(row["arm"], row["stage"], rate, int(row["seed"])).key != row["key"]:
             changed.append(row)
     assert rows and changed == []
 
@@ -77,15 +71,11 @@ def test_keys_of_a_claim(result: str) -> None:
 def test_keys_of_a_search(result: str) -> None:
     """Every run of every trial in its trials.csv, suggested again from what was drawn."""
     optuna = pytest.importorskip("optuna")
-    from reproduction.search_space import read_base, suggest
-
     folder = ROOT / "results" / result
     summary = json.loads((folder / "summary.json").read_text())
     settings = summary["settings"]
     config = load_config(CONFIGS / "classification" / summary["config"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reproduction.search_space.images_of", number_of_images)
-        base = read_base(config, {})
+    base = read_base(config, {})
     data = {
         "train_dataloader.dataset.part": "tune",
         "val_dataloader.dataset.part": "held_out",

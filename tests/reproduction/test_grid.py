@@ -11,10 +11,11 @@ from conftest import CONFIGS, ROOT
 from grids import put, tiny
 from mmengine.registry import DATASETS, DefaultScope
 
-from reproduction import grid as grids_module
+from reproduction import pool as pool_module
 from reproduction import runs as runs_module
 from reproduction import worker
-from reproduction.grid import Claim, Grid, RunFailedError, load_claim, run_all
+from reproduction.grid import Claim, Grid, SweepResult, load_claim
+from reproduction.pool import RunFailedError, train_runs
 from reproduction.verdicts import VERDICTS
 
 COMMITTED = sorted(path.stem for path in (CONFIGS / "reproduction").glob("*.py"))
@@ -62,17 +63,18 @@ def budgets(name: str) -> list[str]:
     return ["full", *load_claim(name).settings.get("budgets", {})]
 
 
+@pytest.mark.usefixtures("parsed_once")
 @pytest.mark.parametrize(("name", "budget"), [(name, budget) for name in COMMITTED for budget in budgets(name)])
 def test_a_committed_claim_can_be_run(name: str, budget: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its runs have configs, which are distinct, and it is tuned on images that it neither trains on nor is judged by."""
     monkeypatch.chdir(ROOT)
     # the number of images, which the length of a run is made of, without the data
-    monkeypatch.setattr(runs_module, "images_of", lambda dataset, scope: 10_000)
+    monkeypatch.setattr(runs_module, "count_images", lambda dataset, scope: 10_000)
     claim = load_claim(name, budget)
     assert claim.settings.verdict in VERDICTS
     grid = Grid(claim)
     runs = grid.sweep()
-    chosen = grids_module.Swept({}, 0.12345)
+    chosen = SweepResult({}, 0.12345)
     runs += [run for run in grid.final(dict.fromkeys(claim.settings.arms, chosen)) if run.seed == 0]
     keys = [run.key for run in runs]
     assert len(set(keys)) == len(keys)
@@ -108,7 +110,7 @@ def test_held_out_images(claims: Path, mnist: Path) -> None:
     grid = Grid(load_claim("tiny"))
     config = grid.sweep()[0].resolved
     with DefaultScope.overwrite_default_scope("mmpretrain"):
-        final = grid.final({"linear": grids_module.Swept({}, 0.1), "softmax": grids_module.Swept({}, None)})
+        final = grid.final({"linear": SweepResult({}, 0.1), "softmax": SweepResult({}, None)})
         assert {run.arm for run in final} == {"linear"}
         loaders = [*(config[name] for name in ("train_dataloader", "val_dataloader"))]
         loaders += [final[0].resolved[name] for name in ("train_dataloader", "val_dataloader")]
@@ -135,13 +137,13 @@ def test_what_a_sweep_chooses(claims: Path, mnist: Path, tmp_path: Path, choose:
     for run in grid.sweep():
         if run.arm == "linear":
             put(run, errors[run.rate][run.seed - 1000])
-    found = grid.swept()
-    assert found["linear"].scores == pytest.approx(by_hand)
-    assert found["linear"].best == best and found["linear"].at_edge == (best != 0.2)
-    assert [run.rate for run in grid.final(found)] == [best] * 3
+    results = grid.sweep_results()
+    assert results["linear"].scores == pytest.approx(by_hand)
+    assert results["linear"].best == best and results["linear"].at_edge == (best != 0.2)
+    assert [run.rate for run in grid.final(results)] == [best] * 3
     # nothing was run of the other arm: it did not diverge
-    assert (found["softmax"].scores, found["softmax"].best, found["softmax"].missing) == ({}, None, 3)
-    assert not found["softmax"].diverged
+    assert (results["softmax"].scores, results["softmax"].best, results["softmax"].missing) == ({}, None, 3)
+    assert not results["softmax"].diverged
 
 
 def test_rates_that_diverged_or_are_missing(claims: Path, mnist: Path, tmp_path: Path) -> None:
@@ -157,17 +159,17 @@ def test_rates_that_diverged_or_are_missing(claims: Path, mnist: Path, tmp_path:
             put(run, [1, 1] if run.rate == 0.4 else [50, 50], diverged=9 if diverged else None)
         elif run.arm == "softmax":
             put(run, [], diverged=1)
-    found = grid.swept()
-    assert found["linear"].scores == {0.2: 50, 0.4: None}
-    assert (found["linear"].best, found["linear"].missing, found["linear"].diverged) == (None, 1, False)
-    assert found["softmax"].scores == {0.1: None, 0.2: None, 0.4: None}
-    assert (found["softmax"].best, found["softmax"].missing, found["softmax"].diverged) == (None, 0, True)
-    assert grid.final(found) == []
+    results = grid.sweep_results()
+    assert results["linear"].scores == {0.2: 50, 0.4: None}
+    assert (results["linear"].best, results["linear"].missing, results["linear"].diverged) == (None, 1, False)
+    assert results["softmax"].scores == {0.1: None, 0.2: None, 0.4: None}
+    assert (results["softmax"].best, results["softmax"].missing, results["softmax"].diverged) == (None, 0, True)
+    assert grid.final(results) == []
     put(next(run for run in sweep if (run.arm, run.rate, run.seed) == ("linear", 0.1, 1001)), [60, 60])
-    found = grid.swept()["linear"]
-    assert (found.scores, found.best, found.missing) == ({0.1: 55, 0.2: 50, 0.4: None}, 0.2, 0)
+    result = grid.sweep_results()["linear"]
+    assert (result.scores, result.best, result.missing) == ({0.1: 55, 0.2: 50, 0.4: None}, 0.2, 0)
     # a rate above it was tried
-    assert not found.at_edge
+    assert not result.at_edge
 
 
 def test_a_metric_that_was_not_measured(claims: Path, mnist: Path, tmp_path: Path) -> None:
@@ -176,26 +178,26 @@ def test_a_metric_that_was_not_measured(claims: Path, mnist: Path, tmp_path: Pat
     for run in grid.sweep():
         put(run, [50.0])
     with pytest.raises(ValueError, match=r"tiny: its metric 'accuracy/top3' was not measured; accuracy/top1 was"):
-        grid.swept()
+        grid.sweep_results()
 
 
 def test_batches_of_equal_size(claims: Path, mnist: Path) -> None:
     tiny(claims, mnist, **{"sweep.seeds": 6})
     runs = Grid(load_claim("tiny")).sweep()
-    batches = list(grids_module._batches(runs, 10))
+    batches = list(pool_module._batches(runs, 10))
     assert [len(batch) for batch in batches] == [6, 6, 6, 6]
     # in turn: an interrupted grid has as many runs of every arm
     assert {batch[0].arm for batch in batches[:2]} == {"softmax", "linear"}
     assert all(len({run.arm for run in batch}) == 1 for batch in batches)
     assert sorted(run.key for batch in batches for run in batch) == sorted(run.key for run in runs)
-    assert [len(batch) for batch in grids_module._batches(runs, 0)] == [1] * 24
+    assert [len(batch) for batch in pool_module._batches(runs, 0)] == [1] * 24
 
 
 @pytest.fixture
 def light(claims: Path, mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Grid:
     """A grid whose processes are real and train nothing."""
     tiny(claims, mnist)
-    monkeypatch.setattr(worker, "prepare", processes.prepare)
+    monkeypatch.setattr(worker, "init_worker", processes.init_worker)
     monkeypatch.setattr(worker, "train_folders", processes.work)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests" / "helpers"), str(ROOT)]))
     return Grid(load_claim("tiny"), tmp_path / "home")
@@ -206,18 +208,18 @@ def test_a_broken_run_does_not_stop_the_others(light: Grid, monkeypatch: pytest.
     monkeypatch.setenv("BREAK", runs[1].key)
     said: list[str] = []
     with pytest.raises(RunFailedError, match=r"^sweep linear, rate .*: no good \(its traceback: .*process_\*\.log\)$"):
-        run_all(runs, 2, say=said.append)
+        train_runs(runs, 2, log=said.append)
     assert [run.result() is not None for run in runs] == [True, False, True, True]
     assert len(said) == 4 and sum("failed" in line for line in said) == 1
     assert [line.split("]")[0] for line in said] == ["[1/4", "[2/4", "[3/4", "[4/4"]
     # the same again runs only what has no result
     monkeypatch.setenv("BREAK", "")
     said.clear()
-    run_all(runs, 2, say=said.append)
+    train_runs(runs, 2, log=said.append)
     assert said[0] == "3 of 4 runs are there already." and len(said) == 2 and "[1/1]" in said[1]
     assert all(run.result() for run in runs)
     said.clear()
-    run_all(runs, 2, say=said.append)
+    train_runs(runs, 2, log=said.append)
     assert said == ["4 of 4 runs are there already."]
 
 
@@ -225,10 +227,10 @@ def test_a_killed_process_is_said_once(light: Grid, monkeypatch: pytest.MonkeyPa
     runs = light.sweep()
     monkeypatch.setenv("KILL", runs[1].key)
     with pytest.raises(RunFailedError, match=r"^a process of the grid was killed, .* what is done stays done\.$"):
-        run_all(runs, 1, say=lambda text: None)
+        train_runs(runs, 1, log=lambda text: None)
     assert runs[0].result() is not None and runs[1].result() is None
     monkeypatch.setenv("KILL", "")
-    run_all(runs, 1, say=lambda text: None)
+    train_runs(runs, 1, log=lambda text: None)
     assert all(run.result() for run in runs)
 
 
@@ -237,7 +239,7 @@ def test_equal_runs_are_run_once(claims: Path, mnist: Path, light: Grid, tmp_pat
     tiny(claims, mnist, **{"arms.softmax.config": "classification/mnist_linear.py"})
     grid = Grid(Claim("tiny", "full", load_claim("tiny").settings), tmp_path / "home")
     said: list[str] = []
-    run_all(grid.sweep(), 1, say=said.append)
+    train_runs(grid.sweep(), 1, log=said.append)
     # four runs, of which one is of both arms
     assert sum("]" in line for line in said) == 3
     assert all(run.result() for run in grid.sweep())

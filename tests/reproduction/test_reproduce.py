@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,14 @@ from conftest import ROOT
 from grids import tiny
 
 from gbseg.cli import main
-from reproduction import grid
 
 # the command as it is, with claims of another folder
 START = """
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-import gbseg.config_files as config
-folder = Path(sys.argv.pop(1))
-config.config_folder = lambda package: folder
+import reproduction
+reproduction.CONFIGS = Path(sys.argv.pop(1))
 from gbseg.cli import main
 if __name__ == "__main__":
     sys.exit(main(["reproduce", *sys.argv[1:]]))
@@ -87,15 +87,15 @@ def test_from_the_claim_to_the_table(
         # it learnt: chance is 90
         assert numbers[0] < 70
     assert table["wild"] == table["broken"] == ["-", "0", "-", "-", "-", "-"]
-    found = json.loads((tmp_path / "out/summary.json").read_text())
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
     # two of the sweep, and the three trials that wait for it
-    assert found["missing_runs"] == 5 and found["verdict"]["outcome"] == "not run"
-    assert found["arms"]["odd"]["sweep"]["1e+30"] is None
+    assert summary["missing_runs"] == 5 and summary["verdict"]["outcome"] == "not run"
+    assert summary["arms"]["odd"]["sweep"]["1e+30"] is None
 
     # the same without the broken arm, from the same runs
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(grid, "ProcessPoolExecutor", None)
-    monkeypatch.setattr("gbseg.config_files.config_folder", lambda package: claims.parent)
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", None)
+    monkeypatch.setattr("reproduction.CONFIGS", claims.parent)
     assert main(["reproduce", "whole", "--out", "second"]) == 0
     assert "8 of 8 runs are there already." in capsys.readouterr().out
     again = list(csv.DictReader((tmp_path / "second/runs.csv").open()))
@@ -110,3 +110,53 @@ def test_a_missing_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     said = capsys.readouterr().err.strip()
     assert said.startswith("gbseg: there is no data/mnist/") and "data/README.md" in said and "\n" not in said
     assert not list(tmp_path.iterdir())
+
+
+# the package without the checkout around it, as a wheel installs it
+INSTALLED = """
+import sys
+from pathlib import Path
+sys.path = [sys.argv.pop(1)] + [folder for folder in sys.path if not (Path(folder) / "reproduction").is_dir()]
+from gbseg.cli import main
+status = main()
+assert not {"mmengine", "mmseg", "matplotlib", "optuna"} & set(sys.modules)
+sys.exit(status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "script"),
+    [
+        (["reproduce", "table1"], "tools/reproduce.py"),
+        (["reproduce"], "tools/reproduce.py"),
+        (["search-boost", "some_config.py"], "tools/search_boost.py"),
+    ],
+)
+def test_an_installed_package_needs_a_checkout(tmp_path: Path, arguments: list[str], script: str) -> None:
+    """One sentence that says how to get it, before anything heavy is imported."""
+    (tmp_path / "gbseg").symlink_to(ROOT / "gbseg")
+    (tmp_path / "some_config.py").touch()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", INSTALLED, tmp_path, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert re.fullmatch(
+        rf"\s*gbseg: the experiments .* need a checkout: git clone .* gbseg, then python {script} in it\.\s*", done.stderr
+    )
+
+
+@pytest.mark.parametrize("script", ["reproduce", "search_boost"])
+def test_a_script_takes_its_own_checkout(tmp_path: Path, script: str) -> None:
+    """From any folder, whatever else is installed or on the path."""
+    (tmp_path / "gbseg").mkdir()
+    (tmp_path / "gbseg/__init__.py").write_text("raise ImportError('another gbseg')")
+    done = subprocess.run(
+        [sys.executable, ROOT / f"tools/{script}.py", "--help"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--trials" in done.stdout

@@ -77,7 +77,7 @@ def test_a_key_is_what_it_was(mnist: Path) -> None:
     options = {"train_dataloader.dataset.data_root": "data/mnist", "val_dataloader.dataset.data_root": "data/mnist"}
     one = run(mnist, options=options | {"val_dataloader.batch_size": 1000}, epochs=100, together=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "images_of", lambda *dataset: 60000)
+        patch.setattr(runs, "count_images", lambda *dataset: 60000)
         assert one.key == "aa4f9af80c2cd0a2"
 
 
@@ -98,7 +98,7 @@ def test_schedules_are_stretched(mnist: Path) -> None:
     whole = original.train_cfg.max_iters
     assert [(one.begin, one.end) for one in original.param_scheduler] == [(0, whole / 15), (whole / 15, whole)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "images_of", lambda *dataset: 10000)
+        patch.setattr(runs, "count_images", lambda *dataset: 10000)
         config = run(mnist, config=CONFIGS / "classification/resnet18_cifar10_softmax.py", epochs=5).resolved
         steps = {"param_scheduler": [dict(type="MultiStepLR", milestones=[5000, 30000], by_epoch=False)]}
         stepped = run(mnist, config=CONFIGS / "classification/mnist_softmax.py", options=steps, epochs=10).resolved

@@ -20,19 +20,19 @@ def test_median_and_interval() -> None:
     values = np.random.default_rng(3).gamma(2, size=11)
     random = np.random.default_rng(4)
     medians = [np.median(values[random.integers(0, 11, 11)]) for _ in range(20_000)]
-    found = estimate(values)
-    assert found.median == sorted(values)[5]
+    interval = estimate(values)
+    assert interval.median == sorted(values)[5]
     # the medians of resamples are some of the values: the quantile is one of them, or between two
-    assert (found.low, found.high) == pytest.approx(np.percentile(medians, [2.5, 97.5]), rel=0.03)
-    assert found.low < found.median < found.high
+    assert (interval.low, interval.high) == pytest.approx(np.percentile(medians, [2.5, 97.5]), rel=0.03)
+    assert interval.low < interval.median < interval.high
 
 
 def test_few_trials() -> None:
     assert estimate([]) is None
     assert estimate([2.5]).text() == "2.50" and estimate([2.5]).low is None
     assert estimate([2.0, 2.0, 2.0]).text(1) == "2.0 [2.0, 2.0]"
-    found = estimate([1.0, 2.0])
-    assert (found.median, found.low, found.high) == (1.5, 1.0, 2.0)
+    interval = estimate([1.0, 2.0])
+    assert (interval.median, interval.low, interval.high) == (1.5, 1.0, 2.0)
 
 
 Trials = Mapping[str, Sequence[Sequence[float] | None]]
@@ -61,7 +61,7 @@ class Home:
             )
             for number, name in enumerate(trials)
         }
-        epochs = max((len(one) for found in trials.values() for one in found if one is not None), default=3)
+        epochs = max((len(one) for arm_trials in trials.values() for one in arm_trials if one is not None), default=3)
         tiny(
             self.claims, self.mnist, **{"arms": dict(_delete_=True, **arms), "final.epochs": epochs, **keys},
         )  # fmt: skip
@@ -69,7 +69,7 @@ class Home:
         for run in grid.sweep():
             if swept is None or run.arm in swept:
                 put(run, [(scores or {}).get(run.arm, 50.0)] if run.rate == 0.1 else [60.0])
-        for run in grid.final(grid.swept()):
+        for run in grid.final(grid.sweep_results()):
             if run.seed < len(trials[run.arm]):
                 errors = trials[run.arm][run.seed]
                 put(
@@ -121,9 +121,9 @@ DIVERGED: list[None] = [None] * 5
 
 def verdict(home: Home, name: str, trials: Trials, **settings: object) -> Verdict:
     summary = home.summary(trials, **{"final.trials": 5, **settings})
-    found = VERDICTS[name](summary)
-    assert found.because
-    return found
+    judged = VERDICTS[name](summary)
+    assert judged.because
+    return judged
 
 
 @pytest.mark.parametrize(
@@ -138,11 +138,11 @@ def verdict(home: Home, name: str, trials: Trials, **settings: object) -> Verdic
     ids=["fast", "late", "slow", "diverged", "none"],
 )
 def test_gain(home: Home, linear: list, outcome: str) -> None:
-    found = verdict(home, "gain", {"softmax": SLOW, "linear": linear})
-    assert found.outcome == outcome
+    judged = verdict(home, "gain", {"softmax": SLOW, "linear": linear})
+    assert judged.outcome == outcome
     if linear is FAST:
         # of 30, 20, 15 and 12; the softmax's lowest, 20, is linear's in epoch 3
-        assert "mean error of the epochs 2 to 5 19.25 [19.23, 19.27]" in found.because[1]
+        assert "mean error of the epochs 2 to 5 19.25 [19.23, 19.27]" in judged.because[1]
 
 
 @pytest.mark.parametrize(
@@ -159,21 +159,21 @@ def test_gain(home: Home, linear: list, outcome: str) -> None:
 )
 def test_faster_convergence(home: Home, linear: list, outcome: str, sentence: str) -> None:
     """The softmax's lowest median is its 20 in epoch 6."""
-    found = convergence(home.summary({"softmax": SLOW, "linear": linear}, **{"final.trials": 5}))
-    assert found.outcome == outcome and sentence in found.because[-1]
+    judged = convergence(home.summary({"softmax": SLOW, "linear": linear}, **{"final.trials": 5}))
+    assert judged.outcome == outcome and sentence in judged.because[-1]
 
 
 def test_the_best_of_all(home: Home) -> None:
     """What a claim calls the best has to be below the other boosted outputs, in epochs 2 to 5, as well."""
     arms = {"softmax": SLOW, "linear": FAST, "cubic": around(50, 25, 15, 10, 9, 9)}
     for best, outcome in (("cubic", "reproduced"), ("linear", "partly reproduced")):
-        found = verdict(home, "gain", arms, best=best)
-        assert found.outcome == outcome and ("not lower" in found.because[-1]) == (best == "linear")
+        judged = verdict(home, "gain", arms, best=best)
+        assert judged.outcome == outcome and ("not lower" in judged.because[-1]) == (best == "linear")
 
 
 def test_three_trials_show_no_difference(home: Home) -> None:
-    found = verdict(home, "gain", {"softmax": SLOW[:3], "linear": FAST[:3]}, **{"final.trials": 3})
-    assert found.outcome == "not run" and "with fewer than 4 trials of linear, softmax." in found.because[0]
+    judged = verdict(home, "gain", {"softmax": SLOW[:3], "linear": FAST[:3]}, **{"final.trials": 3})
+    assert judged.outcome == "not run" and "with fewer than 4 trials of linear, softmax." in judged.because[0]
     # one more of each would
     assert verdict(home, "gain", {"softmax": SLOW[:4], "linear": FAST[:4]}).outcome == "reproduced"
 
@@ -342,7 +342,7 @@ def test_drawing_only(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.chdir(tmp_path)
     never: Callable = _never
-    monkeypatch.setattr(command, "run_all", never)
+    monkeypatch.setattr(command, "train_runs", never)
     home.summary({"softmax": SLOW, "linear": FAST}, **{"final.trials": 5})
     monkeypatch.setattr(command, "Grid", lambda claim: Grid(claim, home.home))
     assert command.reproduce("tiny", draw_only=True) == Path("results/tiny")

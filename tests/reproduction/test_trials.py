@@ -62,21 +62,21 @@ def column(rows: list[list[float | None]], trial: int) -> list[float | None]:
 def test_a_vectorised_trial_is_the_trial_alone(loss: GuardedLoss) -> None:
     """Other seeds, other rates, side by side: error and loss after every epoch are those of each alone."""
     rates, seeds = [0.01, 0.05, 0.02], [3, 4, 3]
-    found = train_trials(make, loss, TRAIN, TEST, rates, seeds, epochs=4, batch=10)
+    curves = train_trials(make, loss, TRAIN, TEST, rates, seeds, epochs=4, batch=10)
     for trial, (rate, seed) in enumerate(zip(rates, seeds, strict=True)):
         errors, losses = alone(loss, rate, seed, 4, 10)
-        assert column(found.error, trial) == pytest.approx(errors)
-        assert column(found.loss, trial) == pytest.approx(losses)
-    assert found.diverged == [None] * 3 and found.loss[0][0] != found.loss[0][2]
+        assert column(curves.error, trial) == pytest.approx(errors)
+        assert column(curves.loss, trial) == pytest.approx(losses)
+    assert curves.diverged == [None] * 3 and curves.loss[0][0] != curves.loss[0][2]
 
 
 def test_divergence_stays_with_its_trial() -> None:
     """A rate that is far too high is recorded as diverged; its neighbour is what it is alone."""
     loss = ExpGBLoss()
-    found = train_trials(make, loss, TRAIN, TEST, [50.0, 0.005], [1, 2], epochs=3, batch=10)
-    assert found.diverged == [1, None]
-    assert column(found.error, 0) == [None] * 3 == column(found.loss, 0)
-    assert column(found.error, 1) == pytest.approx(alone(loss, 0.005, 2, 3, 10)[0])
+    curves = train_trials(make, loss, TRAIN, TEST, [50.0, 0.005], [1, 2], epochs=3, batch=10)
+    assert curves.diverged == [1, None]
+    assert column(curves.error, 0) == [None] * 3 == column(curves.loss, 0)
+    assert column(curves.error, 1) == pytest.approx(alone(loss, 0.005, 2, 3, 10)[0])
 
 
 def test_a_network_that_draws_its_weights_in_init_weights() -> None:
@@ -94,8 +94,8 @@ def test_a_network_that_draws_its_weights_in_init_weights() -> None:
     network.init_weights()
     error = (network(TEST.inputs).argmax(1) != TEST.labels).double().mean().item()
     # a rate at which nothing moves
-    found = train_trials(late, SoftmaxLoss(), TRAIN, TEST, [1e-300], [5], epochs=1, batch=10)
-    assert found.error == [[pytest.approx(error)]]
+    curves = train_trials(late, SoftmaxLoss(), TRAIN, TEST, [1e-300], [5], epochs=1, batch=10)
+    assert curves.error == [[pytest.approx(error)]]
 
 
 class _Recorded(ResumableSampler):

@@ -57,16 +57,16 @@ def test_a_run_alone_that_diverges_is_a_result(mnist: Path, tmp_path: Path) -> N
     """At once, before anything is logged, and later: the iteration is the one that the guard names."""
     silent = {"default_hooks.logger.interval": 50}
     at_once = run(mnist, tmp_path, rate=1e30, options=silent)
-    found = train_alone(at_once.write().parent)
-    assert at_once.result() == found
-    assert found.diverged in (2, 3) and (found.steps, found.loss, found.metrics) == ([], [], {})
+    result = train_alone(at_once.write().parent)
+    assert at_once.result() == result
+    assert result.diverged in (2, 3) and (result.steps, result.loss, result.metrics) == ([], [], {})
     # targets that grow the loss slowly past what a float holds
     later = run(mnist, tmp_path, rate=1.6, options=silent)
-    found = train_alone(later.write().parent)
+    result = train_alone(later.write().parent)
     iterations = later.resolved.train_cfg.max_iters
-    assert found.diverged is not None and 3 < found.diverged <= iterations
-    assert found.steps == [step for step in (6, 12, 18) if step < found.diverged]
-    assert len(found.metrics.get("accuracy/top1", [])) == len(found.steps)
+    assert result.diverged is not None and 3 < result.diverged <= iterations
+    assert result.steps == [step for step in (6, 12, 18) if step < result.diverged]
+    assert len(result.metrics.get("accuracy/top1", [])) == len(result.steps)
 
 
 def test_trials_together_of_which_one_diverges(mnist: Path, tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ def test_an_interrupted_run_goes_on(mnist: Path, tmp_path: Path, monkeypatch: py
     (torn,) = folder.glob("*/gradients.jsonl")
     torn.write_text(torn.read_text() + '{"iter": 9, "nor')
     time.sleep(1)
-    found = train_alone(folder)
-    assert found.metrics == whole.metrics and found.steps == whole.steps
-    assert found.loss == pytest.approx(whole.loss)
-    assert found.seconds > first > 0
+    result = train_alone(folder)
+    assert result.metrics == whole.metrics and result.steps == whole.steps
+    assert result.loss == pytest.approx(whole.loss)
+    assert result.seconds > first > 0
     # iterations 6 to 8 were run twice
     mine, its = read_gradients(folder), read_gradients(straight)
     assert mine.superseded == 3 and mine.iterations.tolist() == its.iterations.tolist() == list(range(18))
@@ -193,11 +193,11 @@ def test_a_run_that_another_process_trains_is_left_alone(mnist: Path, tmp_path: 
 def test_the_loss_of_a_run_is_the_mean_between_validations(mnist: Path, tmp_path: Path) -> None:
     """Of what was logged: here every iteration's, read by json alone."""
     folder = run(mnist, tmp_path).write().parent
-    found = train_alone(folder)
+    result = train_alone(folder)
     lines = [json.loads(line) for path in folder.glob("*/vis_data/scalars.json") for line in path.read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line and "lr" in line]
     assert len(losses) == 6 * EPOCHS
-    assert found.loss == pytest.approx(np.reshape(losses, (EPOCHS, 6)).mean(1))
+    assert result.loss == pytest.approx(np.reshape(losses, (EPOCHS, 6)).mean(1))
 
 
 def test_other_classes_than_the_heads(mnist: Path, tmp_path: Path) -> None:
@@ -219,6 +219,6 @@ def test_other_data_in_the_same_place(tmp_path: Path) -> None:
     content[-1] ^= 1
     images.write_bytes(content)
     # a process looks at a set once
-    runs._looked_at.cache_clear()
+    runs._inspect_dataset.cache_clear()
     with pytest.raises(ValueError, match=rf"{one.key} holds a run on other data \(600 images, checksum .* than there are now"):
         one.result()
