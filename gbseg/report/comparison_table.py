@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,11 +53,16 @@ class RunResult:
     superseded: int
 
     @property
-    def status(self) -> str:
-        """``complete``, or how and when the run failed."""
+    def failure(self) -> str:
+        """How and when the run failed; empty if it did not."""
         if self.diverged_at is not None:
             return f"diverged at iteration {self.diverged_at:,}"
-        return f"ended early at iteration {self.last_iteration:,}" if self.ended_early else "complete"
+        return f"ended early at iteration {self.last_iteration:,}" if self.ended_early else ""
+
+    @property
+    def status(self) -> str:
+        """``complete``, or how and when the run failed."""
+        return self.failure or "complete"
 
 
 @dataclass(frozen=True)
@@ -280,9 +285,11 @@ def compare(
     with_loss = loss_panel and unit == "iteration"
     lines = []
     for run in comparison.runs:
-        history, note = histories[run.name], "" if run.status == "complete" else run.status
-        losses = (history.train_steps * scale, history.loss) if with_loss else (np.empty(0), np.empty(0))
-        lines.append(Line(run.name, np.array(run.steps) * scale, np.array(run.values), *losses, note))
+        line = Line(run.name, np.array(run.steps) * scale, np.array(run.values), note=run.failure)
+        if with_loss:
+            history = histories[run.name]
+            line = replace(line, loss_steps=history.train_steps * scale, loss=history.loss)
+        lines.append(line)
     draw_curves(lines, out_dir / "curve.png", metric, xlabel, baseline, comparison.target, lower_is_better)
     (out_dir / "comparison.json").write_text(json.dumps(comparison.as_dict(), indent=2, allow_nan=False) + "\n")
     (out_dir / "comparison.md").write_text(comparison.markdown())
