@@ -32,7 +32,7 @@ def count_bins(prediction: Tensor, label: Tensor, num_classes: int, ignore_index
 
     Raises:
         TypeError: an input is not of an integer type.
-        ValueError: the shapes differ, or `num_classes` is less than 1.
+        ValueError: the shapes differ, or ``num_classes`` is less than 1.
     """
     for name, tensor in (("prediction", prediction), ("label", label)):
         if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
@@ -82,7 +82,7 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore
     Args:
         prediction: predicted class of every pixel, integer, any shape, all in 0..C-1 (ignored pixels included, as
             VOC's own evaluation code demands).
-        label: true class of every pixel, integer, the same shape and device, in 0..C-1 or `ignore_index`.
+        label: true class of every pixel, integer, the same shape and device, in 0..C-1 or ``ignore_index``.
         num_classes: C.
         ignore_index: label of the pixels that do not count; None where all count. An index given is always
             honoured, so with more than 255 classes pass another one than 255.
@@ -156,7 +156,7 @@ def check_headline(class_names: Sequence[str], classes: Sequence[str]) -> None:
         classes: the names of the headline's classes.
 
     Raises:
-        ValueError: `classes` is empty, holds a name twice, or holds an unknown one (the message lists the known names).
+        ValueError: ``classes`` is empty, holds a name twice, or holds an unknown one (the message lists the known names).
     """
     unknown = [name for name in classes if name not in class_names]
     if unknown:
@@ -187,8 +187,8 @@ def scores(matrix: Tensor, class_names: Sequence[str], classes: Sequence[str] | 
         The scores, as fractions in 0..1.
 
     Raises:
-        ValueError: the matrix is not square, `class_names` does not fit it or holds a name twice, or `classes` is empty, holds
-            a name twice or an unknown one (the message lists the known names).
+        ValueError: the matrix is not square, ``class_names`` does not fit it or holds a name twice, or ``classes`` is empty,
+            holds a name twice or an unknown one (the message lists the known names).
     """
     names = tuple(class_names)
     if matrix.shape != (len(names), len(names)):

@@ -235,7 +235,7 @@ def compare(
 
     Raises:
         FileNotFoundError: a run's folder holds no logs.
-        ValueError: `baseline` is not among the runs or has no value; a validated run lacks `metric` (the message lists
+        ValueError: ``baseline`` is not among the runs or has no value; a validated run lacks ``metric`` (the message lists
             its metrics); epochs and iterations cannot be converted; a log is damaged.
     """
     if baseline not in runs:

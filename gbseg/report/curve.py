@@ -95,10 +95,10 @@ def spread(centres: Sequence[float], sizes: Sequence[float], low: float, high: f
         centres: the preferred positions of the labels, in any order.
         sizes: the length of each label along the axis.
         low: the lower end of the axis.
-        high: its upper end. If there is too little room, labels go below `low`.
+        high: its upper end. If there is too little room, labels go below ``low``.
 
     Returns:
-        The new centres, in the order of `centres`.
+        The new centres, in the order of ``centres``.
     """
     order = np.argsort(centres, kind="stable").tolist()
     placed, halves = [float(centre) for centre in centres], [float(size) / 2 for size in sizes]
@@ -114,8 +114,8 @@ def spread(centres: Sequence[float], sizes: Sequence[float], low: float, high: f
 def _label(axes: Axes, labels: Sequence[tuple[str, str, Dashes, float]], samples: bool) -> float:
     """Write labels to the right of the axes and return their width in inches.
 
-    A label is its text, its colour, its line's dashes, and its preferred position on the axes' height (0..1). `samples` puts a
-    piece of the line before each label, for figures in which lines share a colour.
+    A label is its text, its colour, its line's dashes, and its preferred position on the axes' height (0..1). ``samples`` puts
+    a piece of the line before each label, for figures in which lines share a colour.
     """
     figure = axes.get_figure()
     assert isinstance(figure, Figure)

@@ -45,7 +45,7 @@ def overlay(
         (H, W, 3) uint8, blue first.
 
     Raises:
-        ValueError: a shape or type is not the one above, `alpha` is not in 0..1, or a label has no colour.
+        ValueError: a shape or type is not the one above, ``alpha`` is not in 0..1, or a label has no colour.
     """
     if image_bgr.dtype != np.uint8 or image_bgr.ndim != 3 or image_bgr.shape[2] != 3:
         raise ValueError(f"the image must be (H, W, 3) uint8, not {image_bgr.shape} {image_bgr.dtype}")

@@ -87,7 +87,7 @@ def contact_sheet(
         (left, top) of every cell's image on the sheet.
 
     Raises:
-        ValueError: `cells` is empty, or `scale` is less than 1.
+        ValueError: ``cells`` is empty, or ``scale`` is less than 1.
     """
     if not cells:
         raise ValueError("a contact sheet needs at least one sample")
