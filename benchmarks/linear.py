@@ -29,5 +29,5 @@ def run(settings: Settings) -> list[Row]:
     }
     ways = {name: derived(loss, features, weight) for name, loss in losses.items()}
     agree(ways, ("F.linear, exp-GB", "exp-GB, boosted_linear_loss"))
-    found = measure(ways, settings.rounds, settings.device)
-    return by_contender("linear", f"{rows}x{width} by {classes}x{width}", found, BASELINE)
+    timings = measure(ways, settings.rounds, settings.device)
+    return by_contender("linear", f"{rows}x{width} by {classes}x{width}", timings, BASELINE)

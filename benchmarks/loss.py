@@ -33,10 +33,10 @@ SAME = ("exp-GB, reference", "exp-GB", "exp-GB, one-hot in PyTorch", "exp-GB, ke
 
 def one_hot_expgb(x: Tensor, label: Tensor) -> Tensor:
     """exp-GB as one writes it down, without the constant of the targets, which has no gradient."""
-    counted = label != IGNORE
-    target = TARGETS[1] * F.one_hot(torch.where(counted, label, 0), x.shape[1]).movedim(-1, 1)
+    valid_mask = label != IGNORE
+    target = TARGETS[1] * F.one_hot(torch.where(valid_mask, label, 0), x.shape[1]).movedim(-1, 1)
     loss = EXP.alpha * x.exp() - target * x
-    return (loss.sum(1) * counted).sum() / counted.sum()
+    return (loss.sum(1) * valid_mask).sum() / valid_mask.sum()
 
 
 # imported when they are called, so that one that is not installed is left out and not all of them
@@ -56,18 +56,18 @@ def liger_cross_entropy(x: Tensor, label: Tensor) -> Tensor:
 
 def losses(x: Tensor, label: Tensor) -> dict[str, Callable[[], Tensor]]:
     """What is compared, by name."""
-    counted = label != IGNORE
+    valid_mask = label != IGNORE
     # mmseg's Python path, which a CPU takes, turns integer labels into one-hot ones of a shape that it then fails on
     focal: tuple[Tensor, Tensor | None] = label, None
     if not x.is_cuda:
-        one_hot = F.one_hot(torch.where(counted, label, 0), x.shape[1]).movedim(-1, 1).to(x.dtype)
-        focal = one_hot, counted.flatten().to(x.dtype)
+        one_hot = F.one_hot(torch.where(valid_mask, label, 0), x.shape[1]).movedim(-1, 1).to(x.dtype)
+        focal = one_hot, valid_mask.flatten().to(x.dtype)
     module, pow3 = ExpGBLoss(EXP.alpha, TARGETS).to(x.device), CubicBoost(0.001, 0.4)
 
     def ours(**options: Any) -> Tensor:
         return fused_boosted_loss(x, label, EXP, TARGETS, ignore_index=IGNORE, **options)
 
-    found = {
+    loss_by_name = {
         BASELINE: lambda: cross_entropy(x, label),
         "F.cross_entropy, torch.compile": lambda: compiled_cross_entropy()(x, label),
         "mmseg CrossEntropyLoss": lambda: _mmseg("CrossEntropyLoss", avg_non_ignore=True)(x, label, ignore_index=IGNORE),
@@ -81,18 +81,18 @@ def losses(x: Tensor, label: Tensor) -> dict[str, Callable[[], Tensor]]:
         "pow3-GB": lambda: fused_boosted_loss(x, label, pow3, (0.0, 10.0), ignore_index=IGNORE),
     }
     if x.is_cuda:
-        found["Liger cross-entropy"] = lambda: liger_cross_entropy(x, label)
-    return found
+        loss_by_name["Liger cross-entropy"] = lambda: liger_cross_entropy(x, label)
+    return loss_by_name
 
 
 def shapes(settings: Settings) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Of the logits, with their dtypes."""
     if settings.quick:
         return [((2, 21, 64, 64), torch.float32)]
-    found: list[tuple[tuple[int, ...], torch.dtype]] = [((4, 21, 321, 321), torch.float32)]
+    shapes_and_dtypes: list[tuple[tuple[int, ...], torch.dtype]] = [((4, 21, 321, 321), torch.float32)]
     if settings.device == "cuda":
-        found += [((16, 21, 512, 512), dtype) for dtype in (torch.float32, torch.bfloat16)]
-    return found
+        shapes_and_dtypes += [((16, 21, 512, 512), dtype) for dtype in (torch.float32, torch.bfloat16)]
+    return shapes_and_dtypes
 
 
 def run(settings: Settings) -> list[Row]:
@@ -111,12 +111,12 @@ def run(settings: Settings) -> list[Row]:
         copies: dict[str, Callable[[], object]] = {CLONE: data.clone, COPY: partial(buffer.copy_, data)}
         # what takes ten times as long and as much memory would spoil the caches of the others
         fast = {name: way for name, way in derivatives.items() if name not in SLOW}
-        found = measure(fast | copies, settings.rounds, settings.device)
+        timings = measure(fast | copies, settings.rounds, settings.device)
         names = [BASELINE, *(name for name in derivatives if name in SLOW)]
         slow = measure({name: derivatives[name] for name in names}, settings.rounds, settings.device)
         shown = text(shape, dtype)
-        ideal_ms = 1e3 * found[COPY].median * (2 * x.nbytes + label.nbytes) / (2 * x.nbytes)
-        for row in by_contender("loss", shown, found, BASELINE) + by_contender("loss", shown, slow, BASELINE)[1:]:
+        ideal_ms = 1e3 * timings[COPY].median * (2 * x.nbytes + label.nbytes) / (2 * x.nbytes)
+        for row in by_contender("loss", shown, timings, BASELINE) + by_contender("loss", shown, slow, BASELINE)[1:]:
             if row.median_ms is not None and row.contender not in copies:
                 row = replace(row, roofline_percent=100 * ideal_ms / row.median_ms)
             rows.append(row)

@@ -40,5 +40,5 @@ def run(settings: Settings) -> list[Row]:
     }
     ways = {name: derived(loss, x) for name, loss in losses.items()}
     agree(ways, ("F.interpolate, exp-GB", "exp-GB, boosted_resize_loss"))
-    found = measure(ways, settings.rounds, settings.device)
-    return by_contender("resized", f"{text(shape)} to {side}x{side}", found, BASELINE)
+    timings = measure(ways, settings.rounds, settings.device)
+    return by_contender("resized", f"{text(shape)} to {side}x{side}", timings, BASELINE)

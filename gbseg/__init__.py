@@ -1,8 +1,8 @@
 """gbseg: train networks with boosted linear outputs instead of a softmax.
 
-With torch alone: ``from gbseg import ExpGBLoss``. Where mmengine is installed, the losses are registered in its root
-registry by ``import gbseg``, so that ``custom_imports = dict(imports=['gbseg'])`` is all that a foreign config needs.
-`Segmenter` (prediction) needs the MM packages. All of it is loaded when it is asked for: preparing data needs no torch.
+With torch alone: ``from gbseg import ExpGBLoss``. Where mmengine is installed, ``import gbseg`` registers the losses in its
+root registry, so that ``custom_imports = dict(imports=['gbseg'])`` is all that a foreign config needs. ``Segmenter``
+(prediction) needs the MM packages. Everything is loaded when it is asked for: preparing data needs no torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["BadLabelError", "BoostedLoss", "ExpGBLoss", "LinearLoss", "Pow3GBLos
 
 
 def __getattr__(name: str) -> object:
-    """What ``__all__`` names, loaded with its packages now."""
+    """The names of ``__all__``, loaded when they are asked for."""
     if name not in __all__:
         raise AttributeError(f"module 'gbseg' has no attribute {name!r}")
     if name == "Segmenter" and find_spec("mmseg") is None:
@@ -35,7 +35,7 @@ def __getattr__(name: str) -> object:
 
 
 def _register() -> None:
-    """Register the losses in mmengine's root: a look-up goes from its own scope to the parents, never to siblings."""
+    """Register the losses in mmengine's root registry: a look-up goes from its scope to the parents, never to siblings."""
     from mmengine.registry import MODELS
 
     from gbseg import losses
@@ -46,7 +46,12 @@ def _register() -> None:
 
 
 class _RegisterLater:
-    """An import hook: the losses are registered as soon as somebody loads mmengine's registry."""
+    """An import hook that registers the losses when mmengine's registry is loaded.
+
+    Nothing simpler registers in every order of imports. MMEngine has no entry points, and its registry looks only into modules
+    of its own. To import it here, or to register in gbseg.losses, would not do: ``import gbseg`` alone must load neither
+    mmengine nor torch, and a config may name a loss although nothing imported gbseg.losses.
+    """
 
     @classmethod
     def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:

@@ -6,13 +6,15 @@ of ``G``, the Fenchel-Young loss
 
     L(x, t) = G(x) - t*x + G*(t)  >=  0,   and 0 exactly where g(x) = t.
 
-| boost                           | g(x)                       | G(x)                     | G*(t)                           |
-|---------------------------------|----------------------------|--------------------------|---------------------------------|
-| `ExponentialBoost`, section 2.1 | a exp(x)                   | a exp(x)                 | t ln(t/a) - t, and 0 at t = 0   |
-| `CubicBoost`, section 2.2       | a x^3 + b                  | a x^4 / 4 + b x          | 3/4 abs(t-b)^(4/3) a^(-1/3)     |
-| `LinearBoost`, section 1.3      | x                          | x^2 / 2                  | t^2 / 2                         |
-| `MirroredExponentialBoost`, 2.2 | a sgn(x) exp(abs(x)-1) + b | a exp(abs(x)-1) + b x    | s ln(s/a), s = abs(t-b) > a/e;  |
-|                                 |                            |                          | else -a/e                       |
+================================  ============================  =======================  ======================================
+boost                             g(x)                          G(x)                     G*(t)
+================================  ============================  =======================  ======================================
+`ExponentialBoost`, section 2.1   ``a exp(x)``                  ``a exp(x)``             ``t ln(t/a) - t``, and 0 at t = 0
+`CubicBoost`, section 2.2         ``a x^3 + b``                 ``a x^4 / 4 + b x``      ``3/4 abs(t-b)^(4/3) a^(-1/3)``
+`LinearBoost`, section 1.3        ``x``                         ``x^2 / 2``              ``t^2 / 2``
+`MirroredExponentialBoost`, 2.2   ``a sgn(x) exp(|x|-1) + b``   ``a exp(|x|-1) + b x``   ``s ln(s/a)`` for s = abs(t-b) > a/e;
+                                                                                         else ``-a/e``
+================================  ============================  =======================  ======================================
 
 Everything is elementwise on tensors of any shape and floating dtype. Shapes: C classes.
 
@@ -401,7 +403,7 @@ class LossSpec:
         boost: the boost ``g``.
         targets: ``(t_neg, t_pos)``.
         max_delta: bound of ``|g(x) - t|``; None, or infinity, for no bound.
-        impl: one of `IMPLEMENTATIONS`, see `gbseg.losses.functional.fused_boosted_loss`.
+        impl: one of ``IMPLEMENTATIONS``, see `gbseg.losses.functional.fused_boosted_loss`.
         keep_gradient: whether the forward writes the gradient and keeps it for the backward.
 
     Raises:
@@ -435,10 +437,10 @@ class LossInputs:
     """What a boosted loss is computed from beside the logits, at one call.
 
     Args:
-        label: (N, *) integer labels, each a class or ignored, or (N, C, *) soft labels.
+        label: ``(N, *)`` integer labels, each a class or ignored, or ``(N, C, *)`` soft labels.
         ignore_index: pixels with this label have no loss (integer labels only).
         class_weight: (C,) factors of the outputs.
-        weight: (N, *) factors of the pixels.
+        weight: ``(N, *)`` factors of the pixels.
         avg_factor: the divisor of 'mean'.
         reduction: 'none', 'sum' or 'mean'.
         loss_weight: factor of the loss.
@@ -449,8 +451,8 @@ class LossInputs:
     class_weight: Tensor | None
     weight: Tensor | None
     avg_factor: float | Tensor | None
-    reduction: str
-    loss_weight: float
+    reduction: str = "mean"
+    loss_weight: float = 1.0
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -470,7 +472,7 @@ class LossInputs:
 
     @property
     def valid_mask(self) -> Tensor | None:
-        """(N, *) whether a pixel is not ignored; None where no pixel can be ignored."""
+        """``(N, *)`` whether a pixel is not ignored; None where no pixel can be ignored."""
         if self.ignore_index is None or self.is_soft:
             return None
         return (self.label != self.ignore_index).contiguous()

@@ -100,10 +100,10 @@ def _targets(boost: Boost) -> list[float]:
     return [-2.0, 0.0, 1.0, 10.0]
 
 
-def _slope(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(function(x).sum(), x)
-    return slope
+    (gradient,) = torch.autograd.grad(function(x).sum(), x)
+    return gradient
 
 
 # --- the table of boosts in `gbseg.boosting` ---------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_boost_and_potential(boost: Boost) -> None:
     xs = LOGITS.tolist()
     torch.testing.assert_close(boost.boost(LOGITS), torch.tensor([float(g(x)) for x in xs], dtype=torch.float64))
     torch.testing.assert_close(boost.potential(LOGITS), torch.tensor([float(potential(x)) for x in xs], dtype=torch.float64))
-    torch.testing.assert_close(_slope(boost.potential, LOGITS), boost.boost(LOGITS), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(_gradient(boost.potential, LOGITS), boost.boost(LOGITS), rtol=1e-12, atol=1e-12)
     h = 1e-5
     rise = (boost.potential(LOGITS + h) - boost.potential(LOGITS - h)) / (2 * h)
     torch.testing.assert_close(rise, boost.boost(LOGITS), rtol=1e-8, atol=1e-8)
@@ -141,8 +141,8 @@ def test_conjugate(boost: Boost) -> None:
         fall = scipy.optimize.minimize_scalar(
             lambda x, t=t: float(potential(x) - t * x), bounds=(-60, 30), method="bounded", options=dict(xatol=1e-9)
         )
-        found = boost.conjugate(torch.tensor(t, dtype=torch.float64)).item()
-        assert found == pytest.approx(-fall.fun, rel=1e-9, abs=1e-9), t
+        actual = boost.conjugate(torch.tensor(t, dtype=torch.float64)).item()
+        assert actual == pytest.approx(-fall.fun, rel=1e-9, abs=1e-9), t
 
 
 def test_conjugate_out_of_reach() -> None:
@@ -154,17 +154,17 @@ def test_conjugate_out_of_reach() -> None:
 
 @every_boost
 def test_divergence(boost: Boost) -> None:
-    """``L = G - t*x + G* >= 0`` everywhere, 0 at the optimum (to rounding), with the slope ``g(x) - t``."""
+    """``L = G - t*x + G* >= 0`` everywhere, 0 at the optimum (to rounding), with the gradient ``g(x) - t``."""
     for t in _targets(boost):
         target = torch.tensor(t, dtype=torch.float64)
-        found = boost.divergence(LOGITS, target)
+        actual = boost.divergence(LOGITS, target)
         expected = torch.tensor([float(_divergence(boost, x, t)) for x in LOGITS.tolist()], dtype=torch.float64)
-        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-13)
         plain = boost.potential(LOGITS) - t * LOGITS + boost.conjugate(target)
-        torch.testing.assert_close(found, plain, rtol=1e-11, atol=1e-12)
-        assert (found >= 0).all()
-        slope = _slope(partial(boost.divergence, t=target), LOGITS)
-        torch.testing.assert_close(slope, boost.boost(LOGITS) - t, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(actual, plain, rtol=1e-11, atol=1e-12)
+        assert (actual >= 0).all()
+        gradient = _gradient(partial(boost.divergence, t=target), LOGITS)
+        torch.testing.assert_close(gradient, boost.boost(LOGITS) - t, rtol=1e-12, atol=1e-12)
         if not (isinstance(boost, ExponentialBoost) and t == 0):
             assert boost.divergence(boost.inverse(target), target).item() < 1e-28
 
@@ -172,8 +172,8 @@ def test_divergence(boost: Boost) -> None:
 def test_divergence_of_zero_target() -> None:
     """At ``t = 0`` exponential boosting only approaches its minimum."""
     x = torch.tensor([-1e30, -700.0, 0.0, 3.0], dtype=torch.float64)
-    found = ExponentialBoost(0.1).divergence(x, torch.zeros(()))
-    torch.testing.assert_close(found, 0.1 * torch.exp(x), rtol=1e-14, atol=0.0)
+    actual = ExponentialBoost(0.1).divergence(x, torch.zeros(()))
+    torch.testing.assert_close(actual, 0.1 * torch.exp(x), rtol=1e-14, atol=0.0)
 
 
 def test_divergence_of_odd_targets() -> None:
@@ -183,7 +183,7 @@ def test_divergence_of_odd_targets() -> None:
         assert ExponentialBoost().divergence(x, torch.tensor(t)).isnan().all()
     tiny = torch.tensor(1e-38)
     torch.testing.assert_close(ExponentialBoost(0.1).divergence(x, tiny), 0.1 * torch.exp(x))
-    torch.testing.assert_close(_slope(partial(ExponentialBoost(0.1).divergence, t=tiny), x), 0.1 * torch.exp(x))
+    torch.testing.assert_close(_gradient(partial(ExponentialBoost(0.1).divergence, t=tiny), x), 0.1 * torch.exp(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -203,9 +203,9 @@ def test_divergence_near_the_optimum(boost: Boost, dtype: torch.dtype) -> None:
         x = (float(x0) + torch.cat([-steps, steps])).to(dtype)
         distance = torch.tensor([float(abs(value - x0)) for value in x.tolist()])
         expected = torch.tensor([float(_divergence(boost, value, exact_t)) for value in x.tolist()], dtype=torch.float64)
-        found = boost.divergence(x, target)
-        assert (found >= 0).all()
-        error = (found.double() - expected).abs() / expected
+        actual = boost.divergence(x, target)
+        assert (actual >= 0).all()
+        error = (actual.double() - expected).abs() / expected
         assert (error <= 10 * eps * (1 + (1 + abs(float(x0))) / distance)).all(), (t, error.max())
         plain = boost.potential(x) - target * x + boost.conjugate(target)
         plain_errors.append(((plain.double() - expected).abs() / expected).max().item())
@@ -213,7 +213,7 @@ def test_divergence_near_the_optimum(boost: Boost, dtype: torch.dtype) -> None:
 
 
 def test_jump() -> None:
-    """The mirrored boost jumps at 0, and every target inside the jump is reached there, at slopes of both signs."""
+    """The mirrored boost jumps at 0, and every target inside the jump is reached there, at gradients of both signs."""
     boost = MirroredExponentialBoost(0.3, 0.2)
     step = 0.3 / math.e
     sides = torch.tensor([-1e-12, 0.0, 1e-12], dtype=torch.float64)
@@ -223,8 +223,8 @@ def test_jump() -> None:
     torch.testing.assert_close(boost.conjugate(t), torch.full_like(t, -step))
     assert boost.divergence(torch.zeros_like(t), t).tolist() == [0.0] * 21
     for x in (1e-9, -1e-9):
-        slope = _slope(partial(boost.divergence, t=t), torch.full_like(t, x))
-        assert (slope * x > 0).all()
+        gradient = _gradient(partial(boost.divergence, t=t), torch.full_like(t, x))
+        assert (gradient * x > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -232,25 +232,25 @@ def test_jump() -> None:
     [(ExponentialBoost(), 88.0), (CubicBoost(), 1e9), (LinearBoost(), 1e18), (MirroredExponentialBoost(), 88.0)],
     ids=str,
 )
-def test_slope_at_large_logits(boost: Boost, reach: float) -> None:
-    """In float32 loss and slope are finite, and the slope is ``g(x) - t``, as far as exp (or x^4) is."""
+def test_gradient_at_large_logits(boost: Boost, reach: float) -> None:
+    """In float32 loss and gradient are finite, and the gradient is ``g(x) - t``, as far as exp (or x^4) is."""
     x = torch.linspace(-reach, reach, 183)
     for t in (0.0, 1.0, 16.0):
         target = torch.tensor(t)
         assert torch.isfinite(boost.divergence(x, target)).all()
-        slope = _slope(partial(boost.divergence, t=target), x)
+        gradient = _gradient(partial(boost.divergence, t=target), x)
         expected = (boost.boost(x.double()) - t).float()
-        torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_mirrored_slope_where_only_the_other_branch_overflows() -> None:
-    """At x = 90.5 the loss of a target on its side is about 7e37, and what is not taken must not make its slope NaN."""
+def test_mirrored_gradient_where_only_the_other_branch_overflows() -> None:
+    """At x = 90.5 the loss of a target on its side is about 7e37, and what is not taken must not make its gradient NaN."""
     x = torch.tensor([90.5, -90.5])
     t = torch.tensor([16.0, -16.0])
     boost = MirroredExponentialBoost()
     assert torch.isfinite(boost.divergence(x, t)).all()
-    slope = _slope(partial(boost.divergence, t=t), x)
-    torch.testing.assert_close(slope, (boost.boost(x.double()) - t).float(), rtol=1e-4, atol=0.0)
+    gradient = _gradient(partial(boost.divergence, t=t), x)
+    torch.testing.assert_close(gradient, (boost.boost(x.double()) - t).float(), rtol=1e-4, atol=0.0)
 
 
 # --- settings ----------------------------------------------------------------------------------------------------------
@@ -328,11 +328,11 @@ def test_link(boost: Boost, targets: tuple[float, float]) -> None:
     """Every combination of moderate, large and huge logits: the definition's probabilities, which sum to one."""
     values = [0.0, 1.5, 4.0, -1.0, 1e4, -1e4, 1e30, -1e30]
     logits = torch.tensor(list(itertools.product(values, repeat=3)))
-    found = link(logits, boost, targets)
-    assert found.dtype == torch.float32
+    actual = link(logits, boost, targets)
+    assert actual.dtype == torch.float32
     expected = torch.tensor([_link(boost, targets, row) for row in logits.tolist()])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.sum(1), torch.ones(len(logits)))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual.sum(1), torch.ones(len(logits)))
 
 
 @every_setting
@@ -348,9 +348,9 @@ def test_link_of_expgb_is_softmax(dtype: torch.dtype) -> None:
     """With ``t_neg = 0`` exp-GB's link is softmax(x), along any dimension, in at least float32."""
     x = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     for dim in (1, -1):
-        found = link(x, ExponentialBoost(0.1), (0.0, 16.0), dim)
-        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        torch.testing.assert_close(found.double(), torch.softmax(x.double(), dim), rtol=1e-6, atol=1e-7)
+        actual = link(x, ExponentialBoost(0.1), (0.0, 16.0), dim)
+        assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(actual.double(), torch.softmax(x.double(), dim), rtol=1e-6, atol=1e-7)
 
 
 @every_setting

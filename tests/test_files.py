@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from gbseg import files
 from gbseg.files import FileWriteError, remove_temporary_files, require_folder, write_atomically
 
 LIMITED = """
@@ -101,3 +103,10 @@ def test_without_posix_modules(tmp_path: Path) -> None:
         [sys.executable, "-c", WITHOUT_POSIX, tmp_path], capture_output=True, text=True, timeout=300, check=False
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_no_posix_module_at_import_time() -> None:
+    """In no module of the package, also those that need the MM packages."""
+    pattern = re.compile(r"^(import|from) (fcntl|grp|pwd|resource|syslog|termios)\b", re.MULTILINE)
+    modules = list(Path(files.__file__).parent.rglob("*.py"))
+    assert len(modules) > 50 and [path for path in modules if pattern.search(path.read_text(encoding="utf-8"))] == []

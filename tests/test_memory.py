@@ -54,8 +54,8 @@ def test_half_precision_has_no_float_copy() -> None:
 
 
 @pytest.mark.parametrize(("boost", "targets"), [(EXP, TARGETS), (CubicBoost(), (0.0, 10.0))], ids=["exp", "pow3"])
-def test_enlarged_logits_are_not_held(boost: ExponentialBoost | CubicBoost, targets: tuple[float, float]) -> None:
-    """A tenth of the memory of enlarging and cross-entropy."""
+def test_upsampled_logits_are_not_held(boost: ExponentialBoost | CubicBoost, targets: tuple[float, float]) -> None:
+    """A tenth of the memory of upsampling and cross-entropy."""
     x, label = _batch((4, 21, 64, 64), (512, 512))
 
     def plain() -> tuple[Tensor, ...]:

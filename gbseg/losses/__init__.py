@@ -1,5 +1,8 @@
-"""Boosted losses: `reference` defines them, `modules` is what configs name, `guarded` and `labels` guard their input;
-`baselines` is what they are compared with.
+"""Boosted losses.
+
+``reference`` defines the loss, ``functional`` chooses the fastest of the ``kernels``, ``resize`` and ``linear`` join it with
+the layer before it, ``modules`` are the losses that configs name, with the checks of their inputs, ``labels`` reports bad
+labels, ``links`` turns logits into probabilities, and ``baselines`` are the losses that boosting is compared with.
 """
 
 from gbseg._moved import moved_names

@@ -1,7 +1,7 @@
-"""What boosting is compared with: the softmax and its controls, and other outputs of the paper and of the field.
+"""The losses that boosting is compared with: the softmax and its controls, and other losses of the paper and of the field.
 
-All have the signature of the boosted losses. Shapes: N rows or images, C classes, * any trailing dimensions; ``x`` logits,
-``y`` the label, ``t`` target values (``t_pos`` for the label's class, ``t_neg`` for the others), sums over the classes.
+They are called like the boosted losses. Shapes: N rows or images, C classes, ``*`` any trailing dimensions. Formulas: ``x``
+logits, ``y`` the label, ``t`` target values (``t_pos`` for the label's class, ``t_neg`` for the others), sums over the classes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gbseg.boosting import target_pair
+from gbseg.losses.links import normalised_sigmoids, softmax
 from gbseg.losses.modules import GuardedLoss
 from gbseg.losses.reference import mask_ignored, reduce_loss, target_values
 
@@ -31,10 +32,10 @@ def _check_targets(name: str, targets: tuple[float, float], low: float, high: fl
 
 
 class _Baseline(GuardedLoss):
-    """A loss that is defined pixel by pixel.
+    """A loss of pixels.
 
     Raises:
-        ValueError: a ``class_weight``, which the baselines do not have.
+        ValueError: there is a ``class_weight``, which baselines do not take.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -44,7 +45,7 @@ class _Baseline(GuardedLoss):
 
     @abstractmethod
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
-        """(N, *) losses of logits (N, C, *) in float32 or float64 and labels (N, *), or soft labels (N, C, *)."""
+        """``(N, *)`` losses of float32 or float64 logits ``(N, C, *)`` and labels ``(N, *)`` or ``(N, C, *)``."""
 
     def compute(
         self,
@@ -55,13 +56,13 @@ class _Baseline(GuardedLoss):
         avg_factor: float | Tensor | None,
         reduction: str,
     ) -> Tensor:
-        """`pixels`, weighted and reduced as the boosted losses are."""
+        """``pixels``, weighted and reduced like the boosted losses."""
         x, label, valid_mask = mask_ignored(pred, target, ignore_index)
         return self.loss_weight * reduce_loss(self.pixels(x, label), valid_mask, weight, avg_factor, reduction)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
-        """``softmax(x)``. Of a margin or an absolute error, which have no link to probabilities, it gives the ranking only."""
-        return torch.softmax(logits, dim, dtype=torch.promote_types(logits.dtype, torch.float32))
+        """``softmax(x)``; of a margin or an absolute error, which have no link to probabilities, only a ranking."""
+        return softmax(logits, dim)
 
     def _targets(self, x: Tensor, label: Tensor, targets: tuple[float, float]) -> Tensor:
         return target_values(label, x.shape[1], targets, x.dtype)
@@ -73,16 +74,19 @@ class SoftmaxLoss(_Baseline):
     ``L = scale * [-ln softmax(x)_y + penalty * (z - ln z - 1)]`` with ``z = alpha * sum_j exp(x_j) / t_pos``.
 
     * ``scale = 1, penalty = 0``: the softmax.
-    * ``scale = t_pos, penalty = 0``: bigger steps alone.
+    * ``scale = t_pos, penalty = 0``: larger steps alone.
     * ``scale = 1, penalty = 1``: the normaliser held at ``t_pos / alpha``, at the softmax's scale.
     * ``scale = t_pos, penalty = 1``: exp-GB with targets ``(0, t_pos)``, exactly (labels, or soft labels that sum to one).
 
     Args:
-        scale: factor of everything.
-        penalty: factor of the normaliser's penalty.
-        alpha: the boost's alpha.
-        t_pos: the boost's larger target.
+        scale: factor of the loss, > 0.
+        penalty: factor of the normaliser's penalty, >= 0.
+        alpha: ``alpha`` of the exponential boost that the penalty is compared with, > 0.
+        t_pos: the larger target of that boost, > 0.
         options: ``loss_weight``, ``reduction``, ``loss_name``.
+
+    Raises:
+        ValueError: a factor out of its range.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class SoftmaxLoss(_Baseline):
         self.log_level = math.log(t_pos / alpha)
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
-        """See the class."""
+        """``(N, *)`` losses of the formula above."""
         normaliser = torch.logsumexp(x, 1)
         if label.is_floating_point():
             loss = (label.to(x.dtype) * (normaliser.unsqueeze(1) - x)).sum(1)
@@ -129,7 +133,7 @@ class _SquaredLoss(_Baseline):
         return 0.5 * (self.squash(x) - self._targets(x, label, self.targets)).square().sum(1)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
-        """The share of ``t_pos`` that an output stands for, ``(squash(x) - t_neg) / (t_pos - t_neg)``, normalised."""
+        """The share of the targets' span that an output reaches, ``(squash(x) - t_neg) / (t_pos - t_neg)``, normalised."""
         x = logits if logits.dtype == torch.float64 else logits.float()
         share = (self.squash(x) - self.targets[0]).clamp(min=0)
         total = share.sum(dim, keepdim=True)
@@ -161,26 +165,25 @@ class TanhMSELoss(_SquaredLoss):
 
 
 class SigmoidBCELoss(_Baseline):
-    """``sum_j -t_j ln sigmoid(x_j) - (1 - t_j) ln(1 - sigmoid(x_j))``, targets 0 and 1: no normaliser, no bigger targets."""
+    """``sum_j -t_j ln sigmoid(x_j) - (1 - t_j) ln(1 - sigmoid(x_j))``, targets 0 and 1: no normaliser, no larger targets."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"loss_name": "loss_sigmoid_bce", **options})
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
-        """See the class."""
+        """``(N, *)`` losses of the formula above."""
         return F.binary_cross_entropy_with_logits(x, self._targets(x, label, (0.0, 1.0)), reduction="none").sum(1)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """``sigmoid(x)``, normalised."""
-        # the softmax of log-sigmoids is the sigmoids over their sum, without 0 / 0 where all of them are tiny
-        return torch.softmax(F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))), dim)
+        return normalised_sigmoids(logits, dim)
 
 
 class WestonWatkinsLoss(_Baseline):
     """The multi-class hinge of Weston and Watkins (1999), ``sum_{j != y} max(0, margin + x_j - x_y)``. Labels only.
 
     Raises:
-        ValueError: ``margin <= 0``; soft labels.
+        ValueError: ``margin`` is not positive, or the labels are soft.
     """
 
     def __init__(self, margin: float = 1.0, **options: Any) -> None:
@@ -190,7 +193,7 @@ class WestonWatkinsLoss(_Baseline):
         self.margin = float(margin)
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
-        """See the class."""
+        """``(N, *)`` losses of the formula above."""
         if label.is_floating_point():
             raise ValueError("WestonWatkinsLoss compares the label's class with the others and takes no soft labels.")
         index = label.unsqueeze(1)
@@ -199,12 +202,12 @@ class WestonWatkinsLoss(_Baseline):
 
 
 class L1Loss(_Baseline):
-    """``sum_j |x_j - t_j|`` on linear outputs: deltas of one size whatever the error; it leads to the targets' median."""
+    """``sum_j |x_j - t_j|`` on linear outputs: gradients of one size whatever the error; its optimum is the targets' median."""
 
     def __init__(self, targets: tuple[float, float] = (0.0, 1.0), **options: Any) -> None:
         super().__init__(**{"loss_name": "loss_l1", **options})
         self.targets = target_pair(targets)
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
-        """See the class."""
+        """``(N, *)`` losses of the formula above."""
         return (x - self._targets(x, label, self.targets)).abs().sum(1)

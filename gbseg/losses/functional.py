@@ -1,15 +1,16 @@
 """The boosted loss by the fastest implementation for its logits: the check of its labels, the choice of kernels, autograd.
 
 `gbseg.losses.reference` defines the loss; every other implementation is tested against it. Shapes: N images or rows, C classes,
-* any trailing dimensions.
+``*`` any trailing dimensions.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache
-from typing import Any, Protocol
+from functools import cache, partial
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from gbseg.boosting import IMPLEMENTATIONS, Boost, LossInputs, LossSpec
 from gbseg.losses.kernels import cpu
 from gbseg.losses.labels import bad_label_error
-from gbseg.losses.reference import boosted_loss
+from gbseg.losses.reference import reference_loss
 
 __all__ = [
     "IMPLEMENTATIONS",
     "REDUCTIONS",
+    "BoostedLossFunction",
     "check_reduction",
     "default_ignore_index",
     "find_bad_labels",
@@ -35,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 
 def check_reduction(reduction: str) -> None:
-    """Raise a ValueError unless it is one of `REDUCTIONS`."""
+    """Raise a ValueError unless it is one of ``REDUCTIONS``."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}.")
 
@@ -53,7 +55,7 @@ def default_ignore_index(num_classes: int) -> int | None:
 
 
 def find_bad_labels(label: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
-    """Where ``label`` (N, *) is outside 0..C-1 and not ignored; a bool tensor of its shape."""
+    """Where ``label`` ``(N, *)`` is outside 0..C-1 and not ignored; a bool tensor of its shape."""
     # small integer types would wrap: 255 is -1 as int8, and uint8 does not hold 1000 classes
     label = label.long()
     bad = (label < 0) | (label >= num_classes)
@@ -76,20 +78,8 @@ def _log_once(message: str) -> None:
     _logger.debug(message)
 
 
-class Kernels(Protocol):
-    """What an implementation offers; `gbseg.losses.kernels.cpu` is one."""
-
-    def loss_and_gradient(
-        self, spec: LossSpec, inputs: LossInputs, logits: Tensor, compute_grad: bool, grad_output: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The loss and, if ``compute_grad``, its gradient in the logits times ``grad_output`` (shaped as the loss; None: 1)."""
-
-    def rescale_(self, gradient: Tensor, grad_output: Tensor) -> None:
-        """Multiply the gradient of a scalar loss in place."""
-
-
 @cache
-def _triton_kernels() -> Any:
+def _triton_kernels() -> ModuleType | None:
     """The Triton kernels, imported when they may be used: the import takes longer than that of all losses."""
     try:
         from gbseg.losses.kernels import gpu
@@ -99,7 +89,7 @@ def _triton_kernels() -> Any:
     return gpu
 
 
-def _choose_kernels(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> Kernels | None:
+def _choose_kernels(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> ModuleType | None:
     """The kernels for these logits; None: the reference. 'auto' logs once, at level debug, what it falls back to.
 
     Raises:
@@ -137,91 +127,68 @@ def _choose_kernels(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> Kerne
     return triton
 
 
-Reference = Callable[[LossSpec, LossInputs, Tensor], Tensor]
+class BoostedLossFunction(torch.autograd.Function):
+    """Autograd of a loss whose kernel writes the gradient in the forward or, asked again, in the backward.
 
-
-def reference_loss(
-    spec: LossSpec, inputs: LossInputs, logits: Tensor, function: Callable[..., Tensor] = boosted_loss
-) -> Tensor:
-    """`gbseg.losses.reference.boosted_loss`, or a ``function`` with its arguments, times ``loss_weight``."""
-    loss = function(
-        logits,
-        inputs.label,
-        spec.boost,
-        spec.targets,
-        ignore_index=inputs.ignore_index,
-        class_weight=inputs.class_weight,
-        weight=inputs.weight,
-        avg_factor=inputs.avg_factor,
-        reduction=inputs.reduction,
-        max_delta=spec.max_delta,
-    )
-    return inputs.loss_weight * loss
-
-
-class _BoostedLossFunction(torch.autograd.Function):
-    """Autograd of kernels, which write the gradient in the forward or, asked again, in the backward."""
+    ``compute(logits, needs_grad, grad_output=None)`` gives the loss and, if asked for, the gradient times ``grad_output``;
+    ``rescale_`` multiplies a gradient in place; ``reference(logits)`` is the same loss for second derivatives.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, spec: LossSpec, inputs: LossInputs, kernels: Kernels, reference: Reference, keep: bool
+        ctx: Any,
+        logits: Tensor,
+        inputs: LossInputs,
+        compute: Callable[..., tuple[Tensor, Tensor | None]],
+        rescale_: Callable[[Tensor, Tensor], object],
+        reference: Callable[[Tensor], Tensor],
+        keep_gradient: bool,
     ) -> Tensor:
-        ctx.spec, ctx.inputs, ctx.kernels, ctx.reference = spec, inputs, kernels, reference
+        """The loss; its gradient is written and kept if ``keep_gradient``."""
+        ctx.inputs, ctx.compute, ctx.rescale_, ctx.reference = inputs, compute, rescale_, reference
         ctx.save_for_backward(logits, *inputs.tensors)
         # without a reduction the backward multiplies pixel by pixel, and float16 would underflow before the gradient scaler's
         # factor, which comes with grad_output, is multiplied in
-        keep = keep and ctx.needs_input_grad[0] and inputs.reduction != "none" and logits.dtype != torch.float16
-        loss, ctx.gradient = kernels.loss_and_gradient(spec, inputs, logits, keep)
+        keep = keep_gradient and inputs.reduction != "none" and logits.dtype != torch.float16
+        loss, ctx.gradient = compute(logits, keep and ctx.needs_input_grad[0])
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        # an access to saved tensors checks that none of them was changed
+        """The gradient in the logits, times ``grad_output``."""
+        # an access to saved tensors raises an error if one of them was changed
         logits = ctx.saved_tensors[0]
-        spec, inputs, kernels = ctx.spec, ctx.inputs, ctx.kernels
         if torch.is_grad_enabled():
             # create_graph=True: only the reference can be differentiated again
-            loss = ctx.reference(spec, inputs, logits)
-            return *torch.autograd.grad(loss, logits, grad_output, create_graph=True), None, None, None, None, None
-        if is_traced(grad_output) or torch._C._functorch.is_legacy_batchedtensor(grad_output):
+            (gradient,) = torch.autograd.grad(ctx.reference(logits), logits, grad_output, create_graph=True)
+        elif is_traced(grad_output) or torch._C._functorch.is_legacy_batchedtensor(grad_output):
             # a batch of grad_outputs, whose values cannot be read
-            _, gradient = kernels.loss_and_gradient(spec, inputs, logits, True)
-            factor = grad_output.unsqueeze(1) if inputs.reduction == "none" else grad_output
-            return (gradient * factor).to(logits.dtype), None, None, None, None, None
-        # handed over without a copy; a second backward computes it again
-        gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
-            _, gradient = kernels.loss_and_gradient(spec, inputs, logits, True, grad_output)
+            factor = grad_output.unsqueeze(1) if ctx.inputs.reduction == "none" else grad_output
+            gradient = (ctx.compute(logits, True)[1] * factor).to(logits.dtype)
+        elif ctx.gradient is None:
+            gradient = ctx.compute(logits, True, grad_output)[1]
         else:
-            kernels.rescale_(gradient, grad_output)
+            # handed over without a copy; a second backward computes it again
+            gradient, ctx.gradient = ctx.gradient, None
+            ctx.rescale_(gradient, grad_output)
         return gradient, None, None, None, None, None
 
 
 @cache
 def _compiled_reference() -> Callable[..., Tensor]:
-    return torch.compile(boosted_loss, dynamic=False)
-
-
-def apply_kernels(
-    spec: LossSpec,
-    inputs: LossInputs,
-    logits: Tensor,
-    kernels: Kernels,
-    keep_gradient: bool,
-    reference: Reference = reference_loss,
-) -> Tensor:
-    """The loss by these kernels, with ``reference`` for its second derivatives."""
-    return _BoostedLossFunction.apply(logits, spec, inputs, kernels, reference, keep_gradient and torch.is_grad_enabled())
+    return torch.compile(reference_loss, dynamic=False)
 
 
 def loss_from_spec(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> Tensor:
     """`fused_boosted_loss` of options that are validated already."""
     if spec.impl == "compile":
-        return reference_loss(spec, inputs, logits, _compiled_reference())
+        return _compiled_reference()(spec, inputs, logits)
     kernels = _choose_kernels(spec, inputs, logits)
     if kernels is None:
         return reference_loss(spec, inputs, logits)
-    return apply_kernels(spec, inputs, logits, kernels, spec.keep_gradient)
+    compute, reference = partial(kernels.loss_and_gradient, spec, inputs), partial(reference_loss, spec, inputs)
+    keep_gradient = spec.keep_gradient and torch.is_grad_enabled()
+    return BoostedLossFunction.apply(logits, inputs, compute, kernels.rescale_, reference, keep_gradient)
 
 
 def fused_boosted_loss(
@@ -247,22 +214,22 @@ def fused_boosted_loss(
     reference's.
 
     Args:
-        logits: (N, C, *) of any floating dtype and layout; never written to.
-        label: (N, *) integers, checked by the caller (see `require_labels`); or (N, C, *) soft labels.
+        logits: ``(N, C, *)`` of any floating dtype and layout; never written to.
+        label: ``(N, *)`` integers, checked by the caller (see `require_labels`); or ``(N, C, *)`` soft labels.
         boost: the boost ``g``.
         targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
         ignore_index: pixels with this label have no loss and no gradient (integer labels only).
         class_weight: (C,) factors of the outputs.
-        weight: (N, *) factors of the pixels.
+        weight: ``(N, *)`` factors of the pixels.
         avg_factor: the divisor of 'mean', instead of the number of pixels that are not ignored.
-        reduction: 'none' gives (N, *), 'sum' and 'mean' a scalar.
+        reduction: 'none' gives ``(N, *)``, 'sum' and 'mean' a scalar.
         max_delta: bound of the gradient ``|g(x) - t|`` at each output.
         loss_weight: factor of the loss.
         keep_gradient: write the gradient in the forward and keep it until the backward. False: keep nothing but the logits,
             which the caller holds anyway, and read them again.
-        impl: 'cpu', 'triton', 'compile' (the reference under `torch.compile`), 'reference', or 'auto'. 'auto' takes the first
+        impl: 'cpu', 'triton', 'compile' (the reference under ``torch.compile``), 'reference', or 'auto'. 'auto' takes the first
             of 'cpu' and 'triton' that supports the logits; else the reference: for weights and soft labels that require a
-            gradient, under `torch.compile` or `torch.func`, and for boosts and dtypes without a kernel.
+            gradient, under ``torch.compile`` or ``torch.func``, and for boosts and dtypes without a kernel.
 
     Returns:
         The loss in float32 or float64.

@@ -1,6 +1,6 @@
 """What is reported about bad labels: an error on the CPU, a record on a device, where the loss becomes NaN.
 
-`gbseg.losses.functional.find_bad_labels` finds them. Shapes: N images or rows, C classes, * any trailing dimensions.
+`gbseg.losses.functional.find_bad_labels` finds them. Shapes: N images or rows, C classes, ``*`` any trailing dimensions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _describe(values: list[int], count: int, positions: str, num_classes: int, i
 
 
 def bad_label_error(label: Tensor, bad: Tensor, num_classes: int, ignore_index: int | None) -> BadLabelError:
-    """The error about the labels (N, *) where ``bad`` (N, *): their values, number, first positions, and the usual cause."""
+    """The error about the labels ``(N, *)`` where ``bad`` is true: values, number, first positions, and the usual cause."""
     values = torch.unique(label[bad]).tolist()
     return BadLabelError(_describe(values, int(bad.sum()), _first_positions(bad), num_classes, ignore_index))
 

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gbseg.boosting import Boost, LossInputs, LossSpec
-from gbseg.losses.functional import check_reduction, is_traced, reference_loss, require_labels
+from gbseg.losses.functional import check_reduction, is_traced, require_labels
 from gbseg.losses.kernels.cpu import loss_terms_and_gradient
+from gbseg.losses.reference import reference_loss
 
 __all__ = ["boosted_linear_loss"]
 
@@ -30,10 +31,10 @@ _BLOCK = 1 << 20
 def _by_blocks(
     spec: LossSpec,
     inputs: LossInputs,
+    first_class: int,
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    first_class: int,
     needs_grad: tuple[bool, bool, bool],
     grad_output: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor | None]]:
@@ -114,7 +115,7 @@ class _BoostedLinearFunction(torch.autograd.Function):
         # scaler's factor, which comes with grad_output, is multiplied in
         keep = keep_gradient and inputs.reduction != "none" and features.dtype != torch.float16
         needs_grad = ctx.needs_input_grad[:3] if keep else (False, False, False)
-        losses, gradients = _by_blocks(spec, inputs, features, weight, bias, first_class, needs_grad)
+        losses, gradients = _by_blocks(spec, inputs, first_class, features, weight, bias, needs_grad)
         ctx.gradients = gradients if keep else None
         loss = losses if inputs.reduction == "none" else losses.sum(dtype=torch.float64).to(losses.dtype)
         if group is not None:
@@ -123,38 +124,32 @@ class _BoostedLinearFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, bias = ctx.saved_tensors[:3]
+        needs_grad = ctx.needs_input_grad[:3]
+        gradients: list[Tensor | None]
         with torch.autocast(grad_output.device.type, enabled=False):
             if torch.is_grad_enabled():
-                gradients = _BoostedLinearFunction._differentiable_gradients(ctx, grad_output)
+                # create_graph=True: only the reference can be differentiated again
+                if ctx.group is not None:
+                    raise NotImplementedError("boosted_linear_loss has no second derivative where processes share the classes.")
+                # of views: where the features depend on the weight, that path is in the caller's graph, not in this gradient
+                views: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in (features, weight, bias)]
+                loss = reference_loss(ctx.spec, ctx.inputs, F.linear(*views))
+                needed = [view for view, needed in zip(views, needs_grad, strict=True) if needed]
+                computed = iter(torch.autograd.grad(loss, needed, grad_output, create_graph=True))
+                gradients = [next(computed) if needed else None for needed in needs_grad]
+            elif ctx.gradients is None:
+                options = (ctx.spec, ctx.inputs, ctx.first_class)
+                _, gradients = _by_blocks(*options, features, weight, bias, needs_grad, grad_output)
             else:
-                gradients = _BoostedLinearFunction._gradients(ctx, grad_output)
-        return (*gradients, None, None, None, None, None)
-
-    @staticmethod
-    def _differentiable_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
-        if ctx.group is not None:
-            raise NotImplementedError("boosted_linear_loss has no second derivative where processes share the classes.")
-        # of views: where the features depend on the weight, that path belongs to the caller's graph, not to this gradient
-        views: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in ctx.saved_tensors[:3]]
-        needed = [view for view, needs_grad in zip(views, ctx.needs_input_grad, strict=False) if needs_grad]
-        loss = reference_loss(ctx.spec, ctx.inputs, F.linear(*views))
-        gradients = iter(torch.autograd.grad(loss, needed, grad_output, create_graph=True))
-        return [next(gradients) if needs_grad else None for needs_grad in ctx.needs_input_grad[:3]]
-
-    @staticmethod
-    def _gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
-        features, weight, bias = ctx.saved_tensors[:3]
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            needs_grad = ctx.needs_input_grad[:3]
-            _, gradients = _by_blocks(ctx.spec, ctx.inputs, features, weight, bias, ctx.first_class, needs_grad, grad_output)
-        else:
-            gradients = [None if gradient is None else gradient.mul_(grad_output) for gradient in gradients]
+                # handed over without a copy; a second backward computes them again
+                gradients = [None if gradient is None else gradient.mul_(grad_output) for gradient in ctx.gradients]
+                ctx.gradients = None
         if gradients[0] is not None:
             if ctx.group is not None:
                 dist.all_reduce(gradients[0], group=ctx.group)
             gradients[0] = gradients[0].to(features.dtype)
-        return gradients
+        return *gradients, None, None, None, None, None
 
 
 def boosted_linear_loss(

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["probabilities_of_losses", "starting_logits"]
+__all__ = ["normalised_sigmoids", "probabilities_of_losses", "softmax", "starting_logits"]
 
 # losses on a softmax over the classes, by name, since mmseg and mmpretrain have classes of their own
 _SOFTMAX = ("CrossEntropyLoss", "OhemCrossEntropy", "LovaszLoss", "TverskyLoss", "DiceLoss", "FocalLoss", "LabelSmoothLoss")
 
 
 def probabilities_of_losses(losses: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """The function from logits (N, C, *) to class probabilities of the same shape, which sum to one over C.
+    """The function from logits ``(N, C, *)`` to class probabilities of the same shape, which sum to one over C.
 
     It is the method ``probabilities`` of the first of the losses that has one (every loss of gbseg has), normalised sigmoids
     after a loss with ``use_sigmoid=True``, and softmax after cross-entropy and similar losses.
@@ -28,24 +28,25 @@ def probabilities_of_losses(losses: Iterable[nn.Module]) -> Callable[[Tensor], T
             return probabilities
     for loss in losses:
         if getattr(loss, "use_sigmoid", False):
-            return _normalised_sigmoids
+            return normalised_sigmoids
     names = [type(loss).__name__ for loss in losses]
     if any(name in _SOFTMAX for name in names):
-        return _softmax
+        return softmax
     raise ValueError(
         f"what the logits mean as probabilities is not known for {', '.join(names)}: give the loss a method "
         "probabilities(logits) of (N, C, *)."
     )
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    return torch.softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+def softmax(logits: Tensor, dim: int = 1) -> Tensor:
+    """``torch.softmax`` in float32, or in float64."""
+    return torch.softmax(logits, dim, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def _normalised_sigmoids(logits: Tensor) -> Tensor:
-    # the softmax of log-sigmoids is the sigmoids over their sum, without 0 / 0 where all of them are tiny
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return torch.softmax(nn.functional.logsigmoid(logits), dim=1)
+def normalised_sigmoids(logits: Tensor, dim: int = 1) -> Tensor:
+    """``sigmoid(x)`` over its sum along ``dim``, in float32 or float64."""
+    # as the softmax of log-sigmoids there is no 0 / 0 where all of them are tiny
+    return torch.softmax(nn.functional.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))), dim)
 
 
 def starting_logits(loss: nn.Module, start: str | Sequence[float] | None, num_classes: int, owner: str) -> Tensor | None:

@@ -1,6 +1,6 @@
 """The losses that configs name, as modules: the checks that every loss makes, the boosted loss and its three usual settings.
 
-Shapes: N images or rows, C classes, * any trailing dimensions.
+Shapes: N images or rows, C classes, ``*`` any trailing dimensions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = ["BoostedLoss", "ExpGBLoss", "GuardedLoss", "LinearLoss", "Pow3GBLoss"
 
 
 class GuardedLoss(nn.Module):
-    """A loss between logits (N, C, *) and labels that checks shapes, options and labels before it computes.
+    """A loss between logits ``(N, C, *)`` and labels that checks shapes, options and labels before it computes.
 
     Args:
         class_weight: C factors of the outputs.
@@ -78,15 +78,10 @@ class GuardedLoss(nn.Module):
                 raise ValueError(f"class_weight is one finite number >= 0 a class, got {class_weight.tolist()}.")
         self.loss_weight = float(loss_weight)
         self.reduction = reduction
-        self._loss_name = loss_name
+        self.loss_name = loss_name
         # not in checkpoints: a loss must load the weights of a model that had another loss
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.register_buffer("record", torch.zeros(LabelRecord.SIZE, dtype=torch.int64), persistent=False)
-
-    @property
-    def loss_name(self) -> str:
-        """The key of this loss in MMSegmentation's log."""
-        return self._loss_name
 
     @abstractmethod
     def compute(
@@ -117,9 +112,9 @@ class GuardedLoss(nn.Module):
         """The loss of ``pred`` against ``target``; one signature for mmseg, mmpretrain, mmdet and plain PyTorch.
 
         Args:
-            pred: (N, C, *) logits of any floating dtype.
-            target: (N, *) integer labels, or (N, C, *) floating soft labels (constants: they get no gradient).
-            weight: (N, *) factors of the pixels.
+            pred: ``(N, C, *)`` logits of any floating dtype.
+            target: ``(N, *)`` integer labels, or ``(N, C, *)`` floating soft labels (constants: they get no gradient).
+            weight: ``(N, *)`` factors of the pixels.
             avg_factor: the divisor of 'mean', instead of the number of pixels that are not ignored; without effect on 'none',
                 refused for 'sum'.
             reduction_override: used instead of ``reduction``.
@@ -127,7 +122,7 @@ class GuardedLoss(nn.Module):
             kwargs: arguments of other losses; a warning names those that are not None.
 
         Returns:
-            A scalar, or (N, *) for 'none'; float32 or float64.
+            A scalar, or ``(N, *)`` for 'none'; float32 or float64.
 
         Raises:
             BadLabelError: a label is outside 0..C-1 and not ignored. Raised before anything is computed on the CPU; on a
@@ -187,7 +182,7 @@ class GuardedLoss(nn.Module):
         kwargs: dict[str, object],
         size: tuple[int, ...],
     ) -> str:
-        """Refuse arguments that do not fit together, of pixels (N, *size); returns the reduction of this call."""
+        """Refuse arguments that do not fit together, of pixels ``(N, *size)``; returns the reduction of this call."""
         name = type(self).__name__
         reduction = reduction_override or self.reduction
         if reduction not in REDUCTIONS:
@@ -329,7 +324,7 @@ class BoostedLoss(GuardedLoss):
         ignore_index: int | None = None,
         align_corners: bool = False,
     ) -> Tensor:
-        """The loss of ``pred`` after bilinear upsampling to the labels' size, by `gbseg.losses.boosted_resize_loss`.
+        """The loss of ``pred`` after bilinear upsampling to the labels' size, by `gbseg.losses.resize.boosted_resize_loss`.
 
         The upsampled logits are not held, except with ``impl`` 'reference' or 'compile'.
 
@@ -341,13 +336,13 @@ class BoostedLoss(GuardedLoss):
                 refused for 'sum'.
             reduction_override: used instead of ``reduction``.
             ignore_index: pixels with this label have no loss; None means 255 where C <= 255, and else no label.
-            align_corners: see `torch.nn.functional.interpolate`.
+            align_corners: see ``torch.nn.functional.interpolate``.
 
         Returns:
             A scalar, or (N, H, W) for 'none'; float32 or float64.
 
         Raises:
-            BadLabelError: a label is outside 0..C-1 and not ignored; on a device the loss is NaN instead, as in `forward`.
+            BadLabelError: a label is outside 0..C-1 and not ignored; on a device the loss is NaN instead, as in ``forward``.
             ValueError: shapes, dtypes, devices or arguments that do not fit together, or soft labels.
         """
         if pred.ndim != 4 or target.ndim != 3 or target.is_floating_point():

@@ -1,6 +1,6 @@
 """The definition of the boosted loss: readable, any layout, plain PyTorch. Faster implementations are tested against it.
 
-Shapes: N images or rows, C classes, * any trailing dimensions (none for a classifier, H x W for a segmentation).
+Shapes: N images or rows, C classes, ``*`` any trailing dimensions (none for a classifier, H x W for a segmentation).
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 
 from gbseg._moved import moved_names
-from gbseg.boosting import Boost
+from gbseg.boosting import Boost, LossInputs, LossSpec
 
-__all__ = ["boosted_loss", "bounded_divergence", "mask_ignored", "reduce_loss", "target_values"]
+__all__ = ["boosted_loss", "bounded_divergence", "mask_ignored", "reduce_loss", "reference_loss", "target_values"]
 
 
 def target_values(label: Tensor, num_classes: int, targets: tuple[float, float], dtype: torch.dtype) -> Tensor:
     """Labels as target values.
 
     Args:
-        label: (N, *) integers in 0..C-1 (one-hot: ``t_pos`` for the label's class and ``t_neg`` for the others), or
-            (N, C, *) soft labels ``p`` (``t_neg + (t_pos - t_neg) * p``).
+        label: ``(N, *)`` integers in 0..C-1 (one-hot: ``t_pos`` for the label's class and ``t_neg`` for the others), or
+            ``(N, C, *)`` soft labels ``p`` (``t_neg + (t_pos - t_neg) * p``).
         num_classes: C.
         targets: ``(t_neg, t_pos)``.
         dtype: dtype of the result.
 
     Returns:
-        (N, C, *) target values.
+        ``(N, C, *)`` target values.
     """
     t_neg, t_pos = targets
     if label.is_floating_point():
@@ -72,31 +72,42 @@ def boosted_loss(
     or by ``avg_factor``. Weights do not change the divisor. Where every pixel is ignored, the loss and its gradient are 0.
 
     Args:
-        logits: (N, C, *) of any floating dtype; computed in float32, float64 stays float64.
-        label: (N, *) integers, checked by the caller; or (N, C, *) soft labels.
+        logits: ``(N, C, *)`` of any floating dtype; computed in float32, float64 stays float64.
+        label: ``(N, *)`` integers, checked by the caller; or ``(N, C, *)`` soft labels.
         boost: the boost ``g``.
-        targets: ``(t_neg, t_pos)``, validated by the caller (see `gbseg.boosting.check_targets`).
+        targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
         ignore_index: pixels with this label have no loss and no gradient (integer labels only).
         class_weight: (C,) factors of the outputs.
-        weight: (N, *) factors of the pixels.
+        weight: ``(N, *)`` factors of the pixels.
         avg_factor: the divisor of 'mean'.
-        reduction: 'none' gives (N, *), 'sum' and 'mean' a scalar.
+        reduction: 'none' gives ``(N, *)``, 'sum' and 'mean' a scalar.
         max_delta: bound of the gradient at each output, see `bounded_divergence`.
 
     Returns:
         The loss in float32 or float64.
+
+    Raises:
+        TypeError: ``boost`` is not a `gbseg.boosting.Boost`.
+        ValueError: an option is out of its range, see `gbseg.boosting.LossSpec`.
     """
-    x, label, valid_mask = mask_ignored(logits, label, ignore_index)
+    inputs = LossInputs(label, ignore_index, class_weight, weight, avg_factor, reduction)
+    return reference_loss(LossSpec(boost, targets, max_delta), inputs, logits)
+
+
+def reference_loss(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> Tensor:
+    """`boosted_loss` of options that are validated already, times ``loss_weight``."""
+    x, label, valid_mask = mask_ignored(logits, inputs.label, inputs.ignore_index)
     # every boost is defined at t_neg, so an ignored pixel can take the label 0
-    t = target_values(label, logits.shape[1], targets, x.dtype)
-    loss_terms = bounded_divergence(boost, x, t, max_delta)
-    if class_weight is not None:
-        loss_terms = loss_terms * class_weight.to(x).view(1, -1, *[1] * (x.ndim - 2))
-    return reduce_loss(loss_terms.sum(1), valid_mask, weight, avg_factor, reduction)
+    t = target_values(label, logits.shape[1], spec.targets, x.dtype)
+    loss_terms = bounded_divergence(spec.boost, x, t, spec.max_delta)
+    if inputs.class_weight is not None:
+        loss_terms = loss_terms * inputs.class_weight.to(x).view(1, -1, *[1] * (x.ndim - 2))
+    loss = reduce_loss(loss_terms.sum(1), valid_mask, inputs.weight, inputs.avg_factor, inputs.reduction)
+    return inputs.loss_weight * loss
 
 
 def mask_ignored(logits: Tensor, label: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits in float32 (float64 stays), labels that are all classes, and the (N, *) mask of pixels that are not ignored.
+    """Logits in float32 (float64 stays), labels that are all classes, and the ``(N, *)`` mask of pixels that are not ignored.
 
     The mask is None where no pixel can be ignored. Ignored pixels get logits 0 and label 0.
     """
@@ -112,7 +123,7 @@ def mask_ignored(logits: Tensor, label: Tensor, ignore_index: int | None) -> tup
 def reduce_loss(
     pixels: Tensor, valid_mask: Tensor | None, weight: Tensor | None, avg_factor: float | Tensor | None, reduction: str
 ) -> Tensor:
-    """Weight and reduce the (N, *) losses of pixels, which are 0 outside the ``valid_mask``; see `boosted_loss`."""
+    """Weight and reduce the ``(N, *)`` losses of pixels, which are 0 outside the ``valid_mask``; see `boosted_loss`."""
     if weight is not None:
         pixels = pixels * weight.to(pixels)
     if valid_mask is not None:

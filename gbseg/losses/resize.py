@@ -9,7 +9,7 @@ Shapes: N images, C classes, h x w the logits, H x W the labels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,13 @@ from torch import Tensor
 from gbseg._moved import moved_names
 from gbseg.boosting import Boost, LossInputs, LossSpec
 from gbseg.losses.functional import (
-    apply_kernels,
+    BoostedLossFunction,
     check_reduction,
     is_traced,
-    reference_loss,
     require_labels,
 )
 from gbseg.losses.kernels.cpu import loss_terms_and_gradient
+from gbseg.losses.reference import reference_loss
 
 __all__ = ["boosted_resize_loss", "resize_loss", "resized_accuracy", "upsample"]
 
@@ -48,7 +48,7 @@ def _upsample_backward(plane: Tensor, size: tuple[int, ...], align_corners: bool
 
 
 def _upsample_backward_by_products(plane: Tensor, row_matrix: Tensor, column_matrix: Tensor) -> Tensor:
-    """`_upsample_backward` as two matrix products, which are faster on a CPU."""
+    """``_upsample_backward`` as two matrix products, which are faster on a CPU."""
     with torch.autocast(plane.device.type, enabled=False):
         return row_matrix @ plane @ column_matrix.T
 
@@ -79,82 +79,74 @@ def _zero_ignored(x: Tensor, ignored: Tensor | None) -> Tensor:
     return x
 
 
-@dataclass(frozen=True)
-class _ResizeKernels:
-    """The loss of logits (N, C, h, w) after upsampling, class by class."""
-
-    align_corners: bool
-
-    def loss_and_gradient(
-        self, spec: LossSpec, inputs: LossInputs, logits: Tensor, compute_grad: bool, grad_output: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The loss and, if ``compute_grad``, its gradient (N, C, h, w) times ``grad_output`` (None: 1)."""
-        boost, (t_neg, t_pos), max_delta = spec.boost, spec.targets, spec.max_delta
-        count, classes, *small_size = logits.shape
-        size = inputs.label.shape[1:]
-        like = torch.empty(0, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32, device=logits.device)
-        scale = inputs.scale(inputs.valid_mask)
-        pixel_losses = like.new_zeros(count, *size) if inputs.reduction == "none" else None
-        gradient = torch.zeros_like(logits, dtype=like.dtype) if compute_grad else None
-        total = torch.zeros((), dtype=torch.float64, device=logits.device)
-        pixel_grad = grad_output if grad_output is not None and grad_output.ndim else None
-        # matrix products may be rounded to TF32 on a device
-        on_cpu = logits.device.type == "cpu"
-        if on_cpu:
-            matrices = [_upsample_matrix(*sizes, self.align_corners, like) for sizes in zip(small_size, size, strict=True)]
-        for image in range(count):
-            label = inputs.label[image]
-            weight = None if inputs.weight is None else inputs.weight[image].to(like)
-            grad_weight = weight
-            if pixel_grad is not None:
-                grad_weight = pixel_grad[image] if weight is None else weight * pixel_grad[image]
-            ignored, class_pixels = _ignored_and_class_pixels(label, inputs.ignore_index, classes)
-            for index in range(classes):
-                x = upsample(logits[image, index][None, None], size, self.align_corners)[0, 0]
-                factor = 1.0 if inputs.class_weight is None else inputs.class_weight[index]
-                if class_pixels is None:
-                    t = torch.full_like(x, t_neg).masked_fill_(label == index, t_pos)
-                    loss_terms, grad = loss_terms_and_gradient(boost, x, t, max_delta)
-                else:
-                    label_x = x.view(-1).index_select(0, class_pixels[index])
-                    label_terms, label_grad = loss_terms_and_gradient(boost, label_x, t_pos, max_delta)
-                    loss_terms, grad = loss_terms_and_gradient(boost, x, t_neg, max_delta)
-                    loss_terms.view(-1).index_copy_(0, class_pixels[index], label_terms)
-                weighted = _zero_ignored(loss_terms if weight is None else loss_terms * weight, ignored)
-                if pixel_losses is None:
-                    total += weighted.sum() * factor
-                else:
-                    pixel_losses[image] += weighted * factor
-                if gradient is None:
-                    continue
-                # after the loss terms are summed, since they may be one tensor with the gradient
-                if class_pixels is not None:
-                    grad.view(-1).index_copy_(0, class_pixels[index], label_grad)
-                grad = _zero_ignored(grad if grad_weight is None else grad * grad_weight, ignored)
-                if on_cpu:
-                    small_grad = _upsample_backward_by_products(grad, *matrices)
-                else:
-                    small_grad = _upsample_backward(grad, tuple(small_size), self.align_corners)
-                gradient[image, index] = small_grad * factor
-        if gradient is not None:
-            grad_scale = scale if grad_output is None or pixel_grad is not None else scale * grad_output
-            gradient = (gradient * grad_scale).to(logits.dtype)
-        return (scale * total).to(like) if pixel_losses is None else pixel_losses.mul_(scale), gradient
-
-    def rescale_(self, gradient: Tensor, grad_output: Tensor) -> None:
-        """Multiply in place: the gradient is as small as the logits."""
-        gradient.mul_(grad_output)
+def _loss_and_gradient(
+    spec: LossSpec, inputs: LossInputs, align_corners: bool, logits: Tensor, needs_grad: bool, grad_output: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The loss and, if ``needs_grad``, its gradient (N, C, h, w) times ``grad_output`` (None: 1), class by class."""
+    boost, (t_neg, t_pos), max_delta = spec.boost, spec.targets, spec.max_delta
+    count, classes, *small_size = logits.shape
+    size = inputs.label.shape[1:]
+    like = torch.empty(0, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32, device=logits.device)
+    scale = inputs.scale(inputs.valid_mask)
+    pixel_losses = like.new_zeros(count, *size) if inputs.reduction == "none" else None
+    gradient = torch.zeros_like(logits, dtype=like.dtype) if needs_grad else None
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    pixel_grad = grad_output if grad_output is not None and grad_output.ndim else None
+    # matrix products may be rounded to TF32 on a device
+    on_cpu = logits.device.type == "cpu"
+    if on_cpu:
+        matrices = [_upsample_matrix(*sizes, align_corners, like) for sizes in zip(small_size, size, strict=True)]
+    for image in range(count):
+        label = inputs.label[image]
+        weight = None if inputs.weight is None else inputs.weight[image].to(like)
+        grad_weight = weight
+        if pixel_grad is not None:
+            grad_weight = pixel_grad[image] if weight is None else weight * pixel_grad[image]
+        ignored, class_pixels = _ignored_and_class_pixels(label, inputs.ignore_index, classes)
+        for index in range(classes):
+            x = upsample(logits[image, index][None, None], size, align_corners)[0, 0]
+            factor = 1.0 if inputs.class_weight is None else inputs.class_weight[index]
+            if class_pixels is None:
+                t = torch.full_like(x, t_neg).masked_fill_(label == index, t_pos)
+                loss_terms, grad = loss_terms_and_gradient(boost, x, t, max_delta)
+            else:
+                label_x = x.view(-1).index_select(0, class_pixels[index])
+                label_terms, label_grad = loss_terms_and_gradient(boost, label_x, t_pos, max_delta)
+                loss_terms, grad = loss_terms_and_gradient(boost, x, t_neg, max_delta)
+                loss_terms.view(-1).index_copy_(0, class_pixels[index], label_terms)
+            weighted = _zero_ignored(loss_terms if weight is None else loss_terms * weight, ignored)
+            if pixel_losses is None:
+                total += weighted.sum() * factor
+            else:
+                pixel_losses[image] += weighted * factor
+            if gradient is None:
+                continue
+            # after the loss terms are summed, since they may be one tensor with the gradient
+            if class_pixels is not None:
+                grad.view(-1).index_copy_(0, class_pixels[index], label_grad)
+            grad = _zero_ignored(grad if grad_weight is None else grad * grad_weight, ignored)
+            if on_cpu:
+                small_grad = _upsample_backward_by_products(grad, *matrices)
+            else:
+                small_grad = _upsample_backward(grad, tuple(small_size), align_corners)
+            gradient[image, index] = small_grad * factor
+    if gradient is not None:
+        grad_scale = scale if grad_output is None or pixel_grad is not None else scale * grad_output
+        gradient = (gradient * grad_scale).to(logits.dtype)
+    return (scale * total).to(like) if pixel_losses is None else pixel_losses.mul_(scale), gradient
 
 
 def resize_loss(spec: LossSpec, inputs: LossInputs, logits: Tensor, align_corners: bool) -> Tensor:
     """`boosted_resize_loss` of options that are validated already, and integer labels (N, H, W), each a class or ignored."""
 
-    def reference(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> Tensor:
+    def reference(logits: Tensor) -> Tensor:
         return reference_loss(spec, inputs, upsample(logits, inputs.label.shape[1:], align_corners))
 
     if inputs.requires_grad or is_traced(logits, *inputs.tensors):
-        return reference(spec, inputs, logits)
-    return apply_kernels(spec, inputs, logits, _ResizeKernels(align_corners), True, reference)
+        return reference(logits)
+    compute = partial(_loss_and_gradient, spec, inputs, align_corners)
+    # the gradient is as small as the logits, so it is always kept
+    return BoostedLossFunction.apply(logits, inputs, compute, Tensor.mul_, reference, torch.is_grad_enabled())
 
 
 def boosted_resize_loss(
@@ -175,15 +167,15 @@ def boosted_resize_loss(
     """The boosted loss of ``F.interpolate(logits, (H, W), mode='bilinear')``, without holding the upsampled logits.
 
     Beside the gradient, which has the small logits' size, it takes a few planes (H, W). Half precision is upsampled in float32.
-    Where weights require a gradient, and under `torch.compile` and `torch.func`, the upsampled logits are held after all.
+    Where weights require a gradient, and under ``torch.compile`` and ``torch.func``, the upsampled logits are held after all.
 
     Args:
         logits: (N, C, h, w).
         label: (N, H, W) integers, checked on a CPU; on a device they are the caller's responsibility
-            (`gbseg.losses.BoostedLoss.resized` marks bad ones).
+            (`gbseg.losses.modules.BoostedLoss.resized` marks bad ones).
         boost: the boost ``g``.
         targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
-        align_corners: see `torch.nn.functional.interpolate`.
+        align_corners: see ``torch.nn.functional.interpolate``.
         ignore_index: pixels with this label have no loss and no gradient.
         class_weight: (C,) factors of the outputs.
         weight: (N, H, W) factors of the pixels.

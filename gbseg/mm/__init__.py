@@ -1,6 +1,6 @@
-"""The training engine, thin over `mmengine.runner.Runner`: configs, hooks, loops, checkpoints, progress, commands.
+"""Training with MMEngine and its family: configs, data sets, models, hooks, loops, checkpoints, commands.
 
-Importing it registers the components that configs name.
+Importing it registers all components: ``custom_imports = dict(imports=["gbseg.mm"])`` in a config.
 """
 
 from gbseg.mm import datasets, models  # noqa: F401  (registers them)

@@ -1,4 +1,4 @@
-"""Mixed precision: what mmengine has for CUDA, and the same for a CPU."""
+"""Mixed precision on CUDA (mmengine's wrapper) and on a CPU."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ _WRAPPERS = ("OptimWrapper", "AmpOptimWrapper", "CpuAmpOptimWrapper")
 
 @OPTIM_WRAPPERS.register_module()
 class CpuAmpOptimWrapper(OptimWrapper):
-    """`OptimWrapper` whose forward pass runs under ``torch.autocast('cpu', torch.bfloat16)``.
+    """mmengine's ``OptimWrapper`` with the forward pass under ``torch.autocast('cpu', torch.bfloat16)``.
 
-    mmengine's `AmpOptimWrapper` refuses a CPU. bfloat16 has the exponents of float32, so that no loss scaling is needed;
-    float16 would need it, and is slow on a CPU. Takes the arguments of `OptimWrapper`.
+    mmengine's ``AmpOptimWrapper`` refuses a CPU. bfloat16 has the exponent range of float32, so no loss scaling is needed;
+    float16 would need it, and is slow on a CPU. Takes the arguments of ``OptimWrapper``.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Run the forward pass of one iteration in mixed precision, and the gradient accumulation of `OptimWrapper`."""
+        """The context of the forward pass: autocast inside ``OptimWrapper``'s own context for gradient accumulation."""
         with super().optim_context(model), torch.autocast("cpu", torch.bfloat16):
             yield
 
 
 def enable_amp(cfg: Config) -> None:
-    """Rewrite ``cfg.optim_wrapper`` in place for mixed precision on the device at hand; all other keys stay.
+    """Change ``cfg.optim_wrapper`` in place to mixed precision; all other keys stay.
 
-    On CUDA `AmpOptimWrapper`, with bfloat16 and no loss scaling where the GPU computes in it, else with float16 and dynamic
-    scaling; on a CPU `CpuAmpOptimWrapper`. A ``dtype`` or ``loss_scale`` that the config gives is kept on CUDA.
+    On CUDA ``AmpOptimWrapper``, with bfloat16 and no loss scaling if the GPU supports it, else with float16 and dynamic loss
+    scaling; on a CPU `CpuAmpOptimWrapper`. On CUDA, ``dtype`` and ``loss_scale`` of the config take precedence.
 
     Raises:
-        ValueError: there is no ``optim_wrapper``, or it is of a type that has a precision of its own (Apex, DeepSpeed).
+        ValueError: there is no ``optim_wrapper``, or its type has a precision of its own (Apex, DeepSpeed).
     """
     wrapper = cfg.get("optim_wrapper")
     if wrapper is None:
         raise ValueError("--amp: the config has no optim_wrapper to run in mixed precision")
-    kind = wrapper.get("type", "OptimWrapper")
-    name = kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
+    wrapper_type = wrapper.get("type", "OptimWrapper")
+    name = wrapper_type.rpartition(".")[2] if isinstance(wrapper_type, str) else wrapper_type.__name__
     if name not in _WRAPPERS:
         raise ValueError(f"--amp works with optim_wrapper.type one of {', '.join(_WRAPPERS)}, not with {name}")
     if not torch.cuda.is_available():
@@ -53,7 +53,7 @@ def enable_amp(cfg: Config) -> None:
             wrapper.pop(key, None)
         return
     wrapper["type"] = "AmpOptimWrapper"
-    # including emulation, older GPUs claim bfloat16 too, and are slower in it than in float32
-    fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    wrapper.setdefault("dtype", "bfloat16" if fast else "float16")
+    # older GPUs emulate bfloat16, which is slower than float32
+    bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    wrapper.setdefault("dtype", "bfloat16" if bfloat16 else "float16")
     wrapper.setdefault("loss_scale", {"enabled": False} if wrapper["dtype"] in ("bfloat16", torch.bfloat16) else "dynamic")

@@ -22,51 +22,25 @@ from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
-from mmengine.runner.checkpoint import get_torch_safe_globals
+from mmengine.runner.checkpoint import get_torch_safe_globals as get_torch_safe_globals
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-# the first import of these packages prints that an optional package is missing
+# imported here for the rest of the package, because their first import prints that an optional package is missing
 with redirect_stdout(io.StringIO()):
-    from mmpretrain.datasets import CustomDataset
-    from mmpretrain.models.heads import LinearClsHead
-    from mmpretrain.structures import DataSample
-    from mmseg.datasets import BaseSegDataset
-    from mmseg.datasets.transforms import Albu
-    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-
-__all__ = [
-    "Albu",
-    "BaseDecodeHead",
-    "BaseSegDataset",
-    "CheckpointSteps",
-    "CustomDataset",
-    "DataSample",
-    "LinearClsHead",
-    "OutputAboveBar",
-    "QuietTerminal",
-    "accumulative_counts",
-    "base_configs_by_prefix",
-    "checkpoint_to_load",
-    "get_torch_safe_globals",
-    "labels_of_batch",
-    "logged_value",
-    "observe_losses",
-    "replace_dataset",
-    "resume_from",
-    "resumes",
-    "stop_observing_losses",
-    "swaps_channels",
-    "unwrap_model",
-    "update_val_interval",
-]
+    from mmpretrain.datasets import CustomDataset as CustomDataset
+    from mmpretrain.models.heads import LinearClsHead as LinearClsHead
+    from mmpretrain.structures import DataSample as DataSample
+    from mmseg.datasets import BaseSegDataset as BaseSegDataset
+    from mmseg.datasets.transforms import Albu as Albu
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead as BaseDecodeHead
 
 
 @contextmanager
 def base_configs_by_prefix(folder: Callable[[str], Path], scopes: Mapping[str, str | None]) -> Iterator[None]:
-    """Let `Config.fromfile` find ``_base_ = '<package>::<file>'`` in ``folder(package)``, as long as the context lasts.
+    """Let ``Config.fromfile`` find ``_base_ = '<package>::<file>'`` in ``folder(package)``, as long as the context lasts.
 
     mmengine looks for the *distribution* ``mmsegmentation``, which onedl-mmsegmentation is not, and does not know gbseg.
     ``Config._get_cfg_path`` resolves the prefix; it is replaced for the packages in ``scopes`` and put back afterwards.
@@ -93,7 +67,7 @@ def base_configs_by_prefix(folder: Callable[[str], Path], scopes: Mapping[str, s
 def unwrap_model(model: nn.Module) -> nn.Module:
     """The network inside mmengine's wrappers for several processes and for test-time augmentation.
 
-    `is_model_wrapper` does not count `BaseTTAModel`. Both kinds keep the network as ``module``.
+    ``is_model_wrapper`` does not count ``BaseTTAModel``. Both kinds keep the network as ``module``.
     """
     network: Any = model
     while is_model_wrapper(network) or isinstance(network, BaseTTAModel):
@@ -104,7 +78,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 def observe_losses(model: nn.Module, observe: Callable[[dict[str, Tensor]], None]) -> None:
     """Call ``observe`` with the loss terms whenever a model sums them up; replaces an earlier observer.
 
-    `BaseModel.train_step` calls ``self.parse_losses`` right before the backward pass, and no hook runs between the two. The
+    ``BaseModel.train_step`` calls ``self.parse_losses`` right before the backward pass, and no hook runs between the two. The
     method is wrapped on the instance. A model without that method is left alone.
     """
     network = unwrap_model(model)
@@ -138,13 +112,14 @@ def replace_dataset(loader: DataLoader, dataset: Dataset) -> None:
 def update_val_interval(loop: IterBasedTrainLoop) -> None:
     """Set ``loop.val_interval`` to that of ``dynamic_intervals`` at the next iteration.
 
-    Only the private method that `IterBasedTrainLoop.run` calls does that, and `ResumableIterLoop` has a ``run`` of its own.
+    Only the private method that ``IterBasedTrainLoop.run`` calls does that, and `gbseg.mm.loops.ResumableIterLoop`
+    has another ``run``.
     """
     loop._decide_current_val_interval()
 
 
 def resumes(runner: Runner) -> bool:
-    """Whether the runner is about to resume: `Runner.load_or_resume` decides by these fields, and they have no getter."""
+    """Whether the runner is about to resume: ``Runner.load_or_resume`` decides by these fields, and they have no getter."""
     return runner._resume and not runner._has_loaded
 
 
@@ -154,14 +129,14 @@ def checkpoint_to_load(runner: Runner) -> str | None:
 
 
 def resume_from(runner: Runner, path: str | None) -> None:
-    """Make the runner resume from this checkpoint, or start anew (None). `Runner` takes both in its constructor only."""
+    """Make the runner resume from this checkpoint, or start anew (None). ``Runner`` takes both in its constructor only."""
     runner._resume = path is not None
     if path is not None:
         runner._load_from = path
 
 
 class CheckpointSteps(CheckpointHook):
-    """mmengine's `CheckpointHook`, whose three private steps that write files are methods to be overridden.
+    """mmengine's ``CheckpointHook``, whose three private steps that write files are methods to be overridden.
 
     Each of them removes or replaces a file before the new one is written, so a crash in between loses both. The methods, the
     attributes and the two entries of the message hub below are the hook's own and are not documented.
@@ -209,7 +184,7 @@ def accumulative_counts(optim_wrapper: OptimWrapper) -> int:
 
 
 def logged_value(runner: Runner, name: str, window: int | None = None) -> float | None:
-    """What mmengine's `RuntimeInfoHook` or `IterTimerHook` logged in training, None if nothing.
+    """What mmengine's ``RuntimeInfoHook`` or ``IterTimerHook`` logged in training, None if nothing.
 
     The names (``train/loss``, ``train/lr``, ``train/time``) are theirs and are not documented.
 
@@ -230,8 +205,8 @@ def labels_of_batch(head: BaseDecodeHead, samples: list[Any]) -> Tensor:
 
 
 def swaps_channels(preprocessor: nn.Module) -> bool:
-    """Whether a preprocessor turns BGR into RGB or back: all three packages keep it in a private field of one name."""
-    return getattr(preprocessor, "_channel_conversion", False)
+    """Whether a preprocessor turns BGR into RGB or back. MMPretrain's for classifiers keeps it as ``to_rgb``."""
+    return getattr(preprocessor, "_channel_conversion", False) or getattr(preprocessor, "to_rgb", False)
 
 
 # how messages begin or end that only the log file needs: environment, config, hooks, and advice about mmengine's own names
@@ -262,8 +237,8 @@ class QuietTerminal(logging.Filter):
 class OutputAboveBar:
     """While a rich display stands on the terminal, sends all other output through its console, above the display.
 
-    `sys.stdout` and `sys.stderr` are replaced, and so are the streams of the loggers' handlers: mmengine's keep the stream that
-    was there when they were made, so they would write over the display.
+    ``sys.stdout`` and ``sys.stderr`` are replaced, and so are the streams of the loggers' handlers: mmengine's keep the
+    ``sys.stdout`` of the time when they were made, so they would write over the display.
 
     Args:
         console: of the display.

@@ -5,11 +5,9 @@ What happens on ``--resume``, step by step, is in the docstring of `gbseg.mm.tra
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from mmengine.dist import get_world_size
-from mmengine.logging import print_log
 from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
@@ -24,9 +22,9 @@ __all__ = ["ResumableIterLoop"]
 
 @LOOPS.register_module()
 class ResumableIterLoop(IterBasedTrainLoop):
-    """`IterBasedTrainLoop`, whose interrupted and resumed run gives, on a CPU, the uninterrupted run's weights bit for bit.
+    """mmengine's ``IterBasedTrainLoop`` that can be resumed: on a CPU, with the uninterrupted run's weights bit for bit.
 
-    `DurableCheckpointHook` saves `state_dict`. Beside it, this takes:
+    `gbseg.mm.hooks.checkpoint.DurableCheckpointHook` saves `state_dict`. Beside it, this takes:
 
     * the training data continues at the next draw, without replay, and every sample is augmented with generators seeded for
       its draw (`gbseg.mm.resumable_sampler`), so neither workers nor history matter;
@@ -35,14 +33,15 @@ class ResumableIterLoop(IterBasedTrainLoop):
 
     Args:
         runner: the runner.
-        dataloader: config of the training data, or a DataLoader. Its sampler must be a `ResumableSampler`.
+        dataloader: config of the training data, or a DataLoader. Its sampler must be a
+            `gbseg.mm.resumable_sampler.ResumableSampler`.
         max_iters: iterations to train.
         val_begin: first iteration that may be validated.
         val_interval: iterations between validations; the last iteration is always validated.
         dynamic_intervals: (iteration, interval) pairs that replace ``val_interval`` from that iteration on.
 
     Raises:
-        TypeError: the sampler is not a `ResumableSampler` in an ordinary fixed-size `BatchSampler`.
+        TypeError: the sampler is not a ``ResumableSampler`` in an ordinary fixed-size ``BatchSampler``.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class ResumableIterLoop(IterBasedTrainLoop):
     def run(self) -> nn.Module:
         """Train, and return the model."""
         if self.iter >= self.max_iters:
-            print_log(f"All {self.max_iters} iterations were trained before: there is nothing to do.", logger="current")
+            self.runner.logger.info(f"All {self.max_iters} iterations were trained before: there is nothing to do.")
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self._set_position()
@@ -119,20 +118,16 @@ class ResumableIterLoop(IterBasedTrainLoop):
         """Start the sampler at the draw where the interrupted run stopped."""
         if self._resumed is not None:
             if self._resumed["size"] != self._sampler.size:
-                print_log(
+                self.runner.logger.warning(
                     f"The training data now has {self._sampler.size} samples, when the checkpoint was written it had "
-                    f"{self._resumed['size']}: the resumed run draws others than the run without interruption.",
-                    logger="current",
-                    level=logging.WARNING,
+                    f"{self._resumed['size']}: the resumed run draws others than the run without interruption."
                 )
             self._sampler.seed = self._resumed["seed"]
             self._draws = self._resumed["draws"]
         elif self.iter > 0:
-            print_log(
+            self.runner.logger.warning(
                 "The checkpoint holds no position in the training data (it is not one of DurableCheckpointHook's): the "
-                f"data goes on after {self.iter} batches, with other random numbers than without interruption.",
-                logger="current",
-                level=logging.WARNING,
+                f"data goes on after {self.iter} batches, with other random numbers than without interruption."
             )
             self._draws = self.iter * self._draws_per_iter
         # rounded up where the number of processes has changed, so that no image of the epoch comes twice

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import nullcontext
+from itertools import count
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -78,7 +79,7 @@ class ResumableSampler(Sampler):
     def skip(self, num_samples: int) -> None:
         """Start at draw ``num_samples`` of this process; the cost does not depend on the number.
 
-        The name and the meaning are those of `mmengine.dataset.InfiniteSampler.skip`, which mmengine's own loops call.
+        The name and the meaning are those of ``mmengine.dataset.InfiniteSampler.skip``, which mmengine's own loops call.
 
         Raises:
             ValueError: ``num_samples`` is negative.
@@ -97,21 +98,19 @@ class ResumableSampler(Sampler):
 
     def __iter__(self) -> Iterator[SampleIndex]:
         """Yield the draws of this process from ``start`` on, without end."""
-        draw = self.start * self.world_size + self.rank
         epoch = -1
-        while True:
+        for draw in count(self.start * self.world_size + self.rank, self.world_size):
             if draw // self.size != epoch:
                 epoch = draw // self.size
                 order = self.order(epoch)
             yield SampleIndex(order[draw % self.size], draw, self.seed)
-            draw += self.world_size
 
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
     """Any map-style data set, whose sample at a `SampleIndex` is made with generators seeded from (seed, draw).
 
-    Covers python's `random`, numpy's global generator, torch's CPU generator, and transforms that hold generators of their
+    Covers python's ``random``, numpy's global generator, torch's CPU generator, and transforms that hold generators of their
     own and offer albumentations' ``set_random_state(numpy generator, python Random)``, such as ``mmseg.Albu``. All other
     attributes are the wrapped data set's. A transform that keeps earlier samples (a mosaic cache) still depends on history.
 

@@ -1,6 +1,6 @@
 """The states of the global random generators: python, numpy, torch on the CPU and torch on every CUDA device.
 
-The legacy generator of numpy is meant on purpose: it is the one that mmcv's, mmseg's and mmpretrain's transforms draw from.
+numpy's legacy global generator is used on purpose: the transforms of mmcv, mmseg and mmpretrain draw from it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def rng_state(cuda: bool = True) -> dict[str, Any]:
     """Return the states of all global generators, made of nothing but tensors and built-in types.
 
     Args:
-        cuda: Whether those of the CUDA devices are wanted too. They are left out where CUDA was never used.
+        cuda: whether to include the CUDA devices, if CUDA has been used in this process.
 
     Returns:
-        ``python``, ``numpy``, ``torch`` and, perhaps, ``cuda``; `torch.load` reads it with ``weights_only=True``.
+        ``python``, ``numpy``, ``torch`` and, if included, ``cuda``; ``torch.load`` reads it with ``weights_only=True``.
     """
     numpy_state: Any = np.random.get_state()  # noqa: NPY002
     name, keys, *rest = numpy_state
@@ -43,12 +43,12 @@ def rng_state(cuda: bool = True) -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any]) -> None:
     """Set the global generators to what `rng_state` returned.
 
-    The states of CUDA devices are used only where there are as many devices as there were; otherwise a warning says so.
+    If the number of CUDA devices differs, their states are not set, and a warning is logged.
     """
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    # .cpu(): a checkpoint that was loaded with map_location='cuda' brings even these tensors to the device
+    # .cpu(): a checkpoint loaded with map_location='cuda' has even these tensors on the device
     torch.set_rng_state(state["torch"].cpu())
     devices = state.get("cuda", [])
     if len(devices) == torch.cuda.device_count():
@@ -63,7 +63,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def seed_cpu_rng(*entropy: int) -> None:
-    """Seed python, numpy and torch's CPU generator from ``entropy``; those of the devices are left alone."""
+    """Seed python, numpy and torch's CPU generator from ``entropy``, but not the generators of devices."""
     words = np.random.SeedSequence(entropy).generate_state(4, np.uint32)
     random.seed(words.tobytes())
     np.random.seed(words)  # noqa: NPY002
@@ -73,7 +73,7 @@ def seed_cpu_rng(*entropy: int) -> None:
 
 @contextmanager
 def preserved_rng(cuda: bool = True) -> Iterator[dict[str, Any]]:
-    """Leave the global generators afterwards as they were before; gives that state."""
+    """Restore the global generators at the end; yields the state from before."""
     state = rng_state(cuda)
     try:
         yield state

@@ -69,7 +69,7 @@ def compare_runs(config: Config, work_dir: Path | str) -> None:
     `draw_predictions`; by default 4 for segmentors, whose models have a ``decode_head``, and none for classifiers).
 
     Raises:
-        ValueError: the config lists no runs to compare, or `compare` raises.
+        ValueError: the config lists no runs to compare, or `gbseg.report.comparison_table.compare` raises.
     """
     if not config.get("runs") or "compare" not in config:
         raise ValueError(f"{config.filename} lists no runs to compare (keys runs and compare; see configs/demo_expgb.py).")

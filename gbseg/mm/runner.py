@@ -18,7 +18,7 @@ __all__ = ["QuietRunner"]
 
 
 class QuietRunner(Runner):
-    """mmengine's `Runner`, which keeps config and environment off the terminal and names the log file there instead.
+    """mmengine's ``Runner``, which keeps config and environment off the terminal and names the log file there instead.
 
     Under torchrun it also works on machines without a GPU, with gloo.
     """

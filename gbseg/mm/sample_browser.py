@@ -199,7 +199,7 @@ def _to_image(x: Tensor, preprocessor: Any, dataset: Any) -> np.ndarray:
 
 
 def _sheet_label(label: np.ndarray, ignore_index: int) -> np.ndarray:
-    """Labels with ``ignore_index`` at 255, where the sheet expects it, and labels that fit no byte beside it at `OTHERS`."""
+    """Labels with ``ignore_index`` at 255, where the sheet expects it, and labels that fit no byte beside it at ``OTHERS``."""
     sheet_label = np.where((label < 0) | (label > OTHERS), OTHERS, label).astype(np.uint8)
     sheet_label[label == ignore_index] = VOID
     return sheet_label

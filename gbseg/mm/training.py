@@ -95,7 +95,7 @@ def train(
         resume: continue each run from its newest readable checkpoint (see the top of this module); finished runs stay as
             they are.
         amp: mixed precision; bfloat16 on a CPU.
-        launcher: 'none', 'pytorch', 'slurm' or 'mpi', as `mmengine.runner.Runner` takes it.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi', as ``mmengine.runner.Runner`` takes it.
         command: the command line, for the provenance.
 
     Returns:

@@ -57,7 +57,7 @@ class VOCMetric(BaseMetric):
     those of the n headline classes, ``aAcc`` (correct pixels over all valid pixels), ``mAcc``, ``fwIoU`` and ``mDice`` (see
     `gbseg.evaluation.confusion.Scores`), and ``IoU/<class>``, NaN where the class does not occur. MMEngine knows that greater
     is better for ``save_best='mIoU'`` or ``'mIoU-7'``. With ``ci`` there are also the ends of 95% confidence intervals,
-    ``mIoU/low``, ``mIoU/high`` and those of the headline. The attribute ``last`` holds the `Evaluation` of the last epoch.
+    ``mIoU/low``, ``mIoU/high`` and those of the headline.
 
     Args:
         headline: names of the classes whose mean is reported as ``mIoU-<n>``; None to report none.
@@ -70,6 +70,9 @@ class VOCMetric(BaseMetric):
             an image.
         collect_device: accepted for compatibility with MMEngine, and not used.
         prefix: put before every metric's name, with a slash.
+
+    Attributes:
+        last: the `Evaluation` of the last epoch.
 
     Raises:
         ValueError: ``format_only`` without ``out_dir``, or a negative ``ci``. At the end of the epoch: no image was seen, or
@@ -103,8 +106,8 @@ class VOCMetric(BaseMetric):
 
     def _reset(self) -> None:
         self._names: list[str] = []
-        self._earlier: Tensor | None = None  # bins of all images but the last
-        self._last: Tensor | None = None
+        self._earlier_bins: Tensor | None = None  # of all images but the last
+        self._last_bins: Tensor | None = None
         self._faults: list[Tensor] = []  # (7,) of every image, see `gbseg.evaluation.faults.describe_faults`
         self._counts: list[Tensor] = []  # of every image, for the intervals: correct, labelled and predicted pixels
         self._written: dict[str, str] = {}  # stem of a PNG -> path of its image
@@ -154,9 +157,9 @@ class VOCMetric(BaseMetric):
             bins = count_bins(prediction, label, num_classes, self.ignore_index)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
-        if self._last is not None:
-            self._earlier = self._last if self._earlier is None else self._earlier + self._last
-        self._last = bins
+        if self._last_bins is not None:
+            self._earlier_bins = self._last_bins if self._earlier_bins is None else self._earlier_bins + self._last_bins
+        self._last_bins = bins
         if self.resamples:
             matrix = bins[:num_classes, :num_classes]
             self._counts.append(torch.stack((matrix.diagonal(), matrix.sum(1), matrix.sum(0))))
@@ -205,12 +208,12 @@ class VOCMetric(BaseMetric):
         rank, world = get_dist_info()
         num_classes = len(self.class_names)
         bins = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64)
-        if self._last is not None:
+        if self._last_bins is not None:
             # a sampler deals the images out in turn and repeats the first ones to fill the last round: an image at or
             # beyond `size` in that order was counted by another process already
             repeated = (len(self._names) - 1) * world + rank >= size
-            bins = torch.zeros_like(self._last) if repeated else self._last
-            bins = bins if self._earlier is None else bins + self._earlier
+            bins = torch.zeros_like(self._last_bins) if repeated else self._last_bins
+            bins = bins if self._earlier_bins is None else bins + self._earlier_bins
         non_finite = torch.stack(self._faults)[:, -1].sum() if self._faults else bins.new_zeros(())
         bins = bins.to(non_finite.device)
         packed = torch.cat([bins.flatten(), bins.new_tensor([len(self._names)]), non_finite.view(1)])

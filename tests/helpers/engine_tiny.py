@@ -361,10 +361,10 @@ def result(work_dir: Path, iteration: int = MAX_ITERS) -> dict[str, Any]:
     checkpoint = torch.load(Path(work_dir, f"iter_{iteration}.pth"), weights_only=False)
     curves = checkpoint["message_hub"]["log_scalars"]
     kept = ("state_dict", "ema_state_dict", "optimizer", "param_schedulers", "training_state")
-    found = {key: checkpoint[key] for key in kept}
+    state = {key: checkpoint[key] for key in kept}
     # what was still there to be removed when it was written
-    del found["training_state"]["outdated"]
-    found["curves"] = {name: curves[name].data[0].tolist() for name in curves if not name.endswith("time")}
-    found["best"] = sorted(path.name for path in Path(work_dir).glob("best_*"))
-    found["kept"] = sorted(path.name for path in Path(work_dir).glob("iter_*"))
-    return found
+    del state["training_state"]["outdated"]
+    state["curves"] = {name: curves[name].data[0].tolist() for name in curves if not name.endswith("time")}
+    state["best"] = sorted(path.name for path in Path(work_dir).glob("best_*"))
+    state["kept"] = sorted(path.name for path in Path(work_dir).glob("iter_*"))
+    return state

@@ -64,9 +64,9 @@ def test_against_torch(case: tuple[GuardedLoss, Callable]) -> None:
     maps, labels = x.view(2, 2, 3, CLASSES).permute(0, 3, 1, 2), y.view(2, 2, 3).clone()
     labels[0, 1] = 255
     weight = torch.rand(2, 2, 3, dtype=torch.float64)
-    counted = (labels != 255).view(-1)
-    found = loss(maps, labels, weight=weight)
-    torch.testing.assert_close(found, (expected * weight.view(-1))[counted].sum() / counted.sum())
+    valid = (labels != 255).view(-1)
+    actual = loss(maps, labels, weight=weight)
+    torch.testing.assert_close(actual, (expected * weight.view(-1))[valid].sum() / valid.sum())
     assert torch.isfinite(loss(maps.half(), labels)) and loss(maps.half(), labels).dtype == torch.float32
 
 
@@ -78,9 +78,13 @@ def test_the_softmax_with_scale_and_penalty_is_expgb(alpha: float, t_pos: float)
     for scale in (1.0, t_pos):
         control = SoftmaxLoss(scale, 1.0, alpha, t_pos)(x, y)
         torch.testing.assert_close(control, expgb * scale / t_pos)
-        one, other = (torch.autograd.grad(value, x)[0] for value in (control, SoftmaxLoss(scale)(x, y)))
-        torch.testing.assert_close(one, torch.autograd.grad(ExpGBLoss(alpha, (0, t_pos))(x, y), x)[0] * scale / t_pos)
-        assert not torch.allclose(one, other)
+        gradient_of_control, gradient_of_softmax = (
+            torch.autograd.grad(value, x)[0] for value in (control, SoftmaxLoss(scale)(x, y))
+        )
+        torch.testing.assert_close(
+            gradient_of_control, torch.autograd.grad(ExpGBLoss(alpha, (0, t_pos))(x, y), x)[0] * scale / t_pos
+        )
+        assert not torch.allclose(gradient_of_control, gradient_of_softmax)
 
 
 def test_soft_labels() -> None:
@@ -105,8 +109,8 @@ def test_probabilities() -> None:
     np.testing.assert_allclose(SigmoidMSELoss((0.1, 0.9)).probabilities(x), share / share.sum(1, keepdims=True))
     np.testing.assert_allclose(SoftmaxLoss().probabilities(x), F.softmax(x, 1))
     for loss, _ in CASES.values():
-        found = loss.probabilities(torch.full((2, CLASSES, 3), -500.0))
-        torch.testing.assert_close(found.sum(1), torch.ones(2, 3))
+        actual = loss.probabilities(torch.full((2, CLASSES, 3), -500.0))
+        torch.testing.assert_close(actual.sum(1), torch.ones(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +129,6 @@ def test_probabilities() -> None:
     ],
 )
 def test_refused(make: Callable[[], object], message: str) -> None:
-    """Settings that make no sense, and labels that are no class."""
+    """Options out of their range, and labels that are no class."""
     with pytest.raises(ValueError, match=message):
         make()

@@ -51,25 +51,25 @@ def _device(impl: str) -> str:
 def _run(
     function: Any, x: Tensor, label: Tensor, boost: Boost, targets: tuple[float, float], **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """The loss and the gradient of its sum under an upstream gradient; half precision is rounded again where that is not 1."""
+    """The loss and the gradient of its sum under a grad_output; half precision is rounded again where that is not 1."""
     device = _device(options.get("impl", "cpu"))
     x = x.detach().to(device)
     x.requires_grad_()
     options = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()}
     loss = function(x, label.to(device), boost, targets, **options)
-    upstream = (
+    grad_output = (
         torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype).view(loss.shape)
         if loss.ndim
         else torch.tensor(0.7 if x.dtype in (torch.float32, torch.float64) else 1.0, dtype=loss.dtype)
     )
-    (gradient,) = torch.autograd.grad(loss, x, upstream.to(device))
+    (gradient,) = torch.autograd.grad(loss, x, grad_output.to(device))
     assert gradient.dtype == x.dtype and gradient.shape == x.shape
     return loss.detach().cpu(), gradient.cpu()
 
 
 def _held(x: Tensor, label: Tensor, boost: Boost, targets: tuple[float, float], impl: str = "cpu", **options: Any) -> None:
     before = x.detach().clone()
-    found = _run(fused_boosted_loss, x, label, boost, targets, impl=impl, **options)
+    actual = _run(fused_boosted_loss, x, label, boost, targets, impl=impl, **options)
     plain = _run(boosted_loss, x, label, boost, targets, **options)
     exact = {
         name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -78,7 +78,7 @@ def _held(x: Tensor, label: Tensor, boost: Boost, targets: tuple[float, float], 
     exact_label = label.double() if label.is_floating_point() else label
     true = _run(boosted_loss, x.double(), exact_label, boost, targets, **exact)
     torch.testing.assert_close(x.detach(), before, rtol=0, atol=0, equal_nan=True)
-    for mine, reference, truth, is_gradient in zip(found, plain, true, (False, True), strict=True):
+    for mine, reference, truth, is_gradient in zip(actual, plain, true, (False, True), strict=True):
         assert mine.dtype == reference.dtype and mine.shape == reference.shape
         finite = torch.isfinite(truth) & torch.isfinite(reference)
         assert torch.equal(mine[~finite].double().nan_to_num(7.0), reference[~finite].double().nan_to_num(7.0))
@@ -163,11 +163,13 @@ def test_blocks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     x, label = _logits(shape, torch.float64), _labels(shape)
     options = dict(ignore_index=255, weight=torch.rand(5, 4, 5, dtype=torch.float64), reduction="none")
     boost, targets = BOOSTS["exp"]
-    whole = _run(fused_boosted_loss, x, label, boost, targets, **options)
+    expected_of_one_block = _run(fused_boosted_loss, x, label, boost, targets, **options)
     for size in (1, 7, 60, 130, 10_000):
         monkeypatch.setattr(fused_cpu, "_BLOCK", size)
-        for found, expected in zip(_run(fused_boosted_loss, x, label, boost, targets, **options), whole, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+        for actual, expected in zip(
+            _run(fused_boosted_loss, x, label, boost, targets, **options), expected_of_one_block, strict=True
+        ):
+            torch.testing.assert_close(actual, expected, rtol=1e-14, atol=0)
 
 
 def test_near_the_optimum() -> None:
@@ -224,16 +226,16 @@ def test_derivatives(reduction: str, boost: Boost, targets: tuple[float, float])
 @pytest.mark.parametrize("impl", ["cpu", "triton"])
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "again"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_an_upstream_gradient(dtype: torch.dtype, keep: bool, impl: str) -> None:
+def test_grad_output(dtype: torch.dtype, keep: bool, impl: str) -> None:
     """It is multiplied before the gradient is rounded: what a scaler of 2^16 saves in float16 is not lost."""
-    x, label = (one.to(_device(impl)) for one in (_logits((2, 3, 50), dtype), _labels((2, 3, 50))))
+    x, label = (tensor.to(_device(impl)) for tensor in (_logits((2, 3, 50), dtype), _labels((2, 3, 50))))
     x.requires_grad_()
     boost, targets = BOOSTS["exp"]
-    for upstream in (1.0, 2.0**16, 0.3):
+    for grad_output in (1.0, 2.0**16, 0.3):
         options: dict[str, Any] = dict(ignore_index=255, avg_factor=1e8)
         loss = fused_boosted_loss(x, label, boost, targets, keep_gradient=keep, impl=impl, **options)
-        (mine,) = torch.autograd.grad(upstream * loss, x)
-        (reference,) = torch.autograd.grad(upstream * boosted_loss(x, label, boost, targets, **options), x)
+        (mine,) = torch.autograd.grad(grad_output * loss, x)
+        (reference,) = torch.autograd.grad(grad_output * boosted_loss(x, label, boost, targets, **options), x)
         # Triton's interpreter cuts bfloat16 off where a GPU rounds it
         rtol = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps * (2 if impl == "triton" else 1)
         torch.testing.assert_close(mine, reference, rtol=rtol, atol=1e-7 if dtype == torch.float16 else 0)
@@ -251,11 +253,11 @@ def test_loss_weight_is_a_factor_of_all() -> None:
     for soft in (label, torch.rand(2, 3, 5)):
         mine = _run(fused_boosted_loss, x, soft, *BOOSTS["exp"], ignore_index=255, loss_weight=-0.4)
         plain = _run(boosted_loss, x, soft, *BOOSTS["exp"], ignore_index=255)
-        for found, reference in zip(mine, plain, strict=True):
-            torch.testing.assert_close(found, -0.4 * reference)
+        for actual, reference in zip(mine, plain, strict=True):
+            torch.testing.assert_close(actual, -0.4 * reference)
 
 
-def test_a_fallback_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fallback_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """Of a device that nothing was made for; 'auto' on a CPU says nothing, for it falls back on nothing."""
     fused._log_once.cache_clear()
     with caplog.at_level("DEBUG", logger="gbseg"):
@@ -264,9 +266,9 @@ def test_a_fallback_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(2):
             x = torch.empty(2, 3, 5, device="meta", requires_grad=True)
             fused_boosted_loss(x, torch.empty(2, 5, dtype=torch.long, device="meta"), *BOOSTS["exp"]).backward()
-    (said,) = caplog.records
-    assert said.levelname == "DEBUG"
-    assert said.message == (
+    (record,) = caplog.records
+    assert record.levelname == "DEBUG"
+    assert record.message == (
         "the loss with ExponentialBoost of torch.float32 logits on meta is the reference's: there is no kernel for it here."
     )
 
@@ -324,18 +326,18 @@ def test_labels_with_other_strides() -> None:
     _held(x, label, ExponentialBoost(0.1), (0.0, 6.0), ignore_index=255, class_weight=torch.tensor([0.5, 2.0, 1.0]))
 
 
-def test_weights_and_soft_labels_that_learn() -> None:
+def test_weights_and_soft_labels_that_require_grad() -> None:
     """They get the reference's gradient; where an implementation is asked for that has none, that is said."""
     x = _logits((2, 3, 5), torch.float32).requires_grad_()
     boost, targets = BOOSTS["exp"]
     weight, outputs, factor = torch.rand(2, 5), torch.rand(3), torch.tensor(3.0)
-    learned = [one.requires_grad_() for one in (weight, outputs, factor)]
+    requiring_grad = [tensor.requires_grad_() for tensor in (weight, outputs, factor)]
     options: dict[str, Any] = dict(weight=weight, class_weight=outputs, avg_factor=factor, ignore_index=255)
-    found = [
-        torch.autograd.grad(f(x, _labels((2, 3, 5)), boost, targets, **options), [x, *learned])
+    actual = [
+        torch.autograd.grad(f(x, _labels((2, 3, 5)), boost, targets, **options), [x, *requiring_grad])
         for f in (fused_boosted_loss, boosted_loss)
     ]
-    for mine, reference in zip(*found, strict=True):
+    for mine, reference in zip(*actual, strict=True):
         assert torch.equal(mine, reference) and bool(mine.any())
     soft = torch.rand(2, 3, 5, requires_grad=True)
     assert bool(torch.autograd.grad(fused_boosted_loss(x, soft, boost, targets), soft)[0].any())
@@ -356,41 +358,41 @@ def test_what_is_changed_before_the_backward() -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_transforms_of_functions(reduction: str) -> None:
-    """`torch.func` over labels or logits, and many upstream gradients at once."""
+    """``torch.func`` over labels or logits, and a batch of grad_outputs."""
     x, labels = _logits((2, 3, 5), torch.float64), torch.stack([_labels((2, 3, 5)), _labels((2, 3, 5)).flip(1)])
 
     def loss(x: Tensor, label: Tensor) -> Tensor:
         return fused_boosted_loss(x, label, *BOOSTS["exp"], ignore_index=255, reduction=reduction)
 
-    found = torch.func.vmap(loss, (None, 0))(x, labels)
-    torch.testing.assert_close(found, torch.stack([loss(x, label) for label in labels]))
+    actual = torch.func.vmap(loss, (None, 0))(x, labels)
+    torch.testing.assert_close(actual, torch.stack([loss(x, label) for label in labels]))
     x.requires_grad_()
     value = loss(x, labels[0])
-    many = torch.stack([torch.ones_like(value), 2 * torch.ones_like(value)])
-    (batched,) = torch.autograd.grad(value, x, many, retain_graph=True, is_grads_batched=True)
-    for one, upstream in zip(batched, many, strict=True):
-        (expected,) = torch.autograd.grad(loss(x, labels[0]), x, upstream)
-        torch.testing.assert_close(one, expected)
+    grad_outputs = torch.stack([torch.ones_like(value), 2 * torch.ones_like(value)])
+    (batched,) = torch.autograd.grad(value, x, grad_outputs, retain_graph=True, is_grads_batched=True)
+    for tensor, grad_output in zip(batched, grad_outputs, strict=True):
+        (expected,) = torch.autograd.grad(loss(x, labels[0]), x, grad_output)
+        torch.testing.assert_close(tensor, expected)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_anything_upstream_of_ignored_pixels(reduction: str) -> None:
-    """An infinite weight or upstream gradient there is as if it were not."""
+def test_any_grad_output_of_ignored_pixels(reduction: str) -> None:
+    """An infinite weight or grad_output there has no effect."""
     x, label = _logits((2, 3, 5), torch.float32).requires_grad_(), _labels((2, 3, 5))
     weight = torch.where(label == 255, torch.inf, 1.0)
-    found = [
+    actual = [
         f(x, label, *BOOSTS["exp"], ignore_index=255, weight=weight, reduction=reduction)
         for f in (fused_boosted_loss, boosted_loss)
     ]
     # the derivative of a root at 0 is infinite
-    gradients = [torch.autograd.grad(one.sqrt().sum(), x)[0] for one in found]
-    torch.testing.assert_close(*found)
+    gradients = [torch.autograd.grad(tensor.sqrt().sum(), x)[0] for tensor in actual]
+    torch.testing.assert_close(*actual)
     torch.testing.assert_close(*gradients)
     assert bool(gradients[0].isfinite().all())
 
 
-class _Own(ExponentialBoost):
-    """A boost of a user's, whose loss is twice as large."""
+class DoubledBoost(ExponentialBoost):
+    """A boost of a user, whose loss is twice as large."""
 
     def divergence(self, x: Tensor, t: Tensor) -> Tensor:
         return 2 * super().divergence(x, t)
@@ -399,11 +401,11 @@ class _Own(ExponentialBoost):
         return 2 * super().delta(x, t)
 
 
-def test_a_boost_of_a_users_own() -> None:
-    """Is asked for its own loss and slope, not taken for the one that it comes from."""
+def test_a_subclass_of_a_boost() -> None:
+    """Its own loss and gradient are computed, not those of the class that it inherits from."""
     x, label = _logits((2, 3, 5), torch.float32), _labels((2, 3, 5))
     for own, plain in zip(
-        _run(fused_boosted_loss, x, label, _Own(0.1), (0.0, 6.0), ignore_index=255),
+        _run(fused_boosted_loss, x, label, DoubledBoost(0.1), (0.0, 6.0), ignore_index=255),
         _run(boosted_loss, x, label, ExponentialBoost(0.1), (0.0, 6.0), ignore_index=255),
         strict=True,
     ):

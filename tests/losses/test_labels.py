@@ -27,8 +27,8 @@ def test_find_bad_labels(dtype: torch.dtype) -> None:
     values = label.numpy().astype(np.int64)
     for num_classes, ignore_index in itertools.product([3, 255, 256, 300], [None, 255, -100, 0, -1, 300]):
         expected = ((values < 0) | (values >= num_classes)) & (values != ignore_index)
-        found = find_bad_labels(label, num_classes, ignore_index).numpy()
-        np.testing.assert_array_equal(found, expected, f"C = {num_classes}, ignored: {ignore_index}")
+        actual = find_bad_labels(label, num_classes, ignore_index).numpy()
+        np.testing.assert_array_equal(actual, expected, f"C = {num_classes}, ignored: {ignore_index}")
 
 
 @pytest.mark.parametrize(
@@ -99,12 +99,12 @@ def _expected(batches: list[Tensor]) -> tuple[int, list[tuple[int, int, int]]]:
     count = 0
     seen: list[tuple[int, int, int]] = []
     for label in batches:
-        found = []
+        actual = []
         for row, values in enumerate(label.reshape(len(label), -1).tolist()):
             bad = [(row, position, value) for position, value in enumerate(values) if value not in (0, 1, 2, 255)]
             count += len(bad)
-            found += bad[:1]
-        seen = seen or found[:8]
+            actual += bad[:1]
+        seen = seen or actual[:8]
     return count, seen
 
 
@@ -124,9 +124,11 @@ def test_record(shape: tuple[int, ...], rate: float) -> None:
     report = LabelRecord.describe(record)
     assert report is not None
     values = ", ".join(map(str, sorted({value for _, _, value in seen})))
-    places = ", ".join(f"row {row} of the batch, position {position}" for row, position, _ in seen)
+    positions = ", ".join(f"row {row} of the batch, position {position}" for row, position, _ in seen)
     plural = "s" if "," in values else ""
-    assert report.startswith(f"{count} labels are outside 0..2 (255 is ignored): value{plural} {values}, first at {places}. ")
+    assert report.startswith(
+        f"{count} labels are outside 0..2 (255 is ignored): value{plural} {values}, first at {positions}. "
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64], ids=str)

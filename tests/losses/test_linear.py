@@ -31,7 +31,7 @@ def _layer(rows: int, features: int, classes: int, dtype: torch.dtype = torch.fl
     bias = torch.randn(classes, generator=rng, dtype=torch.float64)
     label = torch.randint(0, classes, (rows,), generator=rng)
     label[1::4] = -1
-    return *(one.to(dtype).requires_grad_() for one in (x, weight, bias)), label
+    return *(tensor.to(dtype).requires_grad_() for tensor in (x, weight, bias)), label
 
 
 @pytest.mark.parametrize(("boost", "targets"), BOOSTS.values(), ids=BOOSTS)
@@ -49,26 +49,26 @@ def test_values_and_gradients(
     options: dict[str, Any] = dict(class_weight=torch.rand(11, generator=rng, dtype=torch.float64), max_delta=1.5)
     for chosen, rows in (({}, None), ({}, each), (options, each)):
         for reduction in ("mean", "sum", "none"):
-            facts = dict(ignore_index=-1, reduction=reduction, **chosen)
-            mine = boosted_linear_loss(x, weight, bias, label, boost, targets, row_weight=rows, loss_weight=0.7, **facts)
-            plain = 0.7 * boosted_loss(F.linear(x, weight, bias), label, boost, targets, weight=rows, **facts)
+            settings = dict(ignore_index=-1, reduction=reduction, **chosen)
+            mine = boosted_linear_loss(x, weight, bias, label, boost, targets, row_weight=rows, loss_weight=0.7, **settings)
+            plain = 0.7 * boosted_loss(F.linear(x, weight, bias), label, boost, targets, weight=rows, **settings)
             torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-13)
-            upstream = torch.rand(plain.shape, generator=rng, dtype=torch.float64)
-            found = torch.autograd.grad(mine, inputs, upstream)
-            for one, expected in zip(found, torch.autograd.grad(plain, inputs, upstream), strict=True):
-                torch.testing.assert_close(one, expected, rtol=1e-11, atol=1e-12)
+            grad_output = torch.rand(plain.shape, generator=rng, dtype=torch.float64)
+            actual = torch.autograd.grad(mine, inputs, grad_output)
+            for tensor, expected in zip(actual, torch.autograd.grad(plain, inputs, grad_output), strict=True):
+                torch.testing.assert_close(tensor, expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2), ()], ids=str)
-def test_what_needs_no_gradient(wanted: tuple[int, ...]) -> None:
-    tensors = [one.detach().requires_grad_(at in wanted) for at, one in enumerate(_layer(9, 4, 11)[:3])]
+@pytest.mark.parametrize("requiring_grad", [(0,), (1,), (2,), (0, 2), (1, 2), ()], ids=str)
+def test_what_needs_no_gradient(requiring_grad: tuple[int, ...]) -> None:
+    tensors = [tensor.detach().requires_grad_(index in requiring_grad) for index, tensor in enumerate(_layer(9, 4, 11)[:3])]
     label = _layer(9, 4, 11)[3]
     mine = boosted_linear_loss(*tensors, label, *BOOSTS["exp"], ignore_index=-1)
     plain = boosted_loss(F.linear(*tensors), label, *BOOSTS["exp"], ignore_index=-1)
     torch.testing.assert_close(mine, plain)
-    assert mine.requires_grad == bool(wanted)
-    if wanted:
-        inputs = [tensors[at] for at in wanted]
+    assert mine.requires_grad == bool(requiring_grad)
+    if requiring_grad:
+        inputs = [tensors[index] for index in requiring_grad]
         torch.testing.assert_close(torch.autograd.grad(mine, inputs), torch.autograd.grad(plain, inputs))
 
 
@@ -88,30 +88,32 @@ def test_a_hundred_thousand_classes() -> None:
     inputs = (x, weight, bias)
     mine = boosted_linear_loss(*inputs, label, *BOOSTS["exp"], ignore_index=-1)
     plain = boosted_loss(F.linear(*inputs), label, *BOOSTS["exp"], ignore_index=-1)
-    exact = [one.detach().double().requires_grad_() for one in inputs]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     truth = boosted_loss(F.linear(*exact), label, *BOOSTS["exp"], ignore_index=-1)
-    found = [mine, *torch.autograd.grad(mine, inputs)]
+    actual = [mine, *torch.autograd.grad(mine, inputs)]
     reference = [plain, *torch.autograd.grad(plain, inputs)]
-    for one, other, true in zip(found, reference, [truth, *torch.autograd.grad(truth, exact)], strict=True):
-        assert (one - true).abs().amax() <= (other - true).abs().amax() + 1e-6 * true.abs().amax()
+    for tensor, reference_gradient, true in zip(actual, reference, [truth, *torch.autograd.grad(truth, exact)], strict=True):
+        assert (tensor - true).abs().amax() <= (reference_gradient - true).abs().amax() + 1e-6 * true.abs().amax()
 
 
 def _shard(rank: int, port: int) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     x, weight, bias, label = _layer(9, 4, 11)
     start, stop = ((0, 7), (7, 11))[rank]
-    part = [x, *(one.detach()[start:stop].clone().requires_grad_() for one in (weight, bias))]
+    part = [x, *(tensor.detach()[start:stop].clone().requires_grad_() for tensor in (weight, bias))]
     factors = torch.linspace(0.5, 1.5, 11, dtype=torch.float64)
     for reduction in ("mean", "none"):
-        facts: dict[str, Any] = dict(ignore_index=-1, class_weight=factors, reduction=reduction)
-        mine = boosted_linear_loss(*part, label, *BOOSTS["exp"], first_class=start, group=dist.group.WORLD, **facts)
-        whole = boosted_loss(F.linear(x, weight, bias), label, *BOOSTS["exp"], **facts)
-        torch.testing.assert_close(mine, whole, rtol=1e-12, atol=1e-13)
-        upstream = torch.full_like(whole, 0.3)
-        found = torch.autograd.grad(mine, part, upstream)
-        expected = torch.autograd.grad(whole, (x, weight, bias), upstream)
-        for one, other in zip(found, (expected[0], expected[1][start:stop], expected[2][start:stop]), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+        settings: dict[str, Any] = dict(ignore_index=-1, class_weight=factors, reduction=reduction)
+        mine = boosted_linear_loss(*part, label, *BOOSTS["exp"], first_class=start, group=dist.group.WORLD, **settings)
+        expected_loss = boosted_loss(F.linear(x, weight, bias), label, *BOOSTS["exp"], **settings)
+        torch.testing.assert_close(mine, expected_loss, rtol=1e-12, atol=1e-13)
+        grad_output = torch.full_like(expected_loss, 0.3)
+        actual = torch.autograd.grad(mine, part, grad_output)
+        expected = torch.autograd.grad(expected_loss, (x, weight, bias), grad_output)
+        for tensor, reference_gradient in zip(
+            actual, (expected[0], expected[1][start:stop], expected[2][start:stop]), strict=True
+        ):
+            torch.testing.assert_close(tensor, reference_gradient, rtol=1e-11, atol=1e-12)
     dist.destroy_process_group()
 
 
@@ -145,17 +147,17 @@ def test_under_autocast(reduction: str) -> None:
         loss = boosted_linear_loss(half, weight, bias, label, *BOOSTS["exp"], ignore_index=-1, reduction=reduction)
         plain = boosted_loss(F.linear(half, weight, bias), label, *BOOSTS["exp"], ignore_index=-1, reduction=reduction)
     torch.testing.assert_close(loss, plain)
-    found = [torch.autograd.grad(one.sum(), (half, weight, bias)) for one in (loss, plain)]
-    for mine, expected in zip(*found, strict=True):
+    actual = [torch.autograd.grad(tensor.sum(), (half, weight, bias)) for tensor in (loss, plain)]
+    for mine, expected in zip(*actual, strict=True):
         assert mine.dtype == expected.dtype
         torch.testing.assert_close(mine, expected, rtol=2e-2, atol=2e-2)
 
 
 def test_features_that_come_from_the_weight() -> None:
-    """Tied embeddings: the first derivative is the same whether a second one is wanted or not."""
+    """Tied embeddings: the first derivative is the same whether a second one is asked for or not."""
     _, weight, _, label = _layer(9, 4, 11)
     features = weight[torch.arange(9) % 11] * 1.5
-    found = [
+    actual = [
         torch.autograd.grad(
             boosted_linear_loss(features, weight, None, label, *BOOSTS["exp"], ignore_index=-1),
             weight,
@@ -164,20 +166,20 @@ def test_features_that_come_from_the_weight() -> None:
         )[0]
         for again in (False, True)
     ]
-    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(*actual, rtol=1e-12, atol=1e-13)
 
 
-def test_small_labels_and_weights_that_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes do not wrap from one block to the next; a weight that wants a gradient gets the reference's."""
+def test_small_labels_and_weights_that_require_grad(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes do not wrap from one block to the next; a weight that requires a gradient gets the reference's."""
     monkeypatch.setattr(linear, "_BLOCK", 9 * 3)
     x, weight, bias, label = _layer(9, 4, 11)
     label = label.clamp(min=0)
     mine = boosted_linear_loss(x, weight, bias, label.to(torch.uint8), *BOOSTS["exp"])
     torch.testing.assert_close(mine, boosted_loss(F.linear(x, weight, bias), label, *BOOSTS["exp"]))
     rows = torch.rand(9, dtype=torch.float64, requires_grad=True)
-    (found,) = torch.autograd.grad(boosted_linear_loss(x, weight, bias, label, *BOOSTS["exp"], row_weight=rows), rows)
+    (actual,) = torch.autograd.grad(boosted_linear_loss(x, weight, bias, label, *BOOSTS["exp"], row_weight=rows), rows)
     each = boosted_loss(F.linear(x, weight, bias), label, *BOOSTS["exp"], reduction="none")
-    torch.testing.assert_close(found, each / 9)
+    torch.testing.assert_close(actual, each / 9)
     with pytest.raises(ValueError, match=r"integer labels \(N,\) for features .*, got torch.float64"):
         boosted_linear_loss(x, weight, bias, rows.detach(), *BOOSTS["exp"])
 
@@ -192,11 +194,11 @@ def test_small_labels_and_weights_that_learn(monkeypatch: pytest.MonkeyPatch) ->
         (dict(max_delta=-1.0), "must be > 0"),
     ],
 )
-def test_what_makes_no_sense(changes: dict[str, Any], message: str) -> None:
+def test_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
     x, weight, bias, _ = _layer(3, 4, 11)
-    facts: dict[str, Any] = dict(label=torch.tensor([0, 1, 3]), boost=BOOSTS["exp"][0], targets=(0.0, 6.0)) | changes
+    settings: dict[str, Any] = dict(label=torch.tensor([0, 1, 3]), boost=BOOSTS["exp"][0], targets=(0.0, 6.0)) | changes
     with pytest.raises(ValueError, match=message):
-        boosted_linear_loss(x, weight, bias, **facts)
+        boosted_linear_loss(x, weight, bias, **settings)
 
 
 def test_a_loss_is_no_boost() -> None:

@@ -107,7 +107,7 @@ BUILD_ERRORS: dict[str, tuple[Callable[[], BoostedLoss], str]] = {
 
 @pytest.mark.parametrize(("build", "message"), BUILD_ERRORS.values(), ids=BUILD_ERRORS)
 def test_settings_are_refused(build: Callable[[], BoostedLoss], message: str) -> None:
-    """Settings that make no sense, each by its own message."""
+    """Options out of their range, each by its own message."""
     with pytest.raises(ValueError, match=message):
         build()
 
@@ -153,15 +153,15 @@ def test_gradient_of_every_call(
 ) -> None:
     """``loss_weight * class_weight * weight * (g(x) - t) / divisor`` for the calls of every head."""
     x, label = _batch(shape)
-    counted = np.ones(label.shape)
+    valid = np.ones(label.shape)
     t = targets[0] + (targets[1] - targets[0]) * _one_hot(label, 4)
-    factor = counted
+    factor = valid
     if kind in ("ignored", "-100"):
         ignored = 255 if kind == "ignored" else -100
         label.view(-1)[::3] = ignored
-        counted = (label != ignored).numpy().astype(float)
+        valid = (label != ignored).numpy().astype(float)
     elif options.get("ignore_index") == 0:
-        counted = (label != 0).numpy().astype(float)
+        valid = (label != 0).numpy().astype(float)
     elif kind == "soft":
         label = torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         t = targets[0] + (targets[1] - targets[0]) * label.numpy()
@@ -170,10 +170,10 @@ def test_gradient_of_every_call(
         factor = options["weight"].double().numpy()
     class_weight = np.array([0.3, 1.0, 0.0, 2.7])
     loss = build(class_weight=torch.tensor(class_weight), loss_weight=0.4)(x, label, reduction_override=override, **options)
-    assert loss.shape == (counted.shape if override == "none" else ())
-    divisor = float(options.get("avg_factor", counted.sum())) if override in (None, "mean") else 1.0
+    assert loss.shape == (valid.shape if override == "none" else ())
+    divisor = float(options.get("avg_factor", valid.sum())) if override in (None, "mean") else 1.0
     per_class = class_weight.reshape(1, -1, *[1] * (x.ndim - 2))
-    expected = 0.4 * per_class * (factor * counted)[:, None] * (g(x.detach().numpy()) - t) / divisor
+    expected = 0.4 * per_class * (factor * valid)[:, None] * (g(x.detach().numpy()) - t) / divisor
     np.testing.assert_allclose(_gradient(loss, x).numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -444,8 +444,8 @@ def test_probabilities_are_calibrated(loss: BoostedLoss, class_weight: list[floa
     # the minimum of a function is known to half its digits only; the root of its gradient to all
     best = scipy.optimize.root(gradient, near, tol=1e-13).x
     assert np.abs(best - near).max() < 1e-2 and np.abs(gradient(best)).max() < 1e-9
-    found = loss.probabilities(torch.tensor(best[None]))[0].numpy()
-    np.testing.assert_allclose(found, frequencies, atol=1e-6)
+    actual = loss.probabilities(torch.tensor(best[None]))[0].numpy()
+    np.testing.assert_allclose(actual, frequencies, atol=1e-6)
     np.testing.assert_allclose(best, loss.prior_logits(torch.tensor(frequencies)).numpy(), atol=1e-5)
 
 

@@ -98,11 +98,11 @@ def _by_loops(
     t_neg, t_pos = case.targets
     bound = math.inf if max_delta is None else max_delta
     soft = label.shape == x.shape
-    loss, grad, counted = np.zeros((x.shape[0], *x.shape[2:])), np.zeros(x.shape), 0
+    loss, grad, valid = np.zeros((x.shape[0], *x.shape[2:])), np.zeros(x.shape), 0
     for pixel in np.ndindex(loss.shape):
         if not soft and label[pixel] == ignore_index:
             continue
-        counted += 1
+        valid += 1
         for j in range(x.shape[1]):
             at = (pixel[0], j, *pixel[1:])
             t = t_neg + (t_pos - t_neg) * (label[at] if soft else float(label[pixel] == j))
@@ -112,7 +112,7 @@ def _by_loops(
             grad[at] = factor * min(max(case.g(x[at]) - t, -bound), bound)
     if reduction == "none":
         return loss, grad
-    divisor = 1.0 if reduction == "sum" else float(counted if avg_factor is None else avg_factor)
+    divisor = 1.0 if reduction == "sum" else float(valid if avg_factor is None else avg_factor)
     return loss.sum() / divisor, grad / divisor
 
 
@@ -160,8 +160,8 @@ def test_target_values(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """``t_pos`` at the label and ``t_neg`` elsewhere, for every integer type; soft labels in between."""
     label = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=torch.Generator().manual_seed(0)).to(dtype)
     one_hot = torch.from_numpy(np.moveaxis(np.eye(shape[1])[label.numpy()], -1, 1))
-    found = target_values(label, shape[1], (-2.0, 10.0), torch.float64)
-    assert torch.equal(found, -2 + 12 * one_hot)
+    actual = target_values(label, shape[1], (-2.0, 10.0), torch.float64)
+    assert torch.equal(actual, -2 + 12 * one_hot)
     assert torch.equal(target_values(one_hot.float(), shape[1], (-2.0, 10.0), torch.float64), -2 + 12 * one_hot)
 
 
@@ -346,8 +346,8 @@ def test_wild_logits_of_ignored_pixels(case: Case, shape: tuple[int, ...], max_d
     ignored = (label == 255).unsqueeze(1).expand(shape)
     for value in (math.inf, -math.inf, math.nan, 3e38, -3e38):
         wild = x.detach().masked_fill(ignored, value).requires_grad_()
-        found = boosted_loss(wild, label, case.boost, case.targets, ignore_index=255, max_delta=max_delta)
-        assert torch.equal(found, loss) and torch.equal(_gradient(found, wild), gradient)
+        actual = boosted_loss(wild, label, case.boost, case.targets, ignore_index=255, max_delta=max_delta)
+        assert torch.equal(actual, loss) and torch.equal(_gradient(actual, wild), gradient)
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
@@ -371,7 +371,7 @@ def test_half_precision_logits(case: Case, soft: bool, dtype: torch.dtype, autoc
 def test_float32_against_float64(case: Case) -> None:
     """The loss of float32 logits is the float64 loss of the same logits, to float32's precision."""
     x, label = _batch((2, 3, 4), soft=False, dtype=torch.float32)
-    found = boosted_loss(x, label, case.boost, case.targets, ignore_index=255)
+    actual = boosted_loss(x, label, case.boost, case.targets, ignore_index=255)
     expected = boosted_loss(x.double(), label, case.boost, case.targets, ignore_index=255)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, rtol=3e-6, atol=1e-6)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), expected, rtol=3e-6, atol=1e-6)

@@ -65,17 +65,17 @@ def test_values_and_gradients(
             mine = boosted_resize_loss(x, some, boost, targets, align_corners=align_corners, reduction=reduction, **chosen)
             plain = _plain(x, some, boost, targets, align_corners, reduction=reduction, **chosen)
             torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-13)
-            upstream = torch.rand(plain.shape, generator=rng, dtype=torch.float64)
-            for found, expected in zip(
-                torch.autograd.grad(mine, x, upstream), torch.autograd.grad(plain, x, upstream), strict=True
+            grad_output = torch.rand(plain.shape, generator=rng, dtype=torch.float64)
+            for actual, expected in zip(
+                torch.autograd.grad(mine, x, grad_output), torch.autograd.grad(plain, x, grad_output), strict=True
             ):
-                torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+                torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
 
 
 @every_corner
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_precision(dtype: torch.dtype, align_corners: bool) -> None:
-    """Float32 holds to float64 as interpolate-then-loss does; half precision is enlarged in float32 and rounded once."""
+    """Float32 holds to float64 as interpolate-then-loss does; half precision is upsampled in float32 and rounded once."""
     x, label = _batch((3, 21, 4, 6), (37, 53), dtype)
     boost, targets = BOOSTS["exp"]
     mine = boosted_resize_loss(x, label, boost, targets, align_corners=align_corners, ignore_index=255)
@@ -130,8 +130,8 @@ def test_accuracy(align_corners: bool) -> None:
     with torch.no_grad():
         x[:, 3] = x[:, 5]
     large = F.interpolate(x, (37, 53), mode="bilinear", align_corners=align_corners)
-    counted = label != 255
-    expected = 100 * (large.argmax(1) == label)[counted].float().mean()
+    valid = label != 255
+    expected = 100 * (large.argmax(1) == label)[valid].float().mean()
     torch.testing.assert_close(resized_accuracy(x, label, 255, align_corners), expected)
     assert resized_accuracy(x, torch.full_like(label, 255), 255) == 0
 
@@ -157,43 +157,43 @@ def test_the_loss_of_a_config() -> None:
 @every_corner
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_anything_at_ignored_pixels(reduction: str, align_corners: bool) -> None:
-    """Infinite weights and upstream gradients there do not spread over the planes."""
+    """Infinite weights and grad_outputs there do not spread over the planes."""
     x, label = _batch((2, 3, 4, 5), (16, 20))
     weight = torch.where(label == 255, torch.inf, 1.0)
     options: dict[str, Any] = dict(ignore_index=255, weight=weight, reduction=reduction)
     mine = boosted_resize_loss(x, label, *BOOSTS["exp"], align_corners=align_corners, **options)
     plain = _plain(x, label, *BOOSTS["exp"], align_corners, **options)
     torch.testing.assert_close(mine, plain)
-    gradients = [torch.autograd.grad(one.sqrt().sum(), x)[0] for one in (mine, plain)]
+    gradients = [torch.autograd.grad(loss.sqrt().sum(), x)[0] for loss in (mine, plain)]
     torch.testing.assert_close(*gradients)
     assert bool(gradients[0].isfinite().all())
 
 
-def test_weights_that_learn_and_small_labels() -> None:
-    """A weight that wants a gradient gets the reference's; 255 as a byte is a class where there are 256."""
+def test_weights_that_require_grad_and_small_labels() -> None:
+    """A weight that requires a gradient gets the reference's; 255 as a byte is a class where there are 256."""
     x, label = _batch((2, 3, 4, 5), (16, 20))
     weight = torch.rand(2, 16, 20, dtype=torch.float64, requires_grad=True)
-    found = [
+    actual = [
         torch.autograd.grad(loss, [x, weight])
         for loss in (
             boosted_resize_loss(x, label, *BOOSTS["exp"], ignore_index=255, weight=weight),
             _plain(x, label, *BOOSTS["exp"], False, ignore_index=255, weight=weight),
         )
     ]
-    for mine, plain in zip(*found, strict=True):
+    for mine, plain in zip(*actual, strict=True):
         torch.testing.assert_close(mine, plain)
-    many = torch.randn(1, 256, 2, 2, dtype=torch.float64)
+    logits = torch.randn(1, 256, 2, 2, dtype=torch.float64)
     label = torch.tensor([[[255, 0], [3, 255]]], dtype=torch.uint8)
     torch.testing.assert_close(
-        boosted_resize_loss(many, label, *BOOSTS["exp"]), boosted_loss(many, label.long(), *BOOSTS["exp"])
+        boosted_resize_loss(logits, label, *BOOSTS["exp"]), boosted_loss(logits, label.long(), *BOOSTS["exp"])
     )
     with pytest.raises(ValueError, match=r"integer labels \(N, H, W\) for logits .*, got torch.float64"):
         boosted_resize_loss(x, weight.detach(), *BOOSTS["exp"])
 
 
 @every_corner
-def test_the_way_back_on_a_device(align_corners: bool) -> None:
-    """There a plane is brought back by interpolation's own derivative, here by two products: both are one."""
+def test_upsample_backward_on_a_device(align_corners: bool) -> None:
+    """A device uses the backward of the interpolation, a CPU two products: both are the same."""
     plane = torch.randn(17, 23, dtype=torch.float64)
     matrices = [resize._upsample_matrix(small, large, align_corners, plane) for small, large in ((4, 17), (5, 23))]
     torch.testing.assert_close(
@@ -201,7 +201,7 @@ def test_the_way_back_on_a_device(align_corners: bool) -> None:
     )
 
 
-def test_labels_that_are_none() -> None:
+def test_labels_that_are_no_class() -> None:
     """A border of 255 that nobody ignores, and the channel that mmseg's labels have."""
     x, label = _batch((2, 3, 4, 5), (16, 20))
     with pytest.raises(BadLabelError, match=r"outside 0\.\.2"):

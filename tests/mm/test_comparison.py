@@ -57,11 +57,11 @@ def test_classifiers_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
         train(config, work_dir)
     assert not (work_dir / "predictions.png").exists() and (work_dir / "curve.png").exists()
     assert "Predictions are in" not in capsys.readouterr().out
-    found = json.loads((work_dir / "comparison.json").read_text())
-    wild = found["runs"].pop()
+    comparison = json.loads((work_dir / "comparison.json").read_text())
+    wild = comparison["runs"].pop()
     assert wild["status"].startswith("diverged at iteration ") and wild["mean"] is None
     assert not list(work_dir.glob("wild/*.pth"))
-    for run, name in zip(found["runs"], ("softmax", "linear"), strict=True):
+    for run, name in zip(comparison["runs"], ("softmax", "linear"), strict=True):
         assert run["status"] == "complete"
         convergence = json.loads((work_dir / name / "convergence.json").read_text())
         points = [(point["iteration"], point["value"]) for point in convergence["points"]]
@@ -81,4 +81,4 @@ def test_classifiers_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
         compare_runs(config, work_dir)
     config.compare.update(metric="accuracy/top1", lower_is_better=True)
     compare_runs(config, work_dir)
-    assert json.loads((work_dir / "comparison.json").read_text())["target"] == min(found["runs"][0]["values"])
+    assert json.loads((work_dir / "comparison.json").read_text())["target"] == min(comparison["runs"][0]["values"])

@@ -1,4 +1,4 @@
-"""Configs: where they are found, what inherits from what, and the paper's numbers in those that we ship."""
+"""Configs: where they are looked up, what inherits from what, and the paper's numbers in those that we ship."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def test_options_override(tmp_path: Path) -> None:
     """Keys with dots, of any depth, of lists too, new ones as well; the file is not touched."""
     path = _write(tmp_path, "a = dict(b=dict(c=1, d=2))\ne = [dict(f=1), dict(f=2)]\n")
     config = load_config(path, {"a.b.c": 3, "e.1.f": 5, "g.h": "new"})
-    found = {key: config.to_dict()[key] for key in "aeg"}
-    assert found == {"a": {"b": {"c": 3, "d": 2}}, "e": [{"f": 1}, {"f": 5}], "g": {"h": "new"}}
+    changed = {key: config.to_dict()[key] for key in "aeg"}
+    assert changed == {"a": {"b": {"c": 3, "d": 2}}, "e": [{"f": 1}, {"f": 5}], "g": {"h": "new"}}
     assert load_config(path).a.b.c == 1
     assert load_config(path, {}).to_dict() == load_config(path).to_dict()
 

@@ -47,15 +47,19 @@ def test_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _validate(hook, runner, {20: 50.0})
     assert _read(tmp_path)["area"] is None and not _read(tmp_path)["complete"]
     _validate(hook, runner, {40: 70.0, 50: 64.0, 70: 70.0})
-    found = _read(tmp_path)
-    assert [(t["value"], t["iteration"], t["epoch"]) for t in found["targets"]] == [(60, 40, 2), (70, 40, 2), (80, None, None)]
-    assert found["best"] == {"value": 70, "iteration": 40, "epoch": 2} and found["baseline"] is None
+    summary = _read(tmp_path)
+    assert [(t["value"], t["iteration"], t["epoch"]) for t in summary["targets"]] == [
+        (60, 40, 2),
+        (70, 40, 2),
+        (80, None, None),
+    ]
+    assert summary["best"] == {"value": 70, "iteration": 40, "epoch": 2} and summary["baseline"] is None
     area = 1 * (50 + 30) / 2 + 0.5 * (30 + 36) / 2 + 1 * (36 + 30) / 2
-    assert found["area"]["error_epochs"] == pytest.approx(area) and found["area"]["mean_error"] == pytest.approx(area / 2.5)
-    assert (found["area"]["from_epoch"], found["area"]["to_epoch"]) == (1, 3.5)
-    assert [p["value"] for p in found["points"]] == [50, 70, 64, 70] and not found["complete"]
+    assert summary["area"]["error_epochs"] == pytest.approx(area) and summary["area"]["mean_error"] == pytest.approx(area / 2.5)
+    assert (summary["area"]["from_epoch"], summary["area"]["to_epoch"]) == (1, 3.5)
+    assert [p["value"] for p in summary["points"]] == [50, 70, 64, 70] and not summary["complete"]
     hook.after_train(runner)
-    assert _read(tmp_path) == found | {"complete": True}
+    assert _read(tmp_path) == summary | {"complete": True}
     assert "best 70 at iteration 40 (epoch 2); 60 at iteration 40 (epoch 2); 70 at" in caplog.text
     assert "80 not reached; mean error 35.8 from epoch 1 to 3.5" in caplog.text
 
@@ -66,9 +70,9 @@ def test_lower_is_better(tmp_path: Path) -> None:
     runner = _runner(tmp_path)
     hook.before_train(runner)
     _validate(hook, runner, {20: 3.0, 40: 1.0, 60: 2.0})
-    found = _read(tmp_path)
-    assert [target["iteration"] for target in found["targets"]] == [40, None]
-    assert found["best"]["value"] == 1 and found["area"]["error_epochs"] == 3.5
+    summary = _read(tmp_path)
+    assert [target["iteration"] for target in summary["targets"]] == [40, None]
+    assert summary["best"]["value"] == 1 and summary["area"]["error_epochs"] == 3.5
 
 
 def test_not_finite(tmp_path: Path) -> None:
@@ -81,9 +85,9 @@ def test_not_finite(tmp_path: Path) -> None:
     assert _read(tmp_path)["best"] is None
     model.weight.data[0, 0] = math.inf
     _validate(hook, runner, {40: 90.0})
-    found = _read(tmp_path)
-    assert [p["value"] for p in found["points"]] == [None, None]
-    assert found["targets"][0]["iteration"] is None and found["area"] is None and found["best"] is None
+    summary = _read(tmp_path)
+    assert [p["value"] for p in summary["points"]] == [None, None]
+    assert summary["targets"][0]["iteration"] is None and summary["area"] is None and summary["best"] is None
 
 
 def test_interrupted(tmp_path: Path) -> None:
@@ -108,12 +112,12 @@ def test_interrupted(tmp_path: Path) -> None:
     (parts / "convergence.json").write_text(json.dumps(own))
     assert run(parts, val=3, custom_hooks=[hook], resume=True) == 0, output(parts)
     history = read_history(whole)
-    found = _read(whole)
-    assert [p["iteration"] for p in found["points"]] == history.val_steps.tolist() == [3, 6, 9, 12]
-    assert [p["value"] for p in found["points"]] == history.metrics["score"].tolist()
-    assert found["baseline"]["value"] == best and found["complete"]
-    assert found["baseline"]["iteration"] == history.val_steps[list(history.metrics["score"]).index(best)]
-    assert _read(parts) == found
+    summary = _read(whole)
+    assert [p["iteration"] for p in summary["points"]] == history.val_steps.tolist() == [3, 6, 9, 12]
+    assert [p["value"] for p in summary["points"]] == history.metrics["score"].tolist()
+    assert summary["baseline"]["value"] == best and summary["complete"]
+    assert summary["baseline"]["iteration"] == history.val_steps[list(history.metrics["score"]).index(best)]
+    assert _read(parts) == summary
 
 
 def test_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -45,11 +45,11 @@ def test_losses_accuracy_and_gradients_stay(align_corners: bool) -> None:
     fuse_resize(fused)
     features = torch.randn(2, 4, 5, 7)
     samples = _samples(2, (40, 56))
-    expected, found = (head.loss([features], samples, {}) for head in (plain, fused))
-    assert found.keys() == expected.keys() == {"loss_expgb", "loss_pow3gb", "acc_seg"}
+    expected, actual = (head.loss([features], samples, {}) for head in (plain, fused))
+    assert actual.keys() == expected.keys() == {"loss_expgb", "loss_pow3gb", "acc_seg"}
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name])
-    for losses in (expected, found):
+        torch.testing.assert_close(actual[name], expected[name])
+    for losses in (expected, actual):
         (losses["loss_expgb"] + losses["loss_pow3gb"]).backward()
     for one, other in zip(fused.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)

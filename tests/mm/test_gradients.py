@@ -81,32 +81,32 @@ def _run(
     return read_gradients(folder), expected
 
 
-def _check(found: GradientHistory, expected: list[dict[str, np.ndarray]]) -> None:
-    for place, iteration in enumerate(found.iterations):
+def _check(history: GradientHistory, expected: list[dict[str, np.ndarray]]) -> None:
+    for place, iteration in enumerate(history.iterations):
         by_hand = expected[iteration]
         for name, values in (("output", by_hand["delta"]), ("hidden", by_hand["hidden"])):
-            assert found.rms[name][place] == pytest.approx(math.sqrt((values**2).mean()), rel=1e-5), (name, iteration)
+            assert history.rms[name][place] == pytest.approx(math.sqrt((values**2).mean()), rel=1e-5), (name, iteration)
         s = np.exp(by_hand["logits"]).sum(1)
         for statistic in ("median", "mean", "min", "max"):
             value = getattr(np, statistic)(s) if statistic != "median" else math.sqrt(np.prod(np.sort(s)[2:4]))
-            assert found.normaliser(statistic)[place] == pytest.approx(value, rel=1e-5), statistic
+            assert history.normaliser(statistic)[place] == pytest.approx(value, rel=1e-5), statistic
 
 
 def test_records(tmp_path: Path) -> None:
     """Deltas of single rows although the loss is a mean; the hidden layer's; the normaliser; only when they are due."""
-    found, expected = _run(tmp_path, 14, interval=3, histograms=(5,))
+    history, expected = _run(tmp_path, 14, interval=3, histograms=(5,))
     # by default, the first batches of epochs 1 and 4, of 4 iterations each
-    assert found.iterations.tolist() == [0, 3, 5, 6, 9, 12] and list(found.histograms) == [0, 5, 12]
-    assert found.epochs.tolist() == [0, 0.75, 1.25, 1.5, 2.25, 3]
-    assert list(found.rms) == ["output", "hidden"]
-    _check(found, expected)
-    for iteration, histogram in found.histograms.items():
+    assert history.iterations.tolist() == [0, 3, 5, 6, 9, 12] and list(history.histograms) == [0, 5, 12]
+    assert history.epochs.tolist() == [0, 0.75, 1.25, 1.5, 2.25, 3]
+    assert list(history.rms) == ["output", "hidden"]
+    _check(history, expected)
+    for iteration, histogram in history.histograms.items():
         counts, edges = np.histogram(expected[iteration]["delta"], 200)
         assert histogram.counts.sum() == 18 and np.abs(histogram.counts - counts).sum() <= 2  # rounding at an edge
         np.testing.assert_allclose(histogram.edges, edges, rtol=1e-5, atol=1e-5)
     squares = {"output": [expected[i]["delta"] for i in (5, 6)], "hidden": [expected[i]["hidden"] for i in (5, 6)]}
     for layer, values in squares.items():
-        epochs, rms = found.rms_by_epoch(layer)
+        epochs, rms = history.rms_by_epoch(layer)
         assert epochs.tolist() == [1, 2, 3, 4]
         assert rms[1] == pytest.approx(math.sqrt((np.stack(values) ** 2).mean()), rel=1e-5)
 
@@ -119,9 +119,9 @@ def test_gradient_accumulation(tmp_path: Path) -> None:
         wrapper.initialize_count_status(network, 0, 11)
         return wrapper
 
-    found, expected = _run(tmp_path, 11, wrap, interval=1)
-    assert len(found.iterations) == 11
-    _check(found, expected)
+    history, expected = _run(tmp_path, 11, wrap, interval=1)
+    assert len(history.iterations) == 11
+    _check(history, expected)
 
 
 def test_loss_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,22 +137,22 @@ def test_loss_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(wrapper.loss_scaler, "update", lambda *_: (plain(), scales.append(wrapper.loss_scaler.get_scale())))
         return wrapper
 
-    found, expected = _run(tmp_path, 5, wrap, interval=1)
+    history, expected = _run(tmp_path, 5, wrap, interval=1)
     assert scales == [2048, 4096, 8192, 16384, 32768]
-    _check(found, expected)
+    _check(history, expected)
 
 
 def test_tensorboard(tmp_path: Path) -> None:
     """TensorBoard's own reader gives the numbers and the histogram back."""
     visualizer = Visualizer(name=str(tmp_path), vis_backends=[TensorboardVisBackend(str(tmp_path / "events"))])
-    found, expected = _run(tmp_path, 13, visualizer=visualizer, interval=4)
+    history, expected = _run(tmp_path, 13, visualizer=visualizer, interval=4)
     visualizer.close()
     events = EventAccumulator(str(tmp_path / "events"), size_guidance={"histograms": 0})
     events.Reload()
     scalars = {
-        "rms/output": found.rms["output"],
-        "rms/hidden": found.rms["hidden"],
-        **{f"ln_normaliser/{key}": values for key, values in found.ln_normaliser.items()},
+        "rms/output": history.rms["output"],
+        "rms/hidden": history.rms["hidden"],
+        **{f"ln_normaliser/{key}": values for key, values in history.ln_normaliser.items()},
     }
     for key, values in scalars.items():
         read = events.Scalars(f"gradients/{key}")
@@ -165,7 +165,7 @@ def test_tensorboard(tmp_path: Path) -> None:
         assert (read.min, read.max, read.num) == pytest.approx((delta.min(), delta.max(), 18), rel=1e-5)
         assert (read.sum, read.sum_squares) == pytest.approx((delta.sum(), (delta**2).sum()), rel=1e-5)
         np.testing.assert_allclose(read.bucket_limit, np.linspace(delta.min(), delta.max(), 201)[1:], rtol=1e-4, atol=1e-4)
-        assert read.bucket == found.histograms[event.step].counts.tolist()
+        assert read.bucket == history.histograms[event.step].counts.tolist()
 
 
 class Shared(nn.Module):
@@ -213,9 +213,9 @@ def test_called_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     delta = 0.1 * logits.exp() - 6 * nn.functional.one_hot(torch.arange(5) % 3, 3)
     at_second = delta @ weights["output.weight"].double()
     at_first = at_second @ weights["hidden.weight"].double() * (1 - first.tanh() ** 2)
-    found = read_gradients(tmp_path / "one")
-    assert found.rms["hidden"][0] == pytest.approx(float(torch.stack([at_first, at_second]).square().mean().sqrt()), rel=1e-5)
-    assert "frozen" not in found.rms and "no gradient came to the output of frozen" in caplog.text
+    history = read_gradients(tmp_path / "one")
+    assert history.rms["hidden"][0] == pytest.approx(float(torch.stack([at_first, at_second]).square().mean().sqrt()), rel=1e-5)
+    assert "frozen" not in history.rms and "no gradient came to the output of frozen" in caplog.text
     with pytest.raises(ValueError, match="output is back-propagated through more than once an iteration"):
         _once(tmp_path / "two", Shared(True))
 
@@ -261,13 +261,13 @@ def test_two_processes(tmp_path: Path) -> None:
         logits = network(x).double()
         delta = 0.1 * logits.exp() - 6 * nn.functional.one_hot(y, 3)
         hidden = delta @ network.output.weight.double() * (network.hidden(x) > 0)
-    found = read_gradients(tmp_path)
-    assert found.iterations.tolist() == [0] and found.histograms[0].counts.sum() == 21
-    assert found.rms["output"][0] == pytest.approx(float(delta.square().mean().sqrt()), rel=1e-5)
-    assert found.rms["hidden"][0] == pytest.approx(float(hidden.square().mean().sqrt()), rel=1e-5)
+    history = read_gradients(tmp_path)
+    assert history.iterations.tolist() == [0] and history.histograms[0].counts.sum() == 21
+    assert history.rms["output"][0] == pytest.approx(float(delta.square().mean().sqrt()), rel=1e-5)
+    assert history.rms["hidden"][0] == pytest.approx(float(hidden.square().mean().sqrt()), rel=1e-5)
     s = logits.exp().sum(1)
-    assert found.normaliser("median")[0] == pytest.approx(float(s.median()), rel=1e-5)
-    assert found.normaliser("mean")[0] == pytest.approx(float(s.mean()), rel=1e-5)
+    assert history.normaliser("median")[0] == pytest.approx(float(s.median()), rel=1e-5)
+    assert history.normaliser("mean")[0] == pytest.approx(float(s.mean()), rel=1e-5)
 
 
 def test_refused(tmp_path: Path) -> None:

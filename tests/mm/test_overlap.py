@@ -83,9 +83,9 @@ def test_wrapped_data_sets_and_links_and_names(scenes: Path, tmp_path: Path) -> 
     (tmp_path / "linked").symlink_to(scenes)
     files = image_paths(DATASETS.build(other))
     linked = [tmp_path / "linked" / path.relative_to(scenes) for path in files]
-    found = find_overlap(files, linked, "val")
-    assert found is not None
-    assert len(found.shared) == 4
+    overlap = find_overlap(files, linked, "val")
+    assert overlap is not None
+    assert len(overlap.shared) == 4
     assert find_overlap([Path("a/0001.png")], [Path("b/0001.png")], "val") is None
     # except VOC's ids, which name one photograph wherever it lies
     assert find_overlap([Path("sbd/img/2008_000002.jpg")], [Path("voc/JPEGImages/2008_000002.jpg")], "val") is not None
@@ -100,6 +100,6 @@ def test_on_the_fields_lists() -> None:
         path.stem: [Path("JPEGImages", f"{name}.jpg") for name in path.read_text().split()] for path in splits.glob("*.txt")
     }
     assert find_overlap(lists["train_aug"], lists["val"], "val") is None
-    found = find_overlap(lists["train_aug"] + lists["val"][:7], lists["val"], "val")
-    assert found is not None
-    assert (len(found.shared), found.trained, found.evaluated) == (7, 10_589, 1_449)
+    overlap = find_overlap(lists["train_aug"] + lists["val"][:7], lists["val"], "val")
+    assert overlap is not None
+    assert (len(overlap.shared), overlap.trained, overlap.evaluated) == (7, 10_589, 1_449)

@@ -79,8 +79,8 @@ def _watch(folder: Path, **options: Any) -> tuple[int, str]:
 
 def _lines(text: str) -> list[str]:
     """The log lines of training and validation, less what differs from run to run."""
-    found = re.findall(r"^.*(Iter\((?:train|val)\).*?) *$", re.sub(r"\x1b\[[0-9;]*m", "", text), re.M)
-    return [re.sub(r"(time|eta): *[0-9.:]+ *", "", line).strip() for line in found]
+    log_lines = re.findall(r"^.*(Iter\((?:train|val)\).*?) *$", re.sub(r"\x1b\[[0-9;]*m", "", text), re.M)
+    return [re.sub(r"(time|eta): *[0-9.:]+ *", "", line).strip() for line in log_lines]
 
 
 @pytest.fixture(scope="module")

@@ -45,10 +45,10 @@ def _config(root: Path) -> Config:
 def _one_of_two(root: Path, rank: int) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{root}/meet", rank=rank, world_size=2)
-    found = evaluate(
+    metrics = evaluate(
         _config(root), root / "weights.pth", out=root / "out2", work_dir=root / "two", ci=300, calibration=True, command="two"
     )
-    torch.save(found, root / f"{rank}.pt")
+    torch.save(metrics, root / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -64,10 +64,10 @@ def tested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, fl
     # an output layer that predicts many classes
     torch.nn.init.normal_(model.decode_head.linears[-1].weight)
     torch.save({"state_dict": model.state_dict(), "meta": {}}, root / "weights.pth")
-    found = evaluate(
+    metrics = evaluate(
         config, root / "weights.pth", out=root / "out1", work_dir=root / "one", ci=300, calibration=True, command="one"
     )
-    return root, found
+    return root, metrics
 
 
 def _pairs(root: Path, out: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -85,16 +85,16 @@ def _iou(matrix: np.ndarray) -> np.ndarray:
         return np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
 
 
-def _check(root: Path, found: dict[str, float], work_dir: str, out: str) -> dict:
+def _check(root: Path, metrics: dict[str, float], work_dir: str, out: str) -> dict:
     pairs = _pairs(root, out)
     assert len(pairs) == IMAGES
     matrix = sum(confusion_matrix(*pair, labels=range(21)) for pair in pairs)
     iou = _iou(matrix)
     assert len(np.unique(np.nonzero(matrix)[1])) > 2, "a prediction of one class would test little"
     # fractions to 1e-12
-    assert found["mIoU"] / 100 == pytest.approx(np.nanmean(iou), abs=1e-12)
+    assert metrics["mIoU"] / 100 == pytest.approx(np.nanmean(iou), abs=1e-12)
     head = [VOC_CLASSES.index(name) for name in HEADLINE]
-    assert found["mIoU-3"] / 100 == pytest.approx(np.nanmean(iou[head]), abs=1e-12)
+    assert metrics["mIoU-3"] / 100 == pytest.approx(np.nanmean(iou[head]), abs=1e-12)
     scores = json.loads((root / work_dir / "test_weights/scores.json").read_text())
     np.testing.assert_array_equal(scores["confusion_matrix"], matrix)
     assert scores["images"] == IMAGES and scores["network input"] == "original"
@@ -105,11 +105,11 @@ def _check(root: Path, found: dict[str, float], work_dir: str, out: str) -> dict
 
 
 def test_scores_equal_those_of_the_written_pngs(tested: tuple[Path, dict[str, float]]) -> None:
-    root, found = tested
-    scores = _check(root, found, "one", "out1")
+    root, metrics = tested
+    scores = _check(root, metrics, "one", "out1")
     files = {path.name for path in (root / "one/test_weights").iterdir()}
     assert files == {"scores.json", "confusion.png", "reliability.png", "report.html"}
-    assert found["mIoU/low"] <= found["mIoU"] <= found["mIoU/high"]
+    assert metrics["mIoU/low"] <= metrics["mIoU"] <= metrics["mIoU/high"]
     assert scores["intervals"]["resamples"] == 300
 
 
@@ -127,19 +127,19 @@ def test_images_of_the_page(tested: tuple[Path, dict[str, float]]) -> None:
 
 
 def test_two_processes_give_what_one_gives(tested: tuple[Path, dict[str, float]]) -> None:
-    root, found = tested
+    root, metrics = tested
     processes = [SERVER.Process(target=_one_of_two, args=(root, rank)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
-    scores = _check(root, found, "two", "out2")
+    scores = _check(root, metrics, "two", "out2")
     for rank in range(2):
         both = torch.load(root / f"{rank}.pt")
-        assert both.keys() == found.keys()
+        assert both.keys() == metrics.keys()
         # the order in which confidences are added up differs, nothing else does
-        for name, value in found.items():
+        for name, value in metrics.items():
             assert both[name] == pytest.approx(value, rel=1e-12 if name == "ECE" else 0, nan_ok=True), name
     alone = json.loads((root / "one/test_weights/scores.json").read_text())
     assert scores["calibration"]["pixels"] == alone["calibration"]["pixels"]
@@ -151,7 +151,7 @@ def test_two_processes_give_what_one_gives(tested: tuple[Path, dict[str, float]]
 
 def test_calibration_goes_through_the_link(tested: tuple[Path, dict[str, float]]) -> None:
     """The error of the run is that of the model's own logits through pow3-GB's link, and not through a softmax."""
-    root, found = tested
+    root, metrics = tested
     config = _config(root)
     model = MODELS.build(config.model)
     model.load_state_dict(torch.load(root / "weights.pth")["state_dict"])
@@ -166,8 +166,8 @@ def test_calibration_goes_through_the_link(tested: tuple[Path, dict[str, float]]
         linked.update(logits, Pow3GBLoss().probabilities(logits[None])[0], label)
         soft.update(logits, logits.softmax(0), label)
     # JPEG decoders may differ by a grey level
-    assert found["ECE"] / 100 == pytest.approx(linked.reliability().ece, abs=1e-3)
-    assert abs(found["ECE"] / 100 - soft.reliability().ece) > 0.01
+    assert metrics["ECE"] / 100 == pytest.approx(linked.reliability().ece, abs=1e-3)
+    assert abs(metrics["ECE"] / 100 - soft.reliability().ece) > 0.01
 
 
 def test_what_cannot_be_reported(tested: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_what_cannot_be_reported(tested: tuple[Path, dict[str, float]], tmp_path
         evaluate(config, root / "weights.pth", work_dir=tmp_path, ci=True)
     with pytest.raises(ValueError, match=r"--ci is a number of bootstrap resamples, e\.g\. 2000, not -5"):
         evaluate(_config(root), root / "weights.pth", work_dir=tmp_path, ci=-5)
-    found = evaluate(config, root / "weights.pth", work_dir=tmp_path)
-    assert "mIoU" in found and not list(tmp_path.glob("test*"))
+    metrics = evaluate(config, root / "weights.pth", work_dir=tmp_path)
+    assert "mIoU" in metrics and not list(tmp_path.glob("test*"))
     config = _config(root)
     config.model.decode_head.update(loss_decode=dict(type="HuasdorffDisstanceLoss"), init_bias=None)
     with pytest.raises(ValueError, match="as probabilities is not known for HuasdorffDisstanceLoss"):
@@ -213,7 +213,7 @@ def test_pictures_do_not_end_a_test(
     kind: str, tested: tuple[Path, dict[str, float]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever the images are called and read by, the scores come, and the page says what it could not show."""
-    root, found = tested
+    root, metrics = tested
     config = _config(root)
     dataset = config.test_dataloader.dataset
     names = (root / "voc/ImageSets/Segmentation/val.txt").read_text().split()
@@ -237,7 +237,7 @@ def test_pictures_do_not_end_a_test(
     # named by config and second, two runs would share a logger, which writes where the output of the first one went
     config.__dict__["_filename"] = f"{tmp_path.name}.py"
     scores = evaluate(config, root / "weights.pth", work_dir=tmp_path, show_dir=tmp_path / "shown")
-    assert scores["mIoU"] == pytest.approx(found["mIoU"], abs=1e-9)
+    assert scores["mIoU"] == pytest.approx(metrics["mIoU"], abs=1e-9)
     page = (tmp_path / "test_weights/report.html").read_text()
     assert page.count("<img ") == (4 * IMAGES if kind == "bytes" else 0)
     assert page.count("not shown: ") == (0 if kind == "bytes" else IMAGES)

@@ -61,22 +61,22 @@ def test_scores_against_mmseg() -> None:
     per_class = reference.total_area_to_metrics(*areas, metrics=["mIoU"])
     rounded = reference.evaluate(len(samples))
 
-    result = _evaluated(samples)
-    iou = [result[f"IoU/{name}"] for name in CLASSES]
+    metrics = _evaluated(samples)
+    iou = [metrics[f"IoU/{name}"] for name in CLASSES]
     np.testing.assert_allclose(iou, 100 * per_class["IoU"], rtol=1e-6)  # mmseg counts in float32
     assert [name for name, value in zip(CLASSES, iou, strict=True) if math.isnan(value)] == list(CLASSES[16:])
-    assert result["mIoU"] == pytest.approx(rounded["mIoU"], abs=0.0051)
-    assert result["aAcc"] == pytest.approx(rounded["aAcc"], abs=0.0051)
-    assert result["mIoU"] != round(result["mIoU"], 2)
+    assert metrics["mIoU"] == pytest.approx(rounded["mIoU"], abs=0.0051)
+    assert metrics["aAcc"] == pytest.approx(rounded["aAcc"], abs=0.0051)
+    assert metrics["mIoU"] != round(metrics["mIoU"], 2)
 
 
 def test_headline_and_keys() -> None:
     """The headline is the mean over its classes that occur; all keys carry the prefix and hold plain floats."""
-    result = _evaluated([_sample(i) for i in range(3)], headline=["class1", "class4", "class20"], prefix="val")
-    assert result["val/mIoU-3"] == pytest.approx((result["val/IoU/class1"] + result["val/IoU/class4"]) / 2, rel=1e-14)
+    metrics = _evaluated([_sample(i) for i in range(3)], headline=["class1", "class4", "class20"], prefix="val")
+    assert metrics["val/mIoU-3"] == pytest.approx((metrics["val/IoU/class1"] + metrics["val/IoU/class4"]) / 2, rel=1e-14)
     means = {f"val/{name}" for name in ("mIoU", "mIoU-3", "aAcc", "mAcc", "fwIoU", "mDice")}
-    assert set(result) == means | {f"val/IoU/{name}" for name in CLASSES}
-    assert all(type(value) is float for value in result.values())
+    assert set(metrics) == means | {f"val/IoU/{name}" for name in CLASSES}
+    assert all(type(value) is float for value in metrics.values())
 
 
 def test_intervals() -> None:
@@ -84,7 +84,7 @@ def test_intervals() -> None:
     samples = [_sample(i) for i in range(6)]
     metric = _metric(ci=300, headline=["class1", "class4"])
     metric.process(None, samples)
-    result = metric.evaluate(6)
+    metrics = metric.evaluate(6)
     counts = np.zeros((6, 3, 21), np.int64)
     for i, sample in enumerate(samples):
         prediction, label = (sample[key]["data"].numpy() for key in ("pred_sem_seg", "gt_sem_seg"))
@@ -93,9 +93,9 @@ def test_intervals() -> None:
             counts[i, :, c] = ((label == c) & (prediction == c)).sum(), (label == c).sum(), (kept & (prediction == c)).sum()
     expected = bootstrap_intervals(counts, [1, 4], resamples=300)
     assert metric.last is not None and repr(metric.last.intervals) == repr(expected)
-    assert (result["mIoU/low"], result["mIoU/high"]) == tuple(100 * end for end in expected.miou)
-    assert result["mIoU/low"] < result["mIoU"] < result["mIoU/high"]
-    assert expected.headline_miou and result["mIoU-2/high"] == 100 * expected.headline_miou[1]
+    assert (metrics["mIoU/low"], metrics["mIoU/high"]) == tuple(100 * end for end in expected.miou)
+    assert metrics["mIoU/low"] < metrics["mIoU"] < metrics["mIoU/high"]
+    assert expected.headline_miou and metrics["mIoU-2/high"] == 100 * expected.headline_miou[1]
     assert "mIoU/low" not in _evaluated(samples)
     assert "mIoU/low" not in _evaluated(samples[:1], ci=True)
     with pytest.raises(ValueError, match="number of bootstrap resamples, not -5"):
@@ -241,7 +241,7 @@ def _one_of_two(rank: int, folder: str) -> None:
     mine = [samples[i] for i in ([0, 2, 4], [1, 3, 0])[rank]]  # as DefaultSampler deals out five: the first again
     metric = _metric(headline=["class1", "class4"], ci=200)
     metric.process(None, mine)
-    result = metric.evaluate(5)
+    metrics = metric.evaluate(5)
     mine[1]["pred_sem_seg"]["data"][0, 0, 0] = 21 + rank
     metric.process(None, mine)
     message = ""
@@ -262,7 +262,7 @@ def _one_of_two(rank: int, folder: str) -> None:
         metric.evaluate(2)
     except ValueError as error:
         broken = str(error)
-    torch.save((result, message, clash, broken, get_rank()), f"{folder}/{rank}.pt")
+    torch.save((metrics, message, clash, broken, get_rank()), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -271,9 +271,9 @@ def test_two_processes(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
     expected = _evaluated([_sample(i) for i in range(5)], headline=["class1", "class4"], ci=200)
     for rank in range(2):
-        result, message, clash, broken, its_rank = torch.load(tmp_path / f"{rank}.pt")
+        metrics, message, clash, broken, its_rank = torch.load(tmp_path / f"{rank}.pt")
         assert its_rank == rank
-        np.testing.assert_equal(result, expected)
+        np.testing.assert_equal(metrics, expected)
         # both processes stop, and both name the images of both
         assert "2007_000002.jpg" in message and "2007_000003.jpg" in message and "2 of 5 images" in message
         assert clash == f"a/2007_000000.jpg and b/2007_000000.jpg were both written as {tmp_path}/png/2007_000000.png"

@@ -1,1 +1,1 @@
-"""Fast implementations of the losses, one file a device."""
+"""Fast implementations of the boosted loss: ``cpu`` in PyTorch, ``gpu`` in Triton."""

@@ -3,7 +3,7 @@
 The loss is a sum over classes without a normaliser, so a block of logits can be computed alone: it is read once, and its loss
 is summed and its gradient written while it is in the cache.
 
-Shapes: N images or rows, C classes, * any trailing dimensions (P pixels together), n and p those of a block.
+Shapes: N images or rows, C classes, ``*`` any trailing dimensions (P pixels together), n and p those of a block.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def _empty_like(x: Tensor) -> Tensor:
-    """`torch.empty_like`, in huge pages where the system grants them.
+    """``torch.empty_like``, in huge pages where the system grants them.
 
     33 MiB are 8,453 pages of 4 KiB, and the first touch of each of them takes as long as all arithmetic of the loss.
     """
@@ -59,14 +59,14 @@ def _flat(x: Tensor) -> Tensor:
     return x.as_strided((span,), (1,))
 
 
-def _label_indices(x: Tensor, label: Tensor, pixel_index: Tensor) -> Tensor:
-    """The indices in `_flat` of the logits of the labels (n, p), as one row; ``pixel_index`` counts from 0.
+def _label_indices(x: Tensor, label: Tensor, offsets: Tensor) -> Tensor:
+    """The indices in ``_flat`` of the logits of the labels (n, p), as one row; ``offsets`` are 0, 1, ... of at least p pixels.
 
     These and a gather from a row take a fifth of the time of a gather along classes.
     """
     image_stride, class_stride, pixel_stride = x.stride()
-    pixel_index = pixel_index[: x.shape[2]]
-    index = torch.add(pixel_index if pixel_stride == 1 else pixel_index * pixel_stride, label, alpha=class_stride)
+    offsets = offsets[: x.shape[2]]
+    index = torch.add(offsets if pixel_stride == 1 else offsets * pixel_stride, label, alpha=class_stride)
     if x.shape[0] > 1:
         index += (torch.arange(x.shape[0], device=x.device) * image_stride).unsqueeze(1)
     return index.reshape(-1)
@@ -83,7 +83,7 @@ def loss_terms_and_gradient(boost: Boost, x: Tensor, t: Tensor | float, max_delt
         near = torch.tensor(optimum, dtype=x.dtype).item()
         u = (x - near).sub_(optimum - near)
         if not u.numel() or bool(u.amax() <= 1):
-            # `ExponentialBoost.divergence` where only one of its branches is taken
+            # ExponentialBoost.divergence where only one of its branches is taken
             gradient = torch.expm1(u)
             return torch.sub(gradient, u, out=u).mul_(t), gradient.mul_(t)
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
@@ -101,15 +101,9 @@ def _exp_alpha(spec: LossSpec, inputs: LossInputs) -> float | None:
 
 
 def _block(
-    spec: LossSpec,
-    inputs: LossInputs,
-    x: Tensor,
-    label: Tensor,
-    factor: Tensor | float,
-    gradient: Tensor | None,
-    pixel_index: Tensor,
+    spec: LossSpec, inputs: LossInputs, x: Tensor, label: Tensor, factor: Tensor | float, out: Tensor | None, offsets: Tensor
 ) -> Tensor:
-    """Losses (n, p) of logits (n, C, p); their gradients times ``factor`` (n, p) are written into ``gradient``."""
+    """Losses (n, p) of logits (n, C, p); their gradients times ``factor`` (n, p) are written into ``out``."""
     boost, (t_neg, t_pos), max_delta = spec.boost, spec.targets, spec.max_delta
     class_weight = None if inputs.class_weight is None else inputs.class_weight.to(x)
     unit = 1.0
@@ -120,15 +114,15 @@ def _block(
         alpha = _exp_alpha(spec, inputs)
         if alpha is not None:
             # alpha is a factor of later products, which saves a pass over the block
-            loss_terms = grad = torch.exp(x, out=gradient)
+            loss_terms = grad = torch.exp(x, out=out)
             unit = alpha
         else:
             loss_terms, grad = loss_terms_and_gradient(boost, x, t_neg, max_delta)
         # then the label's class, after the pass over x that brings it into the cache
-        index = _label_indices(x, label, pixel_index)
+        index = _label_indices(x, label, offsets)
         label_terms, label_grad = loss_terms_and_gradient(boost, _flat(x).gather(0, index), t_pos, max_delta)
         if loss_terms.stride() != x.stride():
-            index = _label_indices(loss_terms, label, pixel_index)
+            index = _label_indices(loss_terms, label, offsets)
         _flat(loss_terms).index_fill_(0, index, 0.0)
         if class_weight is not None:
             label_weight = class_weight[label.reshape(-1)]
@@ -136,22 +130,22 @@ def _block(
     losses = loss_terms.sum(1) if class_weight is None else (loss_terms * class_weight.unsqueeze(1)).sum(1)
     if not inputs.is_soft:
         losses = losses.mul_(unit).add_(label_terms.view(losses.shape))
-    if gradient is None:
+    if out is None:
         return losses
     times = unit * factor if isinstance(factor, float) else (unit * factor).unsqueeze(1)
-    torch.mul(grad, times if class_weight is None else times * class_weight.unsqueeze(1), out=gradient)
+    torch.mul(grad, times if class_weight is None else times * class_weight.unsqueeze(1), out=out)
     if not inputs.is_soft:
         label_grad *= factor if isinstance(factor, float) else factor.reshape(-1)
-        if gradient.stride() != loss_terms.stride():
-            index = _label_indices(gradient, label, pixel_index)
-        _flat(gradient).index_copy_(0, index, label_grad)
+        if out.stride() != loss_terms.stride():
+            index = _label_indices(out, label, offsets)
+        _flat(out).index_copy_(0, index, label_grad)
     return losses
 
 
 def loss_and_gradient(
-    spec: LossSpec, inputs: LossInputs, logits: Tensor, compute_grad: bool, grad_output: Tensor | None = None
+    spec: LossSpec, inputs: LossInputs, logits: Tensor, needs_grad: bool, grad_output: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss of logits (N, C, *) and, if ``compute_grad``, its gradient in them times ``grad_output`` (None: 1)."""
+    """The loss of logits ``(N, C, *)`` and, if ``needs_grad``, its gradient in them times ``grad_output`` (None: 1)."""
     count, classes = logits.shape[:2]
     size = math.prod(logits.shape[2:])
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -163,7 +157,7 @@ def loss_and_gradient(
         all_valid = None
     scale = float(inputs.scale(all_valid))
     # with strides as the logits have them, if those leave no gaps
-    gradient = _empty_like(all_x) if compute_grad else None
+    gradient = _empty_like(all_x) if needs_grad else None
     pixel_losses = torch.empty(count, size, dtype=dtype, device=all_x.device) if inputs.reduction == "none" else None
     total = 0.0
     grad_scale = scale if grad_output is None or grad_output.ndim else scale * float(grad_output)
@@ -172,7 +166,7 @@ def loss_and_gradient(
     # an image is cut into equal parts, so that none is a small rest with the same overhead
     parts = math.ceil(size * classes / block_size) if images == 1 else 1
     pixels = max(1, math.ceil(size / max(parts, 1)))
-    pixel_index = torch.arange(pixels, device=all_x.device)
+    offsets = torch.arange(pixels, device=all_x.device)
     for first, start in itertools.product(range(0, count, images), range(0, size, pixels)):
         block = (slice(first, first + images), slice(start, start + pixels))
         class_block = (block[0], slice(None), block[1])
@@ -192,13 +186,13 @@ def loss_and_gradient(
         out = block_gradient = None if gradient is None else gradient[class_block]
         if out is not None and out.dtype != dtype:
             out = torch.empty_like(x)
-        losses = _block(spec, inputs, x, label, factor, out, pixel_index)
+        losses = _block(spec, inputs, x, label, factor, out, offsets)
         losses = losses if weight is None else losses.mul_(weight)
         block_sum = float(losses.sum())
         if valid is not None and weight is not None and not math.isfinite(block_sum):
             # an ignored pixel's logits may be anything, and 0 times infinity is NaN
             x = torch.where(valid.unsqueeze(1), all_x[class_block].to(dtype), 0.0)
-            losses = _block(spec, inputs, x, label, factor, out, pixel_index).mul_(weight)
+            losses = _block(spec, inputs, x, label, factor, out, offsets).mul_(weight)
             block_sum = float(losses.sum())
         total += block_sum
         if pixel_losses is not None:

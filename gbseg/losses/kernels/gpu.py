@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 import triton
@@ -30,7 +29,7 @@ KINDS: dict[type[Boost], int] = {ExponentialBoost: 0, CubicBoost: 1, LinearBoost
 
 @triton.jit
 def _exp(x):
-    """``exp(x)``; the hardware has ``exp2``, and a rounded x * log2(e) would cost a relative error of |x| * 6e-8."""
+    """``exp(x)``; the hardware has ``exp2``, and a rounded ``x * log2(e)`` would cost a relative error of ``6e-8 |x|``."""
     power = x * 1.4426950408889634
     rest = tl.fma(x, 1.4426950408889634, -power) + x * 1.925963033500967e-08
     # NaN where x is infinite
@@ -106,7 +105,7 @@ def _unbounded(x, t, x0, x0_rest, alpha, beta, KIND: tl.constexpr, ZERO: tl.cons
 
 @triton.jit
 def _loss_and_delta(x, t, x0, x0_rest, alpha, beta, max_delta, KIND: tl.constexpr, ZERO: tl.constexpr, BOUND: tl.constexpr):
-    """`_unbounded`, or with the gradient clamped to [-max_delta, max_delta] and the loss that belongs to it."""
+    """``_unbounded``, or with the gradient clamped to [-max_delta, max_delta] and the loss that belongs to it."""
     if not BOUND:
         return _unbounded(x, t, x0, x0_rest, alpha, beta, KIND, ZERO)
     t = t + tl.zeros_like(x)
@@ -248,39 +247,21 @@ def _split(value: Tensor) -> tuple[float, float]:
     return (first, float(value) - first) if math.isfinite(first) else (first, 0.0)
 
 
-def _kernel_arguments(spec: LossSpec, inputs: LossInputs) -> dict[str, Any]:
-    boost, (t_neg, t_pos) = spec.boost, spec.targets
-    (x_neg, x_neg_rest), (x_pos, x_pos_rest) = (
-        _split(boost.inverse(torch.tensor(t, dtype=torch.float64))) for t in spec.targets
-    )
-    return dict(
-        alpha=float(getattr(boost, "alpha", 1.0)),
-        beta=float(getattr(boost, "beta", 0.0)),
-        t_neg=t_neg,
-        t_pos=t_pos,
-        x_neg=x_neg,
-        x_neg_rest=x_neg_rest,
-        x_pos=x_pos,
-        x_pos_rest=x_pos_rest,
-        max_delta=float(spec.max_delta or 0.0),
-        ignore_index=-1 if inputs.ignore_index is None else inputs.ignore_index,
-        KIND=KINDS[type(boost)],
-        # without a target at the wrong classes, only the exponential is computed there
-        ZERO=t_neg == 0,
-        BOUND=spec.max_delta is not None,
-        SOFT=inputs.is_soft,
-        IGNORE=inputs.ignore_index is not None and not inputs.is_soft,
-    )
+def _boost_arguments(spec: LossSpec) -> list[float]:
+    """The kernel's arguments from ``alpha`` to ``max_delta``."""
+    alpha, beta = float(getattr(spec.boost, "alpha", 1.0)), float(getattr(spec.boost, "beta", 0.0))
+    x_neg, x_pos = (_split(spec.boost.inverse(torch.tensor(t, dtype=torch.float64))) for t in spec.targets)
+    return [alpha, beta, *spec.targets, *x_neg, *x_pos, float(spec.max_delta or 0.0)]
 
 
 def loss_and_gradient(
-    spec: LossSpec, inputs: LossInputs, logits: Tensor, compute_grad: bool, grad_output: Tensor | None = None
+    spec: LossSpec, inputs: LossInputs, logits: Tensor, needs_grad: bool, grad_output: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss of logits (N, C, *) in one of `DTYPES` and, if ``compute_grad``, its gradient in them times ``grad_output``."""
+    """The loss of logits ``(N, C, *)`` in ``DTYPES`` and, if ``needs_grad``, its gradient in them times ``grad_output``."""
     shape, device = logits.shape, logits.device
     count, classes, size = shape[0], shape[1], math.prod(shape[2:])
     x = logits.detach().reshape(count, classes, size)
-    gradient = torch.empty_like(x) if compute_grad else None
+    gradient = torch.empty_like(x) if needs_grad else None
     label = inputs.label.reshape((count, classes, size) if inputs.is_soft else (count, 1, size))
     weight = None if inputs.weight is None else inputs.weight.reshape(count, size).to(device, torch.float32)
     scale = torch.ones((), dtype=torch.float32, device=device) * inputs.scale(inputs.valid_mask)
@@ -317,10 +298,17 @@ def loss_and_gradient(
                 classes,
                 pixels,
                 *itertools.chain(*strides),
-                **_kernel_arguments(spec, inputs),
+                *_boost_arguments(spec),
+                -1 if inputs.ignore_index is None else inputs.ignore_index,
+                KIND=KINDS[type(spec.boost)],
+                # without a target at the wrong classes, only the exponential is computed there
+                ZERO=spec.targets[0] == 0,
+                BOUND=spec.max_delta is not None,
+                SOFT=inputs.is_soft,
+                IGNORE=inputs.ignore_index is not None and not inputs.is_soft,
                 CLASS_WEIGHT=class_weight is not None,
                 WEIGHT=weight is not None,
-                GRAD=compute_grad,
+                GRAD=needs_grad,
                 UNREDUCED=unreduced,
                 PIXELS=tile[0],
                 CLASSES=tile[1],

@@ -1,4 +1,4 @@
-"""Data sets and transforms that configs name."""
+"""Data sets and transforms for configs."""
 
 from gbseg.mm.datasets.array_dataset import ArrayImages
 from gbseg.mm.datasets.class_folders import ClassFolders

@@ -37,6 +37,27 @@ _SOURCES: dict[str, Callable[[Path, bool], tuple[Images, Sequence[str]]]] = {
 }
 
 
+def part_indices(title: str, count: int, part: str, held_out: int) -> np.ndarray:
+    """Indices of a part of ``count`` training images, in the order of a fixed permutation.
+
+    Args:
+        title: start of the error message.
+        count: number of images.
+        part: 'held_out' for the images held out, 'tune' for the others, else all. The two never share an image, since the
+            permutation is the same.
+        held_out: number of images held out.
+
+    Raises:
+        ValueError: ``held_out`` is not in 1..count-1 for 'tune' or 'held_out'.
+    """
+    order = np.random.default_rng(0).permutation(count)
+    if part not in ("tune", "held_out"):
+        return order
+    if not 0 < held_out < count:
+        raise ValueError(f"{title}: part={part!r} needs held_out in 1..{count - 1}, got {held_out}.")
+    return order[held_out:] if part == "tune" else order[:held_out]
+
+
 @FUNCTIONS.register_module()
 def as_is(batch: Any) -> Any:
     """A collate function for batches that are already collated."""
@@ -81,12 +102,7 @@ class ArrayImages(Dataset):
         if part not in ("train", "test", "tune", "held_out"):
             raise ValueError(f"ArrayImages: part is 'train', 'test', 'tune' or 'held_out', got {part!r}.")
         images, classes = _SOURCES[source](Path(data_root), part != "test")
-        # the same permutation for all parts, so that 'tune' and 'held_out' never share an image, whatever their sizes
-        order = np.random.default_rng(0).permutation(len(images.labels))
-        if part in ("tune", "held_out"):
-            if not 0 < held_out < len(order):
-                raise ValueError(f"ArrayImages: part={part!r} needs held_out in 1..{len(order) - 1}, got {held_out}.")
-            order = order[held_out:] if part == "tune" else order[:held_out]
+        order = part_indices("ArrayImages", len(images.labels), part, held_out)
         if num is not None:
             if not 0 < num <= len(order):
                 raise ValueError(f"ArrayImages: num={num} images asked for, there are {len(order)}.")

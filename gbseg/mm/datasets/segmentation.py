@@ -1,4 +1,4 @@
-"""Data sets of the MM packages, with messages for what is not there yet: PASCAL VOC 2012, and folders of images and masks."""
+"""Data sets for MMSegmentation with helpful errors for missing files: PASCAL VOC 2012, and folders of images and masks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
 
 __all__ = ["FolderSegmentation", "VOCSegmentation"]
 
+OTHER_DATA_ROOT = (
+    "Data that lie elsewhere: link them there, or name them by --cfg-options train_dataloader.dataset.data_root=FOLDER "
+    "val_dataloader.dataset.data_root=FOLDER test_dataloader.dataset.data_root=FOLDER."
+)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -26,31 +30,23 @@ class VOCSegmentation(BaseSegDataset):
 
     Args:
         ann_file: the list of ids, below ``data_root``; None takes every image.
-        img_suffix: of the images.
-        seg_map_suffix: of the labels.
-        settings: those of mmseg's `BaseSegDataset`.
+        settings: arguments of mmseg's ``BaseSegDataset``, such as ``img_suffix='.jpg'`` and ``seg_map_suffix='.png'``.
 
     Raises:
-        FileNotFoundError: the list, a folder or the first of the listed images is missing; the message names what was
-            looked for and how to get it.
+        FileNotFoundError: the list, a folder or a listed file is missing; the message names it and says how to get it.
     """
 
     METAINFO: ClassVar[dict] = {"classes": VOC_CLASSES, "palette": [list(colour) for colour in VOC_PALETTE[: len(VOC_CLASSES)]]}
 
-    def __init__(
-        self, ann_file: str | None = "", img_suffix: str = ".jpg", seg_map_suffix: str = ".png", **settings: object
-    ) -> None:
-        settings.setdefault("reduce_zero_label", False)
-        super().__init__(ann_file=ann_file or "", img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **settings)
+    def __init__(self, ann_file: str | None = "", **settings: object) -> None:
+        super().__init__(ann_file=ann_file or "", **settings)
 
     def load_data_list(self) -> list[dict]:
-        """One dict of paths an image, in the order of the list."""
+        """One dict of paths per image, in the order of the list."""
         where = f"(looked for in {Path(self.data_root or '.').resolve()})"
         how = (
             "VOC 2012 and SBD are downloaded and prepared, with all lists, by: python tools/prepare_voc.py data (the same as "
-            "gbseg prepare-voc data); data/README.md says what goes where. "
-            "Data that lie elsewhere: link them there, or name them by --cfg-options train_dataloader.dataset.data_root=FOLDER "
-            "val_dataloader.dataset.data_root=FOLDER test_dataloader.dataset.data_root=FOLDER."
+            "gbseg prepare-voc data); data/README.md says what goes where. " + OTHER_DATA_ROOT
         )
         if self.ann_file and not Path(self.ann_file).is_file():
             raise FileNotFoundError(f"VOC: there is no list {self.ann_file} {where}. {how}")
@@ -66,24 +62,24 @@ class VOCSegmentation(BaseSegDataset):
 
 @DATASETS.register_module()
 class FolderSegmentation(BaseSegDataset):
-    """A folder of images, and a folder with a mask of the same name for each, with any classes.
+    """A folder of images and a folder of masks with the same names, with any classes.
 
-    A mask is an indexed or grey PNG whose pixels are class numbers, 0 for the first class, 255 for pixels that do not count.
-    Read it with ``dict(type='LoadAnnotations', imdecode_backend='pillow')``. Sub-folders are searched too; ``images/a/b.jpg``
-    then has the mask ``masks/a/b.png``.
+    A mask is an indexed or grey PNG whose pixels are class indices, 0 for the first class, 255 for pixels that do not count.
+    Read it with ``dict(type='LoadAnnotations', imdecode_backend='pillow')``. Sub-folders are searched too: ``images/a/b.jpg``
+    has the mask ``masks/a/b.png``.
 
     Args:
         metainfo: ``dict(classes=(...), palette=[...])``; without a palette the classes get VOC's colours.
-        data_root: the folder around the two.
-        data_prefix: the two folders below it; without ``seg_map_path`` there are images alone.
-        ann_file: a list of names below ``data_root``, one a line, with or without the image's suffix; '' takes every image.
-        img_suffix: one, or several, of the images, in small or capital letters.
-        seg_map_suffix: of the masks, whatever follows the name of the image: ``'.png'``, ``'_mask.png'``.
-        settings: those of mmseg's `BaseSegDataset`.
+        data_root: folder that contains the two folders.
+        data_prefix: the two folders below ``data_root``; without ``seg_map_path`` there are only images.
+        ann_file: a list of names below ``data_root``, one per line, with or without the image's suffix; '' takes every image.
+        img_suffix: one or several suffixes of the images, in any case.
+        seg_map_suffix: what follows the image's name in the name of its mask: ``'.png'``, ``'_mask.png'``.
+        settings: arguments of mmseg's ``BaseSegDataset``.
 
     Raises:
-        FileNotFoundError: a folder, the list, an image or a mask is missing, or there is none at all; the message names it.
-        ValueError: no classes, or two images of one name.
+        FileNotFoundError: a folder, the list, an image or a mask is missing, or there is no image; the message names it.
+        ValueError: no classes, two images with the same name, or a name that is listed twice.
     """
 
     def __init__(
@@ -114,7 +110,7 @@ class FolderSegmentation(BaseSegDataset):
         )
 
     def load_data_list(self) -> list[dict]:
-        """One dict of paths an image, sorted by name, or in the order of the list."""
+        """One dict of paths per image, sorted by name, or in the order of the list."""
         how = (
             "Set data_root at the top of the config (it is looked for from the folder in which you start the command), and see "
             "docs/your_own_data.md for what goes where."
@@ -123,37 +119,37 @@ class FolderSegmentation(BaseSegDataset):
         for kind, folder in (("images", images), ("masks", masks)):
             if folder and not Path(folder).is_dir():
                 raise FileNotFoundError(f"there is no folder {folder} for {kind} (it would be {Path(folder).resolve()}). {how}")
-        found: dict[str, Path] = {}
+        image_by_name: dict[str, Path] = {}
         for path in sorted(Path(images).rglob("*")):
             # masks may lie beside their images
             if path.suffix.lower() not in self.img_suffixes or (masks == images and path.name.endswith(self.seg_map_suffix)):
                 continue
             name = path.relative_to(images).with_suffix("").as_posix()
-            if name in found:
-                raise ValueError(f"{found[name]} and {path} have one name, so one mask: rename or remove one of them.")
-            found[name] = path
-        names = self._listed(found) if self.ann_file else list(found)
+            if name in image_by_name:
+                raise ValueError(f"{image_by_name[name]} and {path} have one name, so one mask: rename or remove one of them.")
+            image_by_name[name] = path
+        names = self._listed_names(image_by_name) if self.ann_file else list(image_by_name)
         if not names:
             suffixes = ", ".join(self.img_suffixes)
             raise FileNotFoundError(f"{self.ann_file or images} names no image (suffixes looked for: {suffixes}). {how}")
         data = []
         for name in names:
-            entry = dict(img_path=str(found[name]), label_map=self.label_map, reduce_zero_label=self.reduce_zero_label)
+            entry = dict(img_path=str(image_by_name[name]), label_map=self.label_map, reduce_zero_label=self.reduce_zero_label)
             if masks:
                 entry["seg_map_path"] = str(Path(masks, name + self.seg_map_suffix))
             data.append({**entry, "seg_fields": []})
         _require_files(data, "masks", f" Every image needs a mask of its name, ending in {self.seg_map_suffix}.", how)
         return data
 
-    def _listed(self, found: dict[str, Path]) -> list[str]:
+    def _listed_names(self, image_by_name: dict[str, Path]) -> list[str]:
         file = Path(self.ann_file)
         if not file.is_file():
             raise FileNotFoundError(f"there is no list {file} (it would be {file.resolve()}).")
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         names = [str(Path(n).with_suffix("")) if Path(n).suffix.lower() in self.img_suffixes else n for n in lines]
-        if twice := next((name for name, count in Counter(names).items() if count > 1), None):
-            raise ValueError(f"{file} names {twice} more than once: an image is listed once.")
-        missing = [name for name in names if name not in found]
+        if duplicate := next((name for name, count in Counter(names).items() if count > 1), None):
+            raise ValueError(f"{file} names {duplicate} more than once: an image is listed once.")
+        missing = [name for name in names if name not in image_by_name]
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of the {len(names)} names in {file} have no image in {self.data_prefix['img_path']}, first "

@@ -1,4 +1,4 @@
-"""Transforms that the MM packages do not have."""
+"""Transforms of our own: the colour augmentation of PixelNet's authors, and a reproducible ``Albu``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["ChannelGain", "SeededAlbu"]
 
 @TRANSFORMS.register_module()
 class ChannelGain(BaseTransform):
-    """Multiply every channel by a gain of its own, U(low, high), as PixelNet's authors do; clipped to 0..255.
+    """Multiply each channel by a random gain from U(low, high), as PixelNet's authors do, and clip to 0..255.
 
     Args:
         low: smallest gain.
         high: largest gain.
 
     Raises:
-        ValueError: not ``0 < low <= high``.
+        ValueError: ``0 < low <= high`` does not hold.
     """
 
     def __init__(self, low: float = 0.8, high: float = 1.3) -> None:
@@ -42,22 +42,21 @@ class ChannelGain(BaseTransform):
 
 @TRANSFORMS.register_module()
 class SeededAlbu(Albu):
-    """mmseg's `Albu`, seeded from numpy's global generator, that refuses settings which spoil labels.
+    """mmseg's ``Albu``, seeded from numpy's global generator. Refuses settings that would make wrong labels.
 
-    Albumentations 2 draws from generators of its own, made from the system's entropy when the pipeline is built, and
-    mmengine's seeds do not reach them: with plain `Albu` no run can be repeated, and the forked workers of a data loader, each
-    with a copy of the same generators, draw the same numbers. (`gbseg.mm.resumable_sampler.SeededDataset` mends that for plain
-    `Albu` too.)
+    Albumentations 2 has random generators of its own, seeded by the operating system, which mmengine's seeds do not reach:
+    with plain ``Albu`` no run can be repeated, and the forked workers of a data loader, with copies of the same generators,
+    draw the same numbers. (`gbseg.mm.resumable_sampler.SeededDataset` also fixes that for plain ``Albu``.)
 
     Args:
-        transforms: configs of albumentations' transforms, as `mmseg.Albu` takes them.
-        ignore_index: the label that counts nowhere; new area must get it.
-        settings: those of `mmseg.Albu`.
+        transforms: configs of albumentations' transforms, as mmseg's ``Albu`` takes them.
+        ignore_index: the ignored label, which new area must get.
+        settings: other arguments of mmseg's ``Albu``.
 
     Raises:
         ImportError: albumentations is not installed.
-        ValueError: a transform would give new area a label that is a class (``fill_mask``), or would interpolate between class
-            numbers (``mask_interpolation`` is not 0, nearest neighbour).
+        ValueError: a transform would give new area the label of a class (``fill_mask``), or would interpolate between class
+            indices (``mask_interpolation`` is not 0, nearest neighbour).
     """
 
     def __init__(self, transforms: list[dict], ignore_index: int = 255, **settings: Any) -> None:
@@ -66,7 +65,7 @@ class SeededAlbu(Albu):
         super().__init__(transforms, **settings)
         for transform in _leaves(self.aug):
             name = type(transform).__name__
-            # None leaves the labels alone (CoarseDropout); a border that repeats or mirrors the image needs no filling
+            # None keeps the labels (CoarseDropout); borders that repeat or mirror the image need no filling
             fill = getattr(transform, "fill_mask", None)
             if fill is not None and getattr(transform, "border_mode", 0) == 0 and set(np.ravel(fill)) != {ignore_index}:
                 raise ValueError(
@@ -85,8 +84,8 @@ class SeededAlbu(Albu):
 
     def transform(self, results: dict) -> dict:
         """Change ``img``, (H, W, 3) uint8 BGR, and ``gt_seg_map``, (H, W), alike; sets ``img_shape``."""
-        word = np.random.randint(2**32, dtype=np.uint64)  # noqa: NPY002  (mmengine and SeededDataset seed the global one)
-        self.aug.set_random_state(np.random.default_rng(word), random.Random(int(word)))
+        seed = np.random.randint(2**32, dtype=np.uint64)  # noqa: NPY002  (mmengine and SeededDataset seed the global one)
+        self.aug.set_random_state(np.random.default_rng(seed), random.Random(int(seed)))
         results = super().transform(results)
         results["img_shape"] = results["img"].shape[:2]
         return results

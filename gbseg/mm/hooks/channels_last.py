@@ -1,4 +1,4 @@
-"""The memory layout in which convolutions are fastest."""
+"""The channels-last memory format, in which convolutions are fastest."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["ChannelsLastHook"]
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Lay the convolutions' weights out channels last, before anything runs.
+    """Convert the model to ``torch.channels_last`` before anything runs.
 
-    PyTorch's convolutions follow their weights, so the features become channels last too. Values stay what they are up to
-    rounding. Checkpoints are loaded into the layout that the model has.
+    Convolutions with such weights also give channels-last features. Values change by rounding only. Checkpoints are loaded
+    into the memory format that the model has.
     """
 
     def before_run(self, runner: Runner) -> None:

@@ -31,12 +31,12 @@ __all__ = ["CheckpointWriteError", "DurableCheckpointHook", "NoReadableCheckpoin
 
 @HOOKS.register_module()
 class DurableCheckpointHook(CheckpointSteps):
-    """mmengine's `CheckpointHook` with the same keys, atomic files, and all the state that resuming needs.
+    """mmengine's ``CheckpointHook`` with the same keys, atomic files, and all the state that resuming needs.
 
     * Every file (regular, best, published, ``last_checkpoint``) is written beside its place, flushed and renamed; what it
       replaces is removed afterwards. So the disk must hold one checkpoint more than ``max_keep_ckpts``.
     * ``training_state`` in a regular checkpoint holds, for every process, the random states and, with a
-      `ResumableIterLoop`, the position in the training data.
+      `gbseg.mm.loops.ResumableIterLoop`, the position in the training data.
     * ``resume=True`` takes the newest checkpoint that can be read, ``resume=True`` with ``load_from`` that file or the
       newest readable one before it in its folder. Damaged ones are reported.
     * Parameters that are not finite are never written.
@@ -45,7 +45,7 @@ class DurableCheckpointHook(CheckpointSteps):
 
     Args:
         max_keep_ckpts: regular checkpoints to keep, at least 2 (with 1 there would be none to fall back to); -1 keeps all.
-        **kwargs: as in `mmengine.hooks.CheckpointHook`, but without ``backend_args`` and ``file_client_args``.
+        **kwargs: as in ``mmengine.hooks.CheckpointHook``, but without ``backend_args`` and ``file_client_args``.
 
     Raises:
         ValueError: ``max_keep_ckpts`` is 0 or 1, or another file backend is given: only a local file system has an atomic

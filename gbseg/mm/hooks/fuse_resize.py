@@ -18,7 +18,7 @@ __all__ = ["FuseResizeHook", "fuse_resize"]
 
 
 def loss_by_feat(self: BaseDecodeHead, seg_logits: Tensor, batch_data_samples: list[Any]) -> dict[str, Tensor]:
-    """`BaseDecodeHead.loss_by_feat` without the upsampled logits of all classes."""
+    """``BaseDecodeHead.loss_by_feat`` without the upsampled logits of all classes."""
     label = labels_of_batch(self, batch_data_samples)
     losses: dict[str, Tensor] = {}
     for loss in filter(_is_boosted, _losses(self)):

@@ -1,4 +1,4 @@
-"""What is back-propagated: deltas at the outputs, their size in the hidden layers, and the softmax's normaliser.
+"""Statistics of the error gradients: deltas at the outputs, their size in hidden layers, and the softmax's normaliser.
 
 Shapes: N rows (images, or pixels) of a batch, C classes.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gbseg.mm.resumable_sampler import iterations_per_epoch
 
 __all__ = ["GradientStatsHook"]
 
-# they multiply the loss by factors of their own, or step several times an iteration
+# they scale the loss in their own ways, or step several times per iteration
 _UNKNOWN_SCALE = {"ApexOptimWrapper", "DeepSpeedOptimWrapper", "OptimWrapperDict"}
 
 
@@ -32,37 +33,37 @@ _UNKNOWN_SCALE = {"ApexOptimWrapper", "DeepSpeedOptimWrapper", "OptimWrapperDict
 class GradientStatsHook(Hook):
     """Record the error gradients of a training run (paper, Fig. 2, 3 and 5).
 
-    An *error gradient* is the derivative of one row's loss in a layer's output, so that of a mean over N rows times N; at the
-    outputs that is the delta ``g(x) - t``, times the loss's ``loss_weight``. Gradient accumulation's divisor and a GradScaler's
-    factor are taken out. Recorded are, every ``interval`` iterations and at those of a histogram:
+    An *error gradient* is the derivative of one row's loss with respect to a layer's output, which is N times that of a mean
+    over N rows; at the outputs it is the delta ``g(x) - t``, times the loss's ``loss_weight``. The factors of gradient
+    accumulation and of a GradScaler are divided out. Every ``interval`` iterations, and at those of a histogram, it records:
 
     * ``rms/<layer>``: the root mean square of the layer's error gradients over rows and units;
-    * ``normaliser``: median, mean, least and greatest ``s = sum_j exp(x_j)`` over the rows, as natural logarithms (so ``mean``
-      is ``ln mean(s)``, not the mean of ``ln s``);
-    * at ``histogram_epochs`` and ``histograms``: the distribution of the output's deltas, in equal bins from least to greatest.
+    * ``normaliser``: median, mean, minimum and maximum of ``s = sum_j exp(x_j)`` over the rows, as natural logarithms (so
+      ``mean`` is ``ln mean(s)``, not the mean of ``ln s``);
+    * at ``histogram_epochs`` and ``histograms``: the distribution of the output's deltas, in equal bins from minimum to
+      maximum.
 
-    They go to TensorBoard, if the run has it, and to ``gradients.jsonl`` in the run's log folder, one line an iteration, which
-    `gbseg.report.gradient_log.read_gradients` reads. Of several processes the rows of all are taken together. What a recorded
-    iteration takes longer is a norm of each layer's gradient and one transfer to the host; others take nothing.
+    The records go to TensorBoard, if the run has it, and to ``gradients.jsonl`` in the run's log folder, one line per
+    iteration, which `gbseg.report.gradient_log.read_gradients` reads. In distributed runs the rows of all processes are
+    combined. A recorded iteration costs a norm of each layer's gradient and one transfer to the host; others cost nothing.
 
-    N counts all rows of the logits. Where a loss leaves ignored pixels out of its mean, everything but the normaliser is too
-    great by the ratio of all rows to those that count: name a module whose rows all count, as PixelNet's sampled ones do.
+    N counts all rows of the logits. If a loss leaves ignored pixels out of its mean, everything but the normaliser is too
+    large by the ratio of all rows to valid rows: choose a module whose rows are all valid, such as PixelNet's sampled ones.
 
     Args:
-        output: the name of the module that gives the logits, (N, C) or (N, C, *), once an iteration.
-        layers: names of modules whose outputs are watched too. One that is called several times counts as one with the units
-            of all calls.
+        output: name of the module that returns the logits, (N, C) or (N, C, *), once per iteration.
+        layers: names of further modules. A module that is called several times counts as one with the units of all calls.
         interval: iterations between records.
-        histogram_epochs: epochs (from 1, as in the paper) of whose first batch the output deltas are kept as a histogram. An
-            epoch is as many iterations as it takes to draw each training image once, rounded up.
-        histograms: iterations (from 0) with a histogram beside those.
-        bins: of a histogram.
+        histogram_epochs: epochs (from 1, as in the paper) at whose first batch a histogram of the output deltas is recorded.
+            An epoch is the number of iterations in which each training image is drawn once, rounded up.
+        histograms: further iterations (from 0) with a histogram.
+        bins: number of bins of a histogram.
 
     Raises:
         ValueError: a module is not in the model (the message lists those that are), or does not return one tensor;
-            ``interval``, ``bins`` or an epoch is below 1; the optimizer's wrapper is one whose loss scale is not known (Apex,
+            ``interval``, ``bins`` or an epoch is below 1; the loss scale of the optimizer wrapper is not known (Apex,
             DeepSpeed, several optimizers); the training data has no length; the output is back-propagated through more than
-            once an iteration, so that N is not known.
+            once per iteration, so that N is not known.
     """
 
     priority = "LOW"
@@ -89,15 +90,15 @@ class GradientStatsHook(Hook):
         self._modules: dict[str, nn.Module] = {}
         self._handles: list[Any] = []
         self._warned: set[str] = set()
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        self._norms: list[tuple[str, int, Tensor]] = []
+    def _reset(self) -> None:
+        self._norms: list[tuple[str, int, Tensor]] = []  # name, number of elements and norm of each gradient
         self._normaliser: Tensor | None = None
         self._delta: Tensor | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Find the modules, and note in the file where this start begins, so that what it goes over again is known."""
+        """Find the modules, and write the first iteration to the file: a resumed run repeats iterations after a checkpoint."""
         modules = dict(unwrap_model(runner.model).named_modules())
         if missing := [name for name in self.names if name not in modules]:
             raise ValueError(
@@ -116,35 +117,32 @@ class GradientStatsHook(Hook):
             self._write({"start": runner.iter})
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Watch the modules during an iteration that is to be recorded."""
+        """Register hooks on the modules if this iteration is recorded."""
         if runner.iter % self.interval and runner.iter not in self._histograms:
             return
-        self._forget()
+        self._reset()
         self._with_histogram = runner.iter in self._histograms
-        # now: the step of this iteration may change a GradScaler's
+        # before the step, which may change a GradScaler's scale
         self._scale = _loss_scale(runner)
-        for name, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._watch(name)))
+        self._handles = [
+            module.register_forward_hook(partial(self._after_forward, name)) for name, module in self._modules.items()
+        ]
 
-    def _watch(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def watch(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            if not isinstance(output, Tensor):
-                raise ValueError(
-                    f"GradientStatsHook: {name} returns a {type(output).__name__}, not one tensor; name a layer within it."
-                )
-            if not output.requires_grad:
-                return
-            normaliser = None
-            if name == self.names[0]:
-                # at once: a later operation may work in place
-                normaliser = torch.logsumexp(output.detach().float(), 1).flatten()
-            output.register_hook(lambda gradient: self._take(name, gradient.detach(), normaliser))
+    def _after_forward(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"GradientStatsHook: {name} returns a {type(output).__name__}, not one tensor; name a layer within it."
+            )
+        if not output.requires_grad:
+            return
+        # now, because a later operation may overwrite the logits in place
+        normaliser = torch.logsumexp(output.detach().float(), 1).flatten() if name == self.names[0] else None
+        output.register_hook(partial(self._after_backward, name, normaliser))
 
-        return watch
-
-    def _take(self, name: str, gradient: Tensor, normaliser: Tensor | None) -> None:
-        # reduced at once, so that no layer's gradient lives longer than without the hook
-        self._norms.append((name, gradient.numel(), torch.linalg.vector_norm(gradient, dtype=torch.float32)))
+    def _after_backward(self, name: str, normaliser: Tensor | None, gradient: Tensor) -> None:
+        # reduced now, so that no layer's gradient lives longer than without the hook
+        norm = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
+        self._norms.append((name, gradient.numel(), norm))
         if normaliser is None:
             return
         if self._normaliser is not None:
@@ -153,24 +151,23 @@ class GradientStatsHook(Hook):
                 "over how many rows the loss is a mean; name a module that gives all logits at once."
             )
         self._normaliser = normaliser
-        self._delta = gradient.clone() if self._with_histogram else None
+        self._delta = gradient.detach().clone() if self._with_histogram else None
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Put together what all processes saw, and write it."""
+        """Combine the statistics of all processes, and write the record."""
         if not self._handles:
             return
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        # every process takes part, whatever it saw
-        parts = all_gather_object(self._part())
-        self._forget()
+        # every process takes part, also one without a gradient
+        parts = [part for part in all_gather_object(self._statistics()) if part]
+        self._reset()
         if not is_main_process():
             return
-        parts = [part for part in parts if part]
-        seen = {name for part in parts for name in part["squares"]}
+        with_gradient = {name for part in parts for name in part["squares"]}
         for name in self.names:
-            if name not in seen and name not in self._warned:
+            if name not in with_gradient and name not in self._warned:
                 self._warned.add(name)
                 runner.logger.warning(
                     f"GradientStatsHook: no gradient came to the output of {name} in iteration {runner.iter}, so nothing is "
@@ -178,17 +175,17 @@ class GradientStatsHook(Hook):
                 )
         if not parts:
             return
-        record = {"iter": runner.iter, "epoch": runner.iter / self._epoch_length, **self._record(parts)}
+        record = {"iter": runner.iter, "epoch": runner.iter / self._epoch_length, **self._combine(parts)}
         self._write(record)
         self._to_tensorboard(runner, record)
 
-    def _part(self) -> dict[str, Any] | None:
-        """What this process saw, on the host: sums of squares and numbers by layer, normalisers, deltas."""
+    def _statistics(self) -> dict[str, Any] | None:
+        """Those of this process, on the host: sum of squares and number of units by layer, normalisers, deltas."""
         if self._normaliser is None:
             return None
-        # one transfer for all
+        # a single transfer
         numbers = torch.cat([torch.stack([norm for *_, norm in self._norms]), self._normaliser]).cpu().double().numpy()
-        # a mean over rows gives each of them an N-th
+        # the loss is a mean over N rows
         factor = len(self._normaliser) / self._scale
         squares: dict[str, tuple[float, int]] = {}
         for (name, count, _), norm in zip(self._norms, numbers, strict=False):
@@ -197,12 +194,12 @@ class GradientStatsHook(Hook):
         delta = None if self._delta is None else self._delta.flatten().cpu().double().numpy() * factor
         return {"squares": squares, "normaliser": numbers[len(self._norms) :], "delta": delta}
 
-    def _record(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    def _combine(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         record: dict[str, Any] = {}
         for name in self.names:
-            found = [part["squares"][name] for part in parts if name in part["squares"]]
-            if found:
-                record[f"rms/{name}"] = math.sqrt(sum(total for total, _ in found) / sum(count for _, count in found))
+            if squares := [part["squares"][name] for part in parts if name in part["squares"]]:
+                total, count = np.sum(squares, axis=0).tolist()
+                record[f"rms/{name}"] = math.sqrt(total / count)
         normaliser = np.concatenate([part["normaliser"] for part in parts])
         record["normaliser"] = {
             "median": float(np.median(normaliser)),
@@ -212,7 +209,7 @@ class GradientStatsHook(Hook):
         }
         if parts[0]["delta"] is not None:
             delta = np.concatenate([part["delta"] for part in parts])
-            # of a run that diverges; its root mean square says so
+            # infinite where the run diverges, as the root mean square shows
             if np.isfinite(delta).all():
                 counts, edges = np.histogram(delta, self.bins)
                 record["histogram"] = {
@@ -234,29 +231,19 @@ class GradientStatsHook(Hook):
         if backend is None:
             return
         writer = backend.experiment
-        for key, value in record.items():
-            if key.startswith("rms/"):
-                writer.add_scalar(f"gradients/{key}", value, runner.iter)
-        for key, value in record["normaliser"].items():
-            writer.add_scalar(f"gradients/ln_normaliser/{key}", value, runner.iter)
-        if "histogram" in record:
-            found = record["histogram"]
-            edges = np.linspace(found["low"], found["high"], self.bins + 1)
-            writer.add_histogram_raw(
-                "gradients/delta",
-                min=found["low"],
-                max=found["high"],
-                num=sum(found["counts"]),
-                sum=found["sum"],
-                sum_squares=found["sum_squares"],
-                bucket_limits=edges[1:].tolist(),
-                bucket_counts=found["counts"],
-                global_step=runner.iter,
-            )
+        scalars = {key: value for key, value in record.items() if key.startswith("rms/")}
+        scalars |= {f"ln_normaliser/{key}": value for key, value in record["normaliser"].items()}
+        for key, value in scalars.items():
+            writer.add_scalar(f"gradients/{key}", value, runner.iter)
+        if histogram := record.get("histogram"):
+            low, high, counts = histogram["low"], histogram["high"], histogram["counts"]
+            limits = np.linspace(low, high, self.bins + 1)[1:].tolist()
+            sums = histogram["sum"], histogram["sum_squares"]
+            writer.add_histogram_raw("gradients/delta", low, high, sum(counts), *sums, limits, counts, runner.iter)
 
 
 def _loss_scale(runner: Runner) -> float:
-    """What the loss is multiplied by before it is back-propagated."""
+    """The factor of the loss in the backward pass."""
     wrapper = runner.optim_wrapper
     scaler = getattr(wrapper, "loss_scaler", None)
     return float(wrapper.scale_loss(torch.ones(()))) * (1.0 if scaler is None else scaler.get_scale())

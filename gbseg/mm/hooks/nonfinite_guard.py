@@ -84,7 +84,7 @@ class NonFiniteGuardHook(Hook):
 
     On a CPU every iteration's loss is checked before the backward pass, so that no step is taken with it. Reading it from a
     CUDA device makes the host wait, so there it is checked every ``interval`` iterations and before each checkpoint; in
-    between, the values that mmengine's `RuntimeInfoHook` has already fetched are checked, after the step. In either case no
+    between, the values that mmengine's ``RuntimeInfoHook`` has already fetched are checked, after the step. In either case no
     checkpoint is written at or after the bad iteration. If a loss has recorded labels that are no class (any module with a
     method ``bad_label_report() -> str | None``), that is reported instead.
 

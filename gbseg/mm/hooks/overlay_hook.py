@@ -1,15 +1,13 @@
-"""Pictures of a test: every image beside its ground truth and its prediction."""
+"""Write every image of a test beside its ground truth and its prediction."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmseg.structures import SegDataSample
@@ -28,7 +26,7 @@ class OverlayHook(Hook):
     """Write every test image beside its ground truth and its prediction, as ``<id>.png``.
 
     Args:
-        out_dir: the folder.
+        out_dir: folder of the PNGs.
     """
 
     def __init__(self, out_dir: str | Path) -> None:
@@ -42,7 +40,7 @@ class OverlayHook(Hook):
         palette = runner.test_dataloader.dataset.metainfo.get("palette") or VOC_PALETTE
         for sample in outputs or ():
             if not sample.get("img_path"):
-                print_log(f"No picture of {image_name(sample, batch_idx)}: it has no img_path.", "current", logging.WARNING)
+                runner.logger.warning(f"No picture of {image_name(sample, batch_idx)}: it has no img_path.")
                 continue
             try:
                 panels = [read_bgr(sample.img_path)]
@@ -53,7 +51,7 @@ class OverlayHook(Hook):
                         label = label.astype(np.uint8) if label.max(initial=0) < 256 else label
                         panels.append(overlay(panels[0], label, palette))
             except ValueError as error:
-                print_log(f"No picture: {error}", "current", logging.WARNING)
+                runner.logger.warning(f"No picture: {error}")
                 continue
             png = cv2.imencode(".png", np.hstack(panels))[1]
             write_atomically(png.tobytes(), self.out_dir / f"{Path(sample.img_path).stem}.png")

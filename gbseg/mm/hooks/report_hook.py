@@ -31,8 +31,8 @@ __all__ = ["ReportHook"]
 class ReportHook(Hook):
     """Write ``scores.json``, ``confusion.png``, ``report.html`` and, of the calibration, ``reliability.png`` after a test.
 
-    The scores are those of the test's `VOCMetric`. In distributed runs, rank 0 writes; images that a sampler repeats to give
-    every process equally many are counted and shown once.
+    The scores are those of the test's `gbseg.mm.voc_metric.VOCMetric`. In distributed runs, rank 0 writes; images that a
+    sampler repeats to give every process equally many are counted and shown once.
 
     Args:
         out_dir: the folder of the report.
@@ -46,7 +46,7 @@ class ReportHook(Hook):
         command: the command line, for the provenance.
 
     Raises:
-        ValueError: before the test, calibration of a model whose loss has no known link, or there is no `VOCMetric`.
+        ValueError: before the test, calibration of a model whose loss has no known link, or there is no ``VOCMetric``.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any, NamedTuple
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import Runner
 
@@ -124,4 +122,4 @@ class OverlapHook(Hook):
             if overlap is not None:
                 line = "!" * 100
                 message = f"TRAINING AND EVALUATION OVERLAP: {overlap.sentence()}.\n{overlap.meaning()}"
-                print_log(f"\n{line}\n{message}\n{line}", logger="current", level=logging.WARNING)
+                runner.logger.warning(f"\n{line}\n{message}\n{line}")

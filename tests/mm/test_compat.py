@@ -1,0 +1,403 @@
+"""The private parts of MMEngine and its family that gbseg.mm.compat rests on are where they were in the versions tried.
+
+A failure here means that a new version has moved something: change the function of gbseg/mm/compat.py that the message names.
+"""
+
+import functools
+import inspect
+import io
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("mmseg")
+import mmengine
+import mmpretrain
+import mmseg
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook, IterTimerHook, RuntimeInfoHook
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import BaseModel, BaseTTAModel, ImgDataPreprocessor, MMDistributedDataParallel
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.structures import PixelData
+from mmpretrain.models.heads import ClsHead
+from mmpretrain.models.utils import ClsDataPreprocessor
+from mmseg.datasets.transforms import Albu
+from mmseg.models import SegDataPreProcessor
+from mmseg.models.decode_heads import FCNHead
+from mmseg.structures import SegDataSample
+from rich.console import Console
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from gbseg.mm import compat
+from gbseg.mm.config import config_folder
+
+PACKAGES = ("onedl-mmengine", "onedl-mmcv", "onedl-mmsegmentation", "onedl-mmpretrain")
+
+
+def rests_on(place: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A test of what ``place`` rests on: whatever goes wrong in it, the failure names the place to look at."""
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(*args: Any, **kwargs: Any) -> None:
+            try:
+                test(*args, **kwargs)
+            except (Exception, pytest.fail.Exception) as error:
+                installed = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+                message = f"look at gbseg.mm.{place}: what it rests on has moved in one of {installed} ({error!r})"
+                raise AssertionError(message) from error
+
+        return run
+
+    return decorate
+
+
+def parameters(function: Any) -> list[str]:
+    """The names of a function's parameters."""
+    return list(inspect.signature(function).parameters)
+
+
+def source(package: Any) -> str:
+    """The text of a whole package or module."""
+    path = Path(package.__file__)
+    files = path.parent.rglob("*.py") if path.name == "__init__.py" else [path]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def test_versions() -> None:
+    """The versions that compat.py names are the ones that the rest of this file runs with."""
+    for name in PACKAGES:
+        assert f"{name} {version(name)}" in " ".join(compat.__doc__.split()), (
+            f"{name} {version(name)} is not among the versions at the top of gbseg/mm/compat.py: run this file, then add it"
+        )
+
+
+@rests_on("compat.base_configs_by_prefix")
+def test_config_prefixes(tmp_path: Path) -> None:
+    """mmengine resolves ``package::file`` by a static method, which gets the prefix and returns path and scope."""
+    assert isinstance(Config.__dict__.get("_get_cfg_path"), staticmethod)
+    assert parameters(Config._get_cfg_path) == ["cfg_path", "filename"]
+    (tmp_path / "base.py").write_text("model = dict(type='A')\n")
+    path = tmp_path / "config.py"
+    path.write_text("_base_ = 'somewhere::base.py'\n")
+    with compat.base_configs_by_prefix(lambda package: tmp_path, {"somewhere": "mmseg"}):
+        config = Config.fromfile(path)
+    assert config.model == {"type": "A", "_scope_": "mmseg"}
+    # and it must still be needed: mmengine does not find them by itself
+    with pytest.raises(Exception, match="external package"):
+        Config.fromfile(path)
+
+
+@pytest.mark.parametrize("package", ["mmseg", "mmpretrain"])
+@rests_on("config.config_folder")
+def test_config_folders(package: str) -> None:
+    """The wheels of the family carry their configs in ``.mim``."""
+    assert (config_folder(package) / "_base_").is_dir()
+
+
+class Model(BaseModel):
+    """One parameter, which is its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs: Any, mode: str) -> dict[str, torch.Tensor]:
+        """The loss terms."""
+        return {"a_loss": self.weight, "acc": torch.ones(())}
+
+
+class TTAModel(BaseTTAModel):
+    """A wrapper for test-time augmentation."""
+
+    def merge_preds(self, data_samples_list: list) -> list:
+        """Not needed."""
+        return []
+
+
+@rests_on("compat.unwrap_model")
+def test_model_wrappers() -> None:
+    """Wrappers for several processes and for test-time augmentation keep the network as ``module``."""
+    network = Model()
+    tta = TTAModel(module=network)
+    assert compat.unwrap_model(network) is network
+    assert compat.unwrap_model(nn.DataParallel(tta)) is network
+    assert not hasattr(compat.unwrap_model(network), "module")
+    assert issubclass(MMDistributedDataParallel, nn.parallel.DistributedDataParallel)
+
+
+@rests_on("compat.observe_losses")
+def test_losses_are_observed() -> None:
+    """`train_step` calls ``self.parse_losses`` between forward and backward pass, in wrapped models too."""
+    for function in (BaseModel.train_step, MMDistributedDataParallel.train_step):
+        text = inspect.getsource(function)
+        assert 0 < text.find("parse_losses(losses)") < text.find("update_params(parsed_loss")
+    seen: list[list[str]] = []
+
+    class Wrapper(OptimWrapper):
+        def update_params(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+            seen.append(["update"])
+
+    model = Model()
+    wrapper = Wrapper(torch.optim.SGD(model.parameters(), 0.1))
+    for _ in range(2):
+        # the second one replaces the first
+        compat.observe_losses(model, lambda log_vars: seen.append(list(log_vars)))
+    model.train_step({"inputs": []}, wrapper)
+    assert seen == [["loss", "a_loss", "acc"], ["update"]]
+    compat.stop_observing_losses(model)
+    model.train_step({"inputs": []}, wrapper)
+    assert seen[2:] == [["update"]]
+
+
+@rests_on("compat.replace_dataset")
+def test_replaced_dataset() -> None:
+    """A DataLoader refuses another data set, and looks only at ``__dict__['dataset']``."""
+    first, second = TensorDataset(torch.zeros(4)), TensorDataset(torch.ones(4))
+    loader = DataLoader(first)
+    with pytest.raises(ValueError, match="dataset"):
+        loader.dataset = second
+    compat.replace_dataset(loader, second)
+    assert loader.dataset is second and [float(x) for (x,) in loader] == [1.0] * 4
+
+
+@rests_on("compat.update_val_interval and loops.ResumableIterLoop.run")
+def test_validation_interval() -> None:
+    """The interval of the next iteration comes from the milestones; `iter` and `max_iters` are the loop's own."""
+    loop = IterBasedTrainLoop(
+        SimpleNamespace(visualizer=SimpleNamespace()), DataLoader(TensorDataset(torch.zeros(4))), 9, 1, 4, [(5, 2)]
+    )
+    intervals = []
+    for iteration in (3, 4, 5):
+        loop._iter = iteration
+        compat.update_val_interval(loop)
+        intervals.append((loop.iter, loop.val_interval))
+    assert intervals == [(3, 4), (4, 2), (5, 2)]
+    assert loop.max_iters == 9
+    # ResumableIterLoop.run is this method's, with what resuming needs
+    text = inspect.getsource(IterBasedTrainLoop.run)
+    calls = ["before_train'", "before_train_epoch", "run_iter", "_decide_current_val_interval", "val_loop.run()"]
+    calls.append("after_train_epoch")
+    positions = [text.find(call) for call in calls]
+    assert -1 not in positions and positions == sorted(positions)
+
+
+@rests_on("compat.resumes, checkpoint_to_load and resume_from")
+def test_what_is_resumed(tmp_path: Path) -> None:
+    """The runner decides by three private fields, right after the hooks' ``before_run``."""
+    runner = Runner(
+        nn.Linear(1, 1), str(tmp_path), load_from="a.pth", resume=True, experiment_name="compat_resume", log_level="ERROR"
+    )
+    called: list[tuple[str, str]] = []
+    runner.resume = lambda path, *args, **kwargs: called.append(("resume", path))
+    runner.load_checkpoint = lambda path, *args, **kwargs: called.append(("load", path))
+    assert (compat.resumes(runner), compat.checkpoint_to_load(runner)) == (True, "a.pth")
+    compat.resume_from(runner, "b.pth")
+    runner.load_or_resume()
+    assert called == [("resume", "b.pth")]
+    assert not compat.resumes(runner)
+    runner._has_loaded = False
+    compat.resume_from(runner, None)
+    runner.load_or_resume()
+    assert called[1:] == [("load", "b.pth")]
+    text = inspect.getsource(Runner.train)
+    assert 0 < text.index("call_hook('before_run')") < text.index("load_or_resume()")
+
+
+@rests_on("compat.CheckpointSteps")
+def test_checkpoint_steps(tmp_path: Path) -> None:
+    """The hook writes files in three private methods, keeps what it knows in these attributes, and tells the message hub."""
+    assert parameters(CheckpointHook._save_checkpoint_with_step) == ["self", "runner", "step", "meta"]
+    assert parameters(CheckpointHook._save_best_checkpoint) == ["self", "runner", "metrics"]
+    assert parameters(CheckpointHook._publish_model) == ["self", "runner", "ckpt_path"]
+    assert "_save_checkpoint_with_step(" in inspect.getsource(CheckpointHook._save_checkpoint)
+    assert "_save_checkpoint_with_step(" in inspect.getsource(CheckpointHook._save_best_checkpoint)
+    assert "_save_best_checkpoint(" in inspect.getsource(CheckpointHook.after_val_epoch)
+    assert "_publish_model(" in inspect.getsource(CheckpointHook.after_train)
+    # no other method writes a file
+    writers = [
+        name
+        for name, function in inspect.getmembers(CheckpointHook, inspect.isfunction)
+        if any(call in inspect.getsource(function) for call in ("save_checkpoint(\n", "save_checkpoint(checkpoint", "open("))
+    ]
+    assert sorted(writers) == ["_publish_model", "_save_best_checkpoint", "_save_checkpoint_with_step"]
+
+    calls: list[str] = []
+
+    class Steps(compat.CheckpointSteps):
+        def write_regular(self, runner: Any, step: int, meta: dict) -> None:
+            calls.append(f"regular {step}")
+            self.last_ckpt = f"{step}.pth"
+            self.keep_ckpt_ids.append(step)
+            self.record_checkpoints(runner)
+
+        def write_best(self, runner: Any, metrics: dict) -> None:
+            calls.append("best")
+            super().write_best(runner, metrics)
+
+        def write_published(self, runner: Any, ckpt_path: str) -> None:
+            calls.append(f"published {ckpt_path}")
+
+    for save_best, best in (("a", {f"{tmp_path}/best_a_iter_4.pth"}), (["a", "b"], None)):
+        hub = MessageHub(f"compat_{len(calls)}")
+        runner = SimpleNamespace(
+            work_dir=str(tmp_path), message_hub=hub, logger=logging.getLogger("nobody"), iter=3, epoch=0, max_iters=9
+        )
+        runner.save_checkpoint = lambda *args, **kwargs: calls.append(f"save {kwargs['filename']}")
+        hook = Steps(interval=4, by_epoch=False, save_best=save_best, rule="greater", max_keep_ckpts=2, published_keys=["meta"])
+        hook.before_train(runner)
+        assert hook.keep_ckpt_ids == deque(maxlen=2) and hook.best_paths() == {None}
+        hook.after_train_iter(runner, 3)
+        runner.iter = 4
+        hook.after_val_epoch(runner, {"a": 1.0, "b": 2.0})
+        hook.after_train(runner)
+        if best is None:
+            best = {None} | {f"{tmp_path}/best_{name}_iter_4.pth" for name in "ab"}
+        assert hook.best_paths() == best
+        assert hub.get_info("keep_ckpt_ids") == [4, 4] and hub.get_info("last_ckpt") == "4.pth"
+        hook.last_ckpt = None
+        hook.restore_last_checkpoint(runner)
+        assert hook.last_ckpt == "4.pth"
+        resumed = Steps(interval=4, by_epoch=False, save_best=save_best, rule="greater", max_keep_ckpts=2)
+        resumed.before_train(runner)
+        assert list(resumed.keep_ckpt_ids) == [4, 4] and resumed.best_paths() == best
+    first = ["regular 4", "best", "save best_a_iter_4.pth", "regular 4", "published 4.pth"]
+    assert calls[:6] == [*first, f"published {tmp_path}/best_a_iter_4.pth"]
+    assert calls[6:11] == ["regular 4", "best", "save best_a_iter_4.pth", "save best_b_iter_4.pth", "regular 4"]
+    for name in ("args", "save_optimizer", "save_param_scheduler", "filename_tmpl", "file_backend", "out_dir", "backend_args"):
+        assert hasattr(hook, name)
+    assert is_main_process()
+
+
+@rests_on("compat.accumulative_counts")
+def test_accumulation() -> None:
+    """The wrapper keeps its ``accumulative_counts``."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1)
+    for kind in (OptimWrapper, AmpOptimWrapper):
+        if kind is AmpOptimWrapper and not torch.cuda.is_available():
+            continue
+        assert compat.accumulative_counts(kind(optimizer=optimizer, accumulative_counts=3)) == 3
+
+
+@rests_on("compat.logged_value and hooks.progress_bar")
+def test_logged_values() -> None:
+    """mmengine's hooks log under these names, and ``mean`` takes at most what there is."""
+    hub = MessageHub("compat_logged")
+    runner = SimpleNamespace(message_hub=hub)
+    assert compat.logged_value(runner, "loss") is None
+    hub.update_scalar("train/loss", 2.0)
+    hub.update_scalar("train/loss", 3.0)
+    assert compat.logged_value(runner, "loss") == 3.0
+    assert [compat.logged_value(runner, "loss", window) for window in (1, 2, 50)] == [3.0, 2.5, 2.5]
+    runner.optim_wrapper = SimpleNamespace(get_lr=lambda: {"lr": [0.1]})
+    RuntimeInfoHook().before_train_iter(SimpleNamespace(**vars(runner), iter=0), 0)
+    assert compat.logged_value(runner, "lr") == 0.1
+    RuntimeInfoHook().after_train_iter(runner, 0, outputs={"aux_loss": torch.tensor(4.0)})
+    assert compat.logged_value(runner, "aux_loss") == 4.0
+    runner = SimpleNamespace(message_hub=hub, iter=2, max_iters=9)
+    timer = IterTimerHook()
+    timer.before_train(runner)
+    timer.before_train_epoch(runner)
+    timer.after_train_iter(runner, 2)
+    assert compat.logged_value(runner, "time", 10) >= 0
+    assert hub.get_info("eta") >= 0
+
+
+@rests_on("compat.labels_of_batch")
+def test_labels_of_a_batch() -> None:
+    """Decode heads stack labels to (N, 1, H, W)."""
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.full((1, 2, 3), k))) for k in range(2)]
+    loss = dict(type="ExpGBLoss")
+    head = FCNHead(in_channels=1, channels=1, num_classes=2, num_convs=0, concat_input=False, loss_decode=loss)
+    labels = compat.labels_of_batch(head, samples)
+    assert labels.shape == (2, 2, 3) and labels[:, 0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("kind", [ImgDataPreprocessor, SegDataPreProcessor, ClsDataPreprocessor])
+@rests_on("compat.swaps_channels")
+def test_swapped_channels(kind: type) -> None:
+    """All three preprocessors know whether they swap."""
+    swap = "to_rgb" if kind is ClsDataPreprocessor else "bgr_to_rgb"
+    assert compat.swaps_channels(kind(**{swap: True}))
+    assert not compat.swaps_channels(kind())
+
+
+@rests_on("compat (get_torch_safe_globals)")
+def test_checkpoints_are_loaded_safely() -> None:
+    """The list of what a checkpoint of mmengine's may hold: its curves are in it."""
+    hub = MessageHub("compat_globals")
+    hub.update_scalar("train/loss", 1.0)
+    file = io.BytesIO()
+    torch.save(hub.state_dict(), file)
+    with torch.serialization.safe_globals(compat.get_torch_safe_globals()):
+        state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    assert "train/loss" in state["log_scalars"]
+
+
+@rests_on("compat.QuietTerminal")
+def test_messages_that_only_the_file_gets() -> None:
+    """Every wording is still mmengine's; a new one would come back to the terminal."""
+    text = source(mmengine).replace("\\n", "\n")
+    # where the code puts a message together
+    parts = {"\n----": "'\n' + dash_line", "Config:\n": "Config:\n", compat._FILE_ONLY_ENDINGS[0]: "is skipped since its '"}
+    for wording in (*compat._FILE_ONLY, *compat._FILE_ONLY_ENDINGS):
+        assert parts.get(wording, wording) in text, wording
+    record = logging.makeLogRecord({"msg": "Config:\nmodel = 1", "levelno": logging.INFO})
+    assert not compat.QuietTerminal().filter(record)
+    record.levelno = logging.ERROR
+    assert compat.QuietTerminal().filter(record)
+
+
+@rests_on("compat.OutputAboveBar")
+def test_streams_that_loggers_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmengine's handler keeps the stream of its time, so that it is redirected by itself, and given back."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    logger = MMLogger("compat_streams", logger_name="compat_streams")
+    assert [handler.stream for handler in logger.handlers] == [terminal]
+    console = Console(file=io.StringIO())
+    output = compat.OutputAboveBar(console, [logger])
+    print("a line")
+    logger.error("of the log")
+    print("half", end="", file=sys.stderr)
+    output.restore()
+    assert (sys.stdout, sys.stderr, logger.handlers[0].stream) == (terminal, terminal, terminal)
+    assert terminal.getvalue() == ""
+    shown = console.file.getvalue()
+    assert shown.startswith("a line\n") and "of the log" in shown and shown.endswith("half\n")
+
+
+@rests_on("models.classification_head.GBClsHead")
+def test_heads_of_mmpretrain() -> None:
+    """`GBClsHead` overrides two private methods."""
+    assert parameters(ClsHead._get_loss)[:3] == ["self", "cls_score", "data_samples"]
+    assert parameters(ClsHead._get_predictions) == ["self", "cls_score", "data_samples"]
+    assert "self._get_loss(" in inspect.getsource(ClsHead.loss)
+    assert "self._get_predictions(" in inspect.getsource(ClsHead.predict)
+    assert hasattr(mmpretrain, "__version__") and hasattr(mmseg, "__version__")
+
+
+@rests_on("datasets.transforms.SeededAlbu")
+def test_albu() -> None:
+    """mmseg's transform keeps albumentations' pipeline as ``aug``."""
+    pytest.importorskip("albumentations")
+    pipeline = Albu([dict(type="HorizontalFlip")]).aug
+    assert hasattr(pipeline, "set_random_state")
