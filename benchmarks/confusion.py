@@ -91,7 +91,7 @@ def measure(rounds: int, warm_up: int) -> dict[str, list[float]]:
     maps = [label_maps(seed) for seed in range(4)]
     for pair in maps:
         agree(*pair)
-    found: dict[str, list[float]] = {name: [] for name in contenders(*maps[0])}
+    seconds_by_name: dict[str, list[float]] = {name: [] for name in contenders(*maps[0])}
     for turn in range(warm_up + rounds):
         runs = list(contenders(*maps[turn % len(maps)]).items())
         first = turn % len(runs)
@@ -100,8 +100,8 @@ def measure(rounds: int, warm_up: int) -> dict[str, list[float]]:
             run()
             seconds = time.perf_counter() - start
             if turn >= warm_up:
-                found[name].append(seconds)
-    return found
+                seconds_by_name[name].append(seconds)
+    return seconds_by_name
 
 
 def main() -> None:
@@ -116,8 +116,8 @@ def main() -> None:
     seconds = measure(arguments.rounds, arguments.warm_up)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     ours = next(iter(median.values()))
-    facts = provenance(f"python -m benchmarks.confusion --threads {arguments.threads}")
-    facts["versions"]["torchmetrics"] = version("torchmetrics")
+    about = provenance(f"python -m benchmarks.confusion --threads {arguments.threads}")
+    about["versions"]["torchmetrics"] = version("torchmetrics")
     print(
         f"median of {arguments.rounds} rounds, {arguments.threads} threads, {SHAPE[0]} x {SHAPE[1]} pixels, {CLASSES} classes"
     )
@@ -130,7 +130,7 @@ def main() -> None:
         rows.append([name, f"{1e3 * value:.4f}", f"{1e3 * low:.4f}", f"{1e3 * high:.4f}", f"{ours / value:.4f}"])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with arguments.out.open("w", newline="") as file:
-        file.write(f"# {json.dumps(facts | {'threads': arguments.threads, 'rounds': arguments.rounds})}\n")
+        file.write(f"# {json.dumps(about | {'threads': arguments.threads, 'rounds': arguments.rounds})}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["what", "median_ms", "quartile_1_ms", "quartile_3_ms", "ratio_of_gbseg_to_it"])
         writer.writerows(rows)

@@ -100,9 +100,9 @@ def main() -> None:
         parser.error(f"--pairs is an even number of at least 2, not {arguments.pairs}")
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(arguments.pairs, Path(folder))
-    facts = provenance(f"python -m benchmarks.gradient_stats --pairs {arguments.pairs}", seed=0)
-    facts |= {
+        costs = measure(arguments.pairs, Path(folder))
+    about = provenance(f"python -m benchmarks.gradient_stats --pairs {arguments.pairs}", seed=0)
+    about |= {
         "threads": arguments.threads,
         "pairs": arguments.pairs,
         "layers": ("head.fc", *LAYERS),
@@ -111,7 +111,7 @@ def main() -> None:
     }
     rows = []
     for column, clock in enumerate(("the clock", "the process")):
-        without, with_it = (found[name][:, column] for name in ("without", "with"))
+        without, with_it = (costs[name][:, column] for name in ("without", "with"))
         ratio = np.median(with_it) / np.median(without)
         totals = with_it.sum() / without.sum()
         print(
@@ -123,7 +123,7 @@ def main() -> None:
             rows.append([clock, name, f"{median:.4f}", f"{low:.4f}", f"{high:.4f}", f"{median / np.median(without):.4f}"])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with arguments.out.open("w", newline="") as file:
-        file.write(f"# {json.dumps(facts)}\n")
+        file.write(f"# {json.dumps(about)}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["seconds_of", "hook", "median_of_50_iterations", "quartile_1", "quartile_3", "ratio_to_without"])
         writer.writerows(rows)

@@ -1,7 +1,7 @@
-"""Bytes that PyTorch's allocator gives out while something runs.
+"""Bytes that PyTorch's allocator holds while a function runs.
 
-On a CPU they are counted from the profiler's allocation events, on a GPU by the caching allocator itself. What libraries take
-past the allocator (workspaces of cuBLAS, of oneDNN) is not seen.
+On a CPU they are counted from the profiler's allocation events, on a GPU by the caching allocator itself. Memory that
+libraries take past the allocator (workspaces of cuBLAS and oneDNN) is not counted.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def _peak_and_held(function: Callable[[], object], device: str) -> tuple[int, in
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         result = function()
-        found = torch.cuda.max_memory_allocated(device) - before, torch.cuda.memory_allocated(device) - before
+        peak_and_held = torch.cuda.max_memory_allocated(device) - before, torch.cuda.memory_allocated(device) - before
         del result
-        return found
+        return peak_and_held
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        # bound to a name: what is returned is held
+        # the name keeps the result alive until the profile ends
         result = function()
     del result
     events = (event for event in record.profiler.kineto_results.events() if event.name() == "[memory]")

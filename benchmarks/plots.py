@@ -24,13 +24,15 @@ def _colour(contender: str) -> str:
 
 
 def _bars(axes: Axes, rows: Sequence[Row], values: Sequence[float | None], shown: str) -> None:
-    """Bars from the top down, each with its number; without one where nothing was measured."""
-    for place, (row, value) in enumerate(zip(rows, values, strict=True)):
+    """Bars from the top down, each with its value; none where nothing was measured."""
+    for position, (row, value) in enumerate(zip(rows, values, strict=True)):
         if value is None:
-            axes.annotate("not run", (0, place), xytext=(3, 0), textcoords="offset points", va="center", color="#808080")
+            axes.annotate("not run", (0, position), xytext=(3, 0), textcoords="offset points", va="center", color="#808080")
             continue
-        axes.barh(place, value, height=0.68, color=_colour(row.contender))
-        axes.annotate(shown.format(value), (value, place), xytext=(3, 0), textcoords="offset points", va="center", bbox=PAPER)
+        axes.barh(position, value, height=0.68, color=_colour(row.contender))
+        axes.annotate(
+            shown.format(value), (value, position), xytext=(3, 0), textcoords="offset points", va="center", bbox=PAPER
+        )
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.18 * max((value for value in values if value is not None), default=1.0))
     axes.grid(False, axis="y")
@@ -74,14 +76,14 @@ def draw_growth(rows: Sequence[Row], path: Path) -> None:
         path: the PNG to write, 7.2 inches wide at 200 dots an inch.
     """
     rows = [row for row in rows if row.size is not None and row.median_ms is not None]
-    whats = list(dict.fromkeys(row.what for row in rows))
+    variables = list(dict.fromkeys(row.what for row in rows))
     contenders = list(dict.fromkeys(row.contender for row in rows))
     # the first is what the others are compared with
     look = {name: BASELINE if i == 0 else COLOURS[(i - 1) % len(COLOURS)] for i, name in enumerate(contenders)}
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2 * PANEL + 0.9), dpi=DPI, layout="constrained")
-        panels = figure.subplots(2, len(whats), squeeze=False, sharex="col", sharey="row")
-        for what, upper, lower in zip(whats, *panels, strict=True):
+        panels = figure.subplots(2, len(variables), squeeze=False, sharex="col", sharey="row")
+        for what, upper, lower in zip(variables, *panels, strict=True):
             sizes = sorted({row.size for row in rows if row.what == what})
             for name in contenders:
                 line = [row for row in rows if (row.what, row.contender) == (what, name)]

@@ -1,4 +1,4 @@
-"""What the benchmarks of ``python -m benchmarks`` are asked and what they answer: one table for all of them."""
+"""Settings and result tables of the benchmarks of ``python -m benchmarks``: one format for all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Settings:
     Attributes:
         device: 'cpu' or 'cuda'.
         rounds: how often each contender is timed.
-        quick: small shapes, to see that all runs; such numbers mean nothing.
+        quick: small shapes, to test that everything runs; the numbers mean nothing.
     """
 
     device: str = "cpu"
@@ -38,7 +38,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender on one problem. None, an empty field of the table, is what was not measured.
+    """One contender on one problem. None (an empty field of the table) was not measured.
 
     Attributes:
         what: the problem.
@@ -89,11 +89,11 @@ class Row:
 
 
 def facts(command: str, settings: Settings, note: str) -> dict[str, Any]:
-    """What a table has to be stored with."""
-    found = provenance(command)
-    found["versions"] |= {one.name: one.version for one in distributions() if one.name in PEERS}
-    device = torch.cuda.get_device_name() if settings.device == "cuda" else found["hardware"]["cpu"]
-    return found | {
+    """The provenance that is stored with a table."""
+    about = provenance(command)
+    about["versions"] |= {package.name: package.version for package in distributions() if package.name in PEERS}
+    device = torch.cuda.get_device_name() if settings.device == "cuda" else about["hardware"]["cpu"]
+    return about | {
         "seed": 0,
         "device": device,
         "threads": torch.get_num_threads(),
@@ -103,26 +103,26 @@ def facts(command: str, settings: Settings, note: str) -> dict[str, Any]:
     }
 
 
-def by_contender(what: str, shape: str, found: dict[str, Measured], ratio_to: str, size: int | None = None) -> list[Row]:
-    """One row a contender of what `benchmarks.timing.measure` found; see `Row` for the others."""
+def by_contender(what: str, shape: str, results: dict[str, Measured], ratio_to: str, size: int | None = None) -> list[Row]:
+    """One row a contender from the results of `benchmarks.timing.measure`; the other arguments are columns of `Row`."""
     rows = []
-    for name, one in found.items():
-        if one.failed:
-            rows.append(Row(what, shape, name, size=size, note=f"not run: {one.failed}"))
+    for name, result in results.items():
+        if result.failed:
+            rows.append(Row(what, shape, name, size=size, note=f"not run: {result.failed}"))
             continue
-        low, high = one.quartiles
-        compared = not found[ratio_to].failed
+        low, high = result.quartiles
+        compared = not results[ratio_to].failed
         rows.append(
             Row(
                 what,
                 shape,
                 name,
-                median_ms=1e3 * one.median,
+                median_ms=1e3 * result.median,
                 quartile_1=1e3 * low,
                 quartile_3=1e3 * high,
-                ratio=one.ratio_to(found[ratio_to]) if compared else None,
+                ratio=result.ratio_to(results[ratio_to]) if compared else None,
                 ratio_to=ratio_to if compared else "",
-                peak_mib=one.peak / MIB,
+                peak_mib=result.peak / MIB,
                 size=size,
             )
         )
@@ -141,7 +141,7 @@ def write_table(path: Path, rows: Sequence[Row], facts: dict[str, Any]) -> None:
 
 
 def read_table(path: Path) -> tuple[dict[str, Any], list[Row]]:
-    """What `write_table` wrote: the facts and the rows."""
+    """The provenance and the rows that `write_table` wrote."""
     with path.open(newline="") as file:
         facts = json.loads(file.readline().removeprefix("# "))
         rows = []

@@ -1,4 +1,4 @@
-"""Contenders against each other in one process: they take turns, so that whatever else the machine does meets all alike."""
+"""Times contenders in one process. They take turns, so that other load on the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["Measured", "agree", "measure", "reason"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What one contender took.
+    """Time and memory of one contender.
 
     Attributes:
-        seconds: of every round; none where it could not run.
-        peak: the most bytes that it held at a time beyond its inputs.
+        seconds: of every round; empty if it could not run.
+        peak: the most bytes held at a time beyond its inputs.
         failed: why it could not run, else empty.
     """
 
@@ -33,18 +33,20 @@ class Measured:
 
     @property
     def median(self) -> float:
-        """Of the seconds."""
+        """Median of the seconds."""
         return statistics.median(self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third of the seconds."""
+        """First and third quartile of the seconds."""
         low, high = np.quantile(self.seconds, (0.25, 0.75))
         return float(low), float(high)
 
     def ratio_to(self, other: Measured) -> float:
-        """The median of the rounds' ratios: in a round both had the same neighbours."""
-        return statistics.median(mine / its for mine, its in zip(self.seconds, other.seconds, strict=True))
+        """The median of the ratios of each round, in which both met the same load."""
+        return statistics.median(
+            numerator / denominator for numerator, denominator in zip(self.seconds, other.seconds, strict=True)
+        )
 
 
 def reason(error: Exception) -> str:
@@ -72,36 +74,36 @@ def measure(contenders: Mapping[str, Callable[[], object]], rounds: int, device:
     The first call of each warms up and is not counted. A contender that raises in it (a package that is not installed, no
     compiler) is left out and says why.
     """
-    ways, found = [], {}
+    runnable, results = [], {}
     for name, run in contenders.items():
         try:
             run()
-        except Exception as error:  # of whatever library: the others are still to be measured
-            found[name] = Measured(failed=reason(error))
+        except Exception as error:  # of any library; the others are still measured
+            results[name] = Measured(failed=reason(error))
         else:
-            ways.append((name, run))
-    seconds: dict[str, list[float]] = {name: [] for name, _ in ways}
-    # not in turn: each would always have the same one before it, whose threads may still be spinning
+            runnable.append((name, run))
+    seconds: dict[str, list[float]] = {name: [] for name, _ in runnable}
+    # in random order: otherwise each would always follow the same one, whose threads may still be spinning
     order = random.Random(0)
     for _ in range(rounds):
-        for name, run in order.sample(ways, len(ways)):
+        for name, run in order.sample(runnable, len(runnable)):
             seconds[name].append(_seconds(run, device))
-    for name, run in ways:
-        found[name] = Measured(tuple(seconds[name]), peak(run, device))
-    return {name: found[name] for name in contenders}
+    for name, run in runnable:
+        results[name] = Measured(tuple(seconds[name]), peak(run, device))
+    return {name: results[name] for name in contenders}
 
 
 def agree(contenders: Mapping[str, Callable[[], Sequence[Tensor]]], names: Sequence[str]) -> None:
-    """Refuse to time what does not compute the same: the tensors that those of ``names`` return against the first's.
+    """Check that contenders compute the same: the tensors that those of ``names`` return against the first's.
 
     Raises:
-        AssertionError: names the contender whose numbers differ.
+        AssertionError: a contender's numbers differ; the message names it.
     """
     expected = contenders[names[0]]()
     for name in names[1:]:
-        for mine, reference in zip(contenders[name](), expected, strict=True):
+        for tensor, reference in zip(contenders[name](), expected, strict=True):
             close = 16 * torch.finfo(reference.dtype).eps
             largest = float(reference.abs().max())
             torch.testing.assert_close(
-                mine, reference, rtol=close, atol=close * largest, msg=lambda text, name=name: f"{name}: {text}"
+                tensor, reference, rtol=close, atol=close * largest, msg=lambda text, name=name: f"{name}: {text}"
             )

@@ -131,6 +131,7 @@ NAMES = {
     "gbseg.evaluation.VOCMetric": "gbseg.mm.voc_metric.VOCMetric",
     "gbseg.files.only_process": "gbseg.files.lock_folder",
     "gbseg.files.spoken_errors": "gbseg.files.readable_os_errors",
+    "gbseg.evaluation.faults.no_numbers": "gbseg.evaluation.faults.non_finite_logits",
     "gbseg.losses.fuse_resize": "gbseg.mm.hooks.fuse_resize.fuse_resize",
     "gbseg.losses.labels.default_ignore_index": "gbseg.losses.functional.default_ignore_index",
     "gbseg.losses.labels.find_bad_labels": "gbseg.losses.functional.find_bad_labels",

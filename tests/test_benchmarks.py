@@ -17,11 +17,11 @@ from benchmarks.timing import Measured, measure
 def test_contenders_take_turns() -> None:
     """Each is warmed up and timed once a round, in another order; the memory comes last, each on its own."""
     called: list[str] = []
-    found = measure({name: lambda name=name: called.append(name) for name in "abc"}, rounds=20)
+    result = measure({name: lambda name=name: called.append(name) for name in "abc"}, rounds=20)
     rounds = ["".join(called[at : at + 3]) for at in range(0, len(called), 3)]
     assert len(rounds) == 22 and all(sorted(one) == list("abc") for one in rounds)
     assert rounds[0] == rounds[-1] == "abc" and len(set(rounds)) == 6
-    assert [len(one.seconds) for one in found.values()] == [20, 20, 20] and list(found) == ["a", "b", "c"]
+    assert [len(one.seconds) for one in result.values()] == [20, 20, 20] and list(result) == ["a", "b", "c"]
 
 
 def test_a_contender_that_cannot_run() -> None:
@@ -37,8 +37,8 @@ def test_a_contender_that_cannot_run() -> None:
 
 def test_numbers_of_a_row() -> None:
     """The ratio is that of each round, not of the medians."""
-    found = {"a": Measured((1.0, 2.0, 4.0), peak=2**20), "b": Measured((1.0, 8.0, 2.0))}
-    row = by_contender("loss", "2", found, "b")[0]
+    result = {"a": Measured((1.0, 2.0, 4.0), peak=2**20), "b": Measured((1.0, 8.0, 2.0))}
+    row = by_contender("loss", "2", result, "b")[0]
     assert (row.median_ms, row.quartile_1, row.quartile_3, row.ratio) == (2000, 1500, 3000, 1.0)
     assert (row.peak_mib, row.ratio_to) == (1, "b")
 

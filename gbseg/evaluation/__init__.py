@@ -1,6 +1,6 @@
-"""How good a segmentation is: the confusion matrix of a whole set, and VOC's scores read off it.
+"""Evaluation of segmentations: the confusion matrix of a whole set, VOC's scores of it, and the calibration error.
 
-Torch alone is needed; `gbseg.mm.voc_metric.VOCMetric` is the same as a metric for MMEngine.
+Only torch is needed. `gbseg.mm.voc_metric.VOCMetric` is the metric for MMEngine.
 """
 
 from gbseg._moved import moved_names, register_as_before

@@ -51,7 +51,7 @@ def bootstrap_distribution(
 
     Args:
         statistic: called with one array a sample, b <= B rows each, and returns one row of results a row. An array holds the
-            indices of the drawn observations, (b, N); with `multiplicities` how often each observation was drawn, (b, N).
+            indices of the drawn observations, (b, N); with ``multiplicities`` how often each observation was drawn, (b, N).
         sizes: N of every sample.
         resamples: B.
         seed: of numpy's generator; the same seed and arguments give the same resamples.
@@ -133,8 +133,8 @@ def bootstrap_intervals(
         seed: of the resamples.
 
     Raises:
-        ValueError: there are fewer than two images, `counts` has another shape, `level` is not between 0 and 1, or
-            `resamples` is not positive.
+        ValueError: there are fewer than two images, ``counts`` has another shape, ``level`` is not between 0 and 1, or
+            ``resamples`` is not positive.
     """
     if counts.ndim != 3 or counts.shape[1] != 3:
         raise ValueError(f"counts must be (images, 3, classes), not {counts.shape}")

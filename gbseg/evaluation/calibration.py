@@ -1,4 +1,4 @@
-"""How far the probabilities of a network are from how often it is right: the expected calibration error. Pure torch.
+"""The expected calibration error: how far a network's confidence is from its accuracy. Pure torch.
 
 M bins of equal width over the confidences, C classes.
 """
@@ -16,15 +16,15 @@ __all__ = ["Calibration", "Reliability"]
 
 @dataclass(frozen=True)
 class Reliability:
-    """What a reliability diagram shows: M bins of confidence, bin m from m / M to (m + 1) / M.
+    """The data of a reliability diagram: M bins of confidence, bin m from m / M to (m + 1) / M.
 
     Attributes:
-        pixels: of every bin.
+        pixels: number of pixels in every bin.
         confidence: mean confidence of every bin, NaN in an empty one.
-        accuracy: share of the bin's pixels that are right, NaN in an empty one.
-        ece: expected calibration error, `sum_m (n_m / n) |accuracy_m - confidence_m|`, 0..1.
-        mce: the largest of those differences, over the bins that hold pixels.
-        mean_confidence: over all pixels; above `mean_accuracy` a network is overconfident on the whole.
+        accuracy: share of every bin's pixels that are correct, NaN in an empty one.
+        ece: expected calibration error, ``sum_m (n_m / n) |accuracy_m - confidence_m|``, in 0..1.
+        mce: maximum calibration error, the largest of those differences over the bins with pixels.
+        mean_confidence: over all pixels; a network with more than `mean_accuracy` is overconfident.
         mean_accuracy: over all pixels.
     """
 
@@ -38,15 +38,18 @@ class Reliability:
 
 
 class Calibration:
-    """Sums over pixels, by the confidence of the prediction, of how many there are and how many of them are right.
+    """Counts pixels and correct pixels by the confidence of the prediction.
 
-    The prediction is the argmax of the logits; its confidence is the probability that the link gives it. Counts are int64,
-    sums of confidences float64, both stay on the device of the logits, and nothing waits for it before `reliability`. The
-    sums of several processes add up: ``state`` is one tensor, zero before the first image.
+    The prediction is the argmax of the logits; its confidence is its probability. The sums are float64 on the device of the
+    logits, and the host does not wait for the device before `reliability`. The sums of several processes may be added:
+    ``state`` is one tensor, zero before the first image.
 
     Args:
         bins: M.
         ignore_index: label of the pixels that do not count.
+
+    Raises:
+        ValueError: ``bins`` is less than one.
     """
 
     def __init__(self, bins: int = 15, ignore_index: int = 255) -> None:
@@ -54,8 +57,8 @@ class Calibration:
             raise ValueError(f"a reliability diagram needs at least one bin, not {bins}")
         self.bins = bins
         self.ignore_index = ignore_index
-        # rows: pixels, correct pixels, sum of confidences; one more column for what has no confidence or an impossible label.
-        # float64 counts exactly up to 2**53
+        # rows: pixels, correct pixels, sum of confidences; the last column is for pixels without a finite confidence or with
+        # an impossible label. float64 counts exactly up to 2**53
         self.state = torch.zeros(3, bins + 1, dtype=torch.float64)
 
     def update(self, logits: Tensor, probabilities: Tensor, label: Tensor) -> None:
@@ -63,11 +66,11 @@ class Calibration:
 
         Args:
             logits: (C, H, W).
-            probabilities: (C, H, W), through the link.
-            label: (H, W) integers in 0..C-1, or ignored.
+            probabilities: (C, H, W), of the link.
+            label: (H, W) integers in 0..C-1, or ``ignore_index``.
 
         Raises:
-            ValueError: the shapes do not fit, or there are fewer than two classes.
+            ValueError: the shapes do not agree, or there are fewer than two classes.
         """
         if len(logits) < 2:
             raise ValueError(f"calibration needs the probabilities of two classes or more, not of {len(logits)}")
@@ -78,21 +81,21 @@ class Calibration:
         prediction = logits.argmax(0)
         confidence = probabilities.gather(0, prediction.unsqueeze(0)).squeeze(0).double()
         impossible = ~confidence.isfinite() | (label < 0) | (label >= len(logits))
-        # a NaN has no bin, and its conversion to an integer no defined value
+        # the conversion of NaN to an integer is undefined
         confidence = confidence.masked_fill(impossible, 0.0)
         index = (confidence * self.bins).long().clamp(0, self.bins - 1).masked_fill(impossible, self.bins)
-        # ignored pixels are counted with weight zero: to take them out would make the host wait for their number
-        kept = (label != self.ignore_index).double()
-        values = torch.stack((kept, kept * (prediction == label), kept * confidence)).flatten(1)
+        # ignored pixels have weight zero: to remove them, the host would have to wait for their number
+        weight = (label != self.ignore_index).double()
+        values = torch.stack((weight, weight * (prediction == label), weight * confidence)).flatten(1)
         if self.state.device != logits.device:
             self.state = self.state.to(logits.device)
         self.state.scatter_add_(1, index.flatten().expand(3, -1), values)
 
     def reliability(self) -> Reliability:
-        """Read the sums; the one time that the host waits for the device.
+        """Compute the calibration from the sums. The host waits for the device.
 
         Raises:
-            ValueError: no pixel was counted; or some had a confidence that is no number, or an impossible label.
+            ValueError: no pixel was counted, or a pixel had a non-finite confidence or an impossible label.
         """
         pixels, correct, confidence = self.state.tolist()
         *pixels, wrong = pixels
@@ -105,12 +108,12 @@ class Calibration:
         if not total:
             raise ValueError("no pixel counts: every label is ignored, or no image was seen, so there is no calibration error.")
         means = [c / n if n else math.nan for c, n in zip(confidence, pixels, strict=False)]
-        right = [r / n if n else math.nan for r, n in zip(correct, pixels, strict=False)]
-        gaps = [abs(a - b) for a, b in zip(means, right, strict=True)]
+        accuracy = [c / n if n else math.nan for c, n in zip(correct, pixels, strict=False)]
+        gaps = [abs(a - b) for a, b in zip(means, accuracy, strict=True)]
         return Reliability(
             pixels=tuple(map(int, pixels)),
             confidence=tuple(means),
-            accuracy=tuple(right),
+            accuracy=tuple(accuracy),
             ece=math.fsum(gap * n for gap, n in zip(gaps, pixels, strict=True) if n) / total,
             mce=max(gap for gap in gaps if not math.isnan(gap)),
             mean_confidence=math.fsum(confidence[:-1]) / total,

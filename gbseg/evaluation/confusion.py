@@ -1,7 +1,9 @@
-"""The confusion matrix of a set of label maps, and PASCAL VOC's scores read off it. Pure torch.
+"""The confusion matrix of a set of label maps, and PASCAL VOC's scores of it. Pure torch.
 
 Shapes: C classes; label maps may have any shape, (H, W) as a rule. Scores are fractions in 0..1.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -10,20 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SHOWN = 8  # offending values that an error message lists before it says "..."
+SHOWN = 8  # values out of range that an error message lists
 
 
 def count_bins(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
-    """Count every pixel by (label, prediction) in one pass, the impossible ones included.
+    """Count every pixel by (label, prediction) in one pass, values out of range included.
 
-    Nothing is checked here beyond shapes and types; the overflow bins say afterwards what was wrong. Nothing waits for a
-    GPU either.
+    Only shapes and types are checked; values out of range are counted in bins of their own. The host does not wait for a GPU.
 
     Args:
         prediction: predicted class of every pixel, integer, any shape.
         label: true class of every pixel, integer, the same shape.
         num_classes: C.
-        ignore_index: label of the pixels that do not count; None where all count.
+        ignore_index: label of the pixels that do not count; None to count all.
 
     Returns:
         (C + 2, C + 1) int64 on the device of the inputs. Rows: labels 0..C-1, labels out of range, ignored pixels.
@@ -31,7 +32,7 @@ def count_bins(prediction: Tensor, label: Tensor, num_classes: int, ignore_index
 
     Raises:
         TypeError: an input is not of an integer type.
-        ValueError: the shapes differ, or there are no classes.
+        ValueError: the shapes differ, or ``num_classes`` is less than 1.
     """
     for name, tensor in (("prediction", prediction), ("label", label)):
         if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
@@ -40,32 +41,31 @@ def count_bins(prediction: Tensor, label: Tensor, num_classes: int, ignore_index
         raise ValueError(f"prediction is {tuple(prediction.shape)} and label is {tuple(label.shape)}: they must agree")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    # what is out of range goes to a bin of its own, -1 or C, instead of being dropped
+    # values out of range go to bins of their own, -1 or C, instead of being dropped
     label = label.reshape(-1).long()
-    ignored = label == ignore_index if ignore_index is not None else None
     row = label.clamp(-1, num_classes)
-    if ignored is not None:
-        row.masked_fill_(ignored, num_classes + 1)
+    if ignore_index is not None:
+        row.masked_fill_(label == ignore_index, num_classes + 1)
     size = num_classes + 2
     index = prediction.reshape(-1).long().clamp(-1, num_classes).add_(row, alpha=size).add_(size + 1)
     length = size * (size + 1)
-    # bincount reads the greatest index to size its output: on a GPU the host would wait for every image
+    # bincount reads the greatest index to size its output, for which the host would wait on a GPU
     bins = torch.bincount(index, minlength=length) if index.device.type == "cpu" else scatter_count(index, length)
     bins = bins.view(size + 1, size)
-    # below 0 and beyond C - 1 are one kind of wrong: the first row and column join those of C
+    # values below 0 are counted with those beyond C - 1
     bins[num_classes + 1] += bins[0]
     bins[:, num_classes + 1] += bins[:, 0]
     return bins[1:, 1:]
 
 
 def scatter_count(index: Tensor, length: int) -> Tensor:
-    """(length,) int64: how often each of 0..length-1 stands in index (N,) int64; `torch.bincount` without its wait."""
-    # integers add up to the same in any order, and in torch's deterministic mode scatter_add_ sorts first
+    """(length,) int64: how often each of 0..length-1 occurs in index (N,) int64; ``torch.bincount`` without synchronization."""
+    # integers have the same sum in any order; in torch's deterministic mode scatter_add_ sorts first
     return index.new_zeros(length).scatter_add_(0, index, index.new_ones(()).expand_as(index))
 
 
-def _complaint(name: str, values: Tensor, wrong: Tensor, num_classes: int) -> str:
-    """Say which values of a label map are out of range, how many pixels hold them, and where the first one is."""
+def _describe_wrong(name: str, values: Tensor, wrong: Tensor, num_classes: int) -> str:
+    """Which values of a label map are out of range, the number of their pixels, and the position of the first."""
     where = wrong.nonzero()
     bad = values[wrong].unique().tolist()
     listed = ", ".join(str(value) for value in bad[:SHOWN]) + (", ..." if len(bad) > SHOWN else "")
@@ -76,13 +76,13 @@ def _complaint(name: str, values: Tensor, wrong: Tensor, num_classes: int) -> st
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int | None = 255) -> Tensor:
     """Count the pixels of each true class that went to each predicted class.
 
-    `matrix[i, j]` is the number of pixels with label i and prediction j, ignored pixels left out. Matrices of
-    several images add up to the matrix of the set.
+    ``matrix[i, j]`` is the number of pixels with label i and prediction j, ignored pixels left out. The matrices of several
+    images add up to the matrix of the set.
 
     Args:
         prediction: predicted class of every pixel, integer, any shape, all in 0..C-1 (ignored pixels included, as
             VOC's own evaluation code demands).
-        label: true class of every pixel, integer, the same shape and device, in 0..C-1 or `ignore_index`.
+        label: true class of every pixel, integer, the same shape and device, in 0..C-1 or ``ignore_index``.
         num_classes: C.
         ignore_index: label of the pixels that do not count; None where all count. An index given is always
             honoured, so with more than 255 classes pass another one than 255.
@@ -92,7 +92,7 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore
 
     Raises:
         TypeError: an input is not of an integer type.
-        ValueError: the shapes differ, or a prediction or a label is out of range: it says which, where and how many.
+        ValueError: the shapes differ, or predictions or labels are out of range (the message says which, where and how many).
     """
     bins = count_bins(prediction, label, num_classes, ignore_index)
     if int(bins[:, num_classes].sum() + bins[num_classes].sum()):
@@ -100,13 +100,13 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore
         problems = []
         wrong = (prediction < 0) | (prediction >= num_classes)
         if wrong.any():
-            problems.append(_complaint("prediction", prediction, wrong, num_classes))
+            problems.append(_describe_wrong("prediction", prediction, wrong, num_classes))
         wrong = (label < 0) | (label >= num_classes)
         if ignore_index is not None:
             wrong &= label != ignore_index
         if wrong.any():
             ignored = "nothing is ignored" if ignore_index is None else f"{ignore_index} is ignored"
-            problems.append(f"{_complaint('label', label, wrong, num_classes)} ({ignored})")
+            problems.append(f"{_describe_wrong('label', label, wrong, num_classes)} ({ignored})")
         raise ValueError("; ".join(problems))
     return bins[:num_classes, :num_classes]
 
@@ -120,16 +120,16 @@ class Scores:
         iou: intersection over union of every class, NaN where the class occurs in neither label nor prediction.
         dice: 2 TP / (2 TP + FP + FN) of every class, NaN where `iou` is.
         accuracy: share of every class's labelled pixels that is predicted as it, NaN where no label has the class.
-        labelled: pixels that count, by their label.
-        predicted: pixels that count, by their prediction.
+        labelled: number of valid pixels by their label.
+        predicted: number of valid pixels by their prediction.
         miou: mean of `iou` over the classes that occur; NaN where none does.
         mdice: mean of `dice` over the same.
         macc: mean of `accuracy` over the classes that occur in the labels.
         fwiou: mean of `iou` weighted by `labelled`.
-        pixel_accuracy: correct pixels over all pixels that count; NaN where there are none.
+        pixel_accuracy: correct pixels over all valid pixels; NaN where there are none.
         absent: names of the classes left out of `miou`.
-        headline_classes: the classes chosen for the headline, None where none were chosen.
-        headline_miou: mean of `iou` over those of `headline_classes` that occur, None where none were chosen.
+        headline_classes: the classes of the headline; None without one.
+        headline_miou: mean of `iou` over those of `headline_classes` that occur; None without a headline.
     """
 
     class_names: tuple[str, ...]
@@ -149,15 +149,14 @@ class Scores:
 
 
 def check_headline(class_names: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse a headline that cannot be a mean over distinct known classes.
+    """Check that a headline is a set of distinct classes of the data set.
 
     Args:
         class_names: the names of all classes.
-        classes: the names of those chosen.
+        classes: the names of the headline's classes.
 
     Raises:
-        ValueError: `classes` is empty, names a class twice, or names one that is not known (the message lists those
-            that are).
+        ValueError: ``classes`` is empty, holds a name twice, or holds an unknown one (the message lists the known names).
     """
     unknown = [name for name in classes if name not in class_names]
     if unknown:
@@ -172,13 +171,12 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def scores(matrix: Tensor, class_names: Sequence[str], classes: Sequence[str] | None = None) -> Scores:
-    """Read VOC's scores off the confusion matrix of a whole set.
+    """Compute VOC's scores from the confusion matrix of a whole set.
 
-    `IoU_c = TP_c / (TP_c + FP_c + FN_c)` with the counts of the set, not averaged over images (Everingham et al.,
-    The PASCAL Visual Object Classes Challenge, section 4.4); `mIoU` is its mean over classes with TP + FP + FN > 0.
-    `Dice_c = 2 TP_c / (2 TP_c + FP_c + FN_c)`, `accuracy_c = TP_c / (TP_c + FN_c)`, and the frequency-weighted IoU is
-    `sum_c (TP_c + FN_c) IoU_c / sum_c (TP_c + FN_c)`.
-    Computed in float64 on the CPU: counts stay exact up to 2**53 pixels.
+    ``IoU_c = TP_c / (TP_c + FP_c + FN_c)`` with the counts of the set, not averaged over images (Everingham et al., The PASCAL
+    Visual Object Classes Challenge, section 4.4). mIoU is its mean over the classes with ``TP + FP + FN > 0``,
+    ``Dice_c = 2 TP_c / (2 TP_c + FP_c + FN_c)``, ``accuracy_c = TP_c / (TP_c + FN_c)``, and the frequency-weighted IoU is
+    ``sum_c (TP_c + FN_c) IoU_c / sum_c (TP_c + FN_c)``. Computed in float64 on the CPU: counts are exact up to 2**53 pixels.
 
     Args:
         matrix: (C, C) integer counts, rows = label, columns = prediction.
@@ -189,8 +187,8 @@ def scores(matrix: Tensor, class_names: Sequence[str], classes: Sequence[str] | 
         The scores, as fractions in 0..1.
 
     Raises:
-        ValueError: the matrix is not square, `class_names` does not fit it or holds a name twice, or `classes` is
-            empty, names a class twice or names an unknown class (the message lists the known ones).
+        ValueError: the matrix is not square, ``class_names`` does not fit it or holds a name twice, or ``classes`` is empty,
+            holds a name twice or an unknown one (the message lists the known names).
     """
     names = tuple(class_names)
     if matrix.shape != (len(names), len(names)):
@@ -199,7 +197,7 @@ def scores(matrix: Tensor, class_names: Sequence[str], classes: Sequence[str] | 
         raise ValueError(f"class names must differ: {', '.join(names)}")
     counts = matrix.detach().cpu().double()
     hit, labelled, predicted, total = counts.diagonal(), counts.sum(1), counts.sum(0), counts.sum()
-    # 0 / 0 is NaN, which is what a class without a pixel has
+    # 0 / 0 is NaN, the score of a class without a pixel
     iou = tuple((hit / (labelled + predicted - hit)).tolist())
     dice = tuple((2 * hit / (labelled + predicted)).tolist())
     accuracy = tuple((hit / labelled).tolist())

@@ -1,8 +1,9 @@
-"""What a trained network's logits say as probabilities: through the link of the loss that it was trained with."""
+"""From a trained network's logits to probabilities, through the link function of the loss that it was trained with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,22 +13,22 @@ __all__ = ["probabilities_of"]
 
 
 def probabilities_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The function from a model's logits (N, C, *) to class probabilities of the same shape, which sum to one over C.
+    """The function from a model's logits (N, C, ...) to class probabilities of the same shape, which sum to one over C.
 
-    It is the `probabilities` of the first loss of the model's main head that has one (every boosted loss: its link), softmax
-    after cross-entropy and its kin, and normalised sigmoids after a loss with ``use_sigmoid=True``. Labels are always the
-    argmax of the logits, never of these.
+    It is the method ``probabilities`` of the first loss of the model's main head that has one (for boosted losses, their
+    link), softmax for cross-entropy and similar losses, and normalised sigmoids for a loss with ``use_sigmoid=True``. Labels
+    are always the argmax of the logits, never of these probabilities.
 
     Args:
         model: a segmentor with ``decode_head``, or a classifier with ``head``; of a cascade the last head counts. A model
-            wrapped for several processes, or for test-time augmentation, is unwrapped (``module``).
+            wrapped for several processes or for test-time augmentation is unwrapped (``module``).
 
     Raises:
-        ValueError: there is no such head, or no loss of it whose logits are known to be probabilities by some link.
+        ValueError: the model has no such head, or none of the head's losses has a known link.
     """
-    while isinstance(getattr(model, "module", None), nn.Module):
-        model = model.module
-    head = getattr(model, "decode_head", getattr(model, "head", None))
+    while isinstance(wrapped := getattr(model, "module", None), nn.Module):
+        model = wrapped
+    head: Any = getattr(model, "decode_head", getattr(model, "head", None))
     if isinstance(head, nn.ModuleList):
         head = head[-1]
     losses = getattr(head, "loss_decode", getattr(head, "loss_module", None))

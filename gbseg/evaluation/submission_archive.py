@@ -1,4 +1,4 @@
-"""The archive that PASCAL VOC's evaluation server takes: checked whole before anything is packed."""
+"""The archive that PASCAL VOC's evaluation server accepts. All predictions are checked before anything is packed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gbseg.files import write_atomically
 __all__ = ["MEMBER_FOLDER", "SubmissionError", "check_submission", "pack_submission"]
 
 MEMBER_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
-"""Where the server looks for ``<id>.png``: competition 6, segmentation with any training data but the test set's."""
+"""Where the server expects ``<id>.png``: competition 6, segmentation with any training data but the test set."""
 
 
 class SubmissionError(ValueError):
-    """Predictions that are no valid submission.
+    """The predictions are not a valid submission.
 
     Attributes:
-        problems: (id or file name, what is wrong with it), in the order of the list.
+        problems: (id or file name, problem), in the order of the list.
     """
 
     def __init__(self, problems: Sequence[tuple[str, str]], folder: str | Path) -> None:
@@ -39,16 +39,16 @@ class SubmissionError(ValueError):
 def check_submission(
     folder: str | Path, ids: Sequence[str], sizes: Mapping[str, tuple[int, int]], num_classes: int = 21
 ) -> list[tuple[str, str]]:
-    """Everything that is wrong with a folder of predictions, as (id or file name, problem); empty if nothing is.
+    """All problems of a folder of predictions, as (id or file name, problem).
 
-    Wrong are: an id that the list names twice; an id without ``<id>.png``; anything else in the folder; a PNG that is
-    unreadable or not indexed, has another size than its image, or a value that is no class (255, "void", included).
+    Problems are: an id that is twice in the list; an id without ``<id>.png``; any other file in the folder; a PNG that is
+    unreadable or not indexed, has another size than its image, or has a value that is not a class (255, "void", included).
 
     Args:
         folder: of the PNGs.
         ids: the list of the test set.
         sizes: (height, width) of every id's image.
-        num_classes: values must be below it.
+        num_classes: C; values must be below it.
     """
     folder = Path(folder)
     counts = Counter(ids)
@@ -57,7 +57,7 @@ def check_submission(
         path = folder / f"{name}.png"
         if not path.is_file():
             problems.append((name, "is missing"))
-        elif problem := _wrong_with(path, sizes[name], num_classes):
+        elif problem := _problem_of(path, sizes[name], num_classes):
             problems.append((name, problem))
     expected = {f"{name}.png" for name in counts}
     if folder.is_dir():
@@ -66,7 +66,7 @@ def check_submission(
     return problems
 
 
-def _wrong_with(path: Path, size: tuple[int, int], num_classes: int) -> str | None:
+def _problem_of(path: Path, size: tuple[int, int], num_classes: int) -> str | None:
     try:
         values = read_mask(path)
     except MaskError as error:
@@ -88,23 +88,23 @@ def pack_submission(
     archive: str | Path,
     num_classes: int = 21,
 ) -> None:
-    """Check predictions and pack them, atomically; the same predictions give the same bytes.
+    """Check predictions and pack them into an archive, atomically. The same predictions give the same bytes.
 
     Args:
         folder: of the PNGs.
         ids: the list of the test set.
         sizes: (height, width) of every id's image.
         archive: the ``.tgz`` to write.
-        num_classes: values must be below it.
+        num_classes: C; values must be below it.
 
     Raises:
-        SubmissionError: anything that `check_submission` finds; nothing is written.
+        SubmissionError: `check_submission` lists a problem; nothing is written.
         gbseg.files.FileWriteError: the archive could not be written.
     """
     if problems := check_submission(folder, ids, sizes, num_classes):
         raise SubmissionError(problems, folder)
     buffer = io.BytesIO()
-    # no name, time or owner of this machine: an archive depends on its predictions alone
+    # no file name, time or owner: the archive depends on the predictions alone
     with (
         gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as tar,

@@ -1,4 +1,4 @@
-"""The scores of a set as a table of plain text, for the log."""
+"""The scores of a set as a plain-text table for the log."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def _brackets(ends: tuple[float, float] | None) -> str:
 
 
 def score_table(images: int, scores: Scores, metrics: Mapping[str, float], intervals: Intervals | None = None) -> str:
-    """One line a class (IoU, Dice, accuracy, labelled pixels), then the metrics; headline classes are starred.
+    """One line a class (IoU, Dice, accuracy, labelled pixels), then the metrics; headline classes have a star.
 
     Args:
-        images: how many there were.
+        images: number of images.
         scores: of the set, fractions in 0..1.
-        metrics: by name, in percent; those with a slash in their names are left out.
-        intervals: of the scores, put in brackets behind the IoU.
+        metrics: by name, in percent; names with a slash are left out.
+        intervals: confidence intervals of the scores, in brackets behind the IoU.
     """
     width = max(6, *map(len, scores.class_names))
     headline = scores.headline_classes or ()
@@ -34,14 +34,15 @@ def score_table(images: int, scores: Scores, metrics: Mapping[str, float], inter
     lines = [f"Scores of {images} images, percent" + (", * = in the headline" if headline else "")]
     if intervals is not None:
         lines[0] += f"; in brackets {100 * intervals.level:g}% of {intervals.resamples} bootstrap resamples of the images"
-    room = " " * len(_brackets(intervals and (0.0, 0.0)))
+    class_ends = [None] * len(scores.iou) if intervals is None else intervals.iou
+    room = " " * len(_brackets(class_ends[0]))
     lines.append(f"  {'class':<{width}}      IoU{room}    Dice     acc  {'pixels':>{digits}}")
     for index, name in enumerate(scores.class_names):
         line = f"  {name:<{width}} {'*' if name in headline else ' '} "
         if math.isnan(scores.iou[index]):
             lines.append(f"{line}absent")
             continue
-        line += _percent(scores.iou[index]) + _brackets(intervals and intervals.iou[index])
+        line += _percent(scores.iou[index]) + _brackets(class_ends[index])
         line += f"  {_percent(scores.dice[index])}  {_percent(scores.accuracy[index])}"
         lines.append(f"{line}  {scores.labelled[index]:>{digits}}")
     ends = {} if intervals is None else {"mIoU": intervals.miou, f"mIoU-{len(headline)}": intervals.headline_miou}

@@ -89,39 +89,33 @@ def line_styles(names: Iterable[str], baseline: str) -> dict[str, tuple[str, Das
 
 
 def spread(centres: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
-    """Move labels along a line so that they do not overlap and keep their order.
+    """Move labels along an axis such that they do not overlap and keep their order.
 
     Args:
-        centres: where the labels would like to be, in any order.
-        sizes: how much room each takes.
-        low: the lower end of the line.
-        high: its upper end. Where the room is too small, labels go beyond `low`.
+        centres: the preferred positions of the labels, in any order.
+        sizes: the length of each label along the axis.
+        low: the lower end of the axis.
+        high: its upper end. If there is too little room, labels go below ``low``.
 
     Returns:
-        The new centres, in the order of the old.
+        The new centres, in the order of ``centres``.
     """
     order = np.argsort(centres, kind="stable").tolist()
-    placed = [float(centres[i]) for i in order]
-    size = [float(sizes[i]) for i in order]
-    floor = low
-    for i, half in enumerate(half / 2 for half in size):
-        placed[i] = max(placed[i], floor + half)
-        floor = placed[i] + half
-    ceiling = high
-    for i in reversed(range(len(placed))):
-        placed[i] = min(placed[i], ceiling - size[i] / 2)
-        ceiling = placed[i] - size[i] / 2
-    result = [0.0] * len(placed)
-    for centre, i in zip(placed, order, strict=True):
-        result[i] = centre
-    return result
+    placed, halves = [float(centre) for centre in centres], [float(size) / 2 for size in sizes]
+    for i in order:
+        placed[i] = max(placed[i], low + halves[i])
+        low = placed[i] + halves[i]
+    for i in reversed(order):
+        placed[i] = min(placed[i], high - halves[i])
+        high = placed[i] - halves[i]
+    return placed
 
 
 def _label(axes: Axes, labels: Sequence[tuple[str, str, Dashes, float]], samples: bool) -> float:
-    """Write labels to the right of the axes and return the room that they take, in inches.
+    """Write labels to the right of the axes and return their width in inches.
 
-    A label is its text, its colour, its line's dashes, and where on the axes' height (0..1) it would like to be.
-    `samples` puts a piece of the line before it, for where one colour serves several lines.
+    A label is its text, its colour, its line's dashes, and its preferred position on the axes' height (0..1). ``samples`` puts
+    a piece of the line before each label, for figures in which lines share a colour.
     """
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
@@ -129,19 +123,12 @@ def _label(axes: Axes, labels: Sequence[tuple[str, str, Dashes, float]], samples
     sizes = [0.155 * (text.count("\n") + 1) / height for text, *_ in labels]
     renderer = FigureCanvasAgg(figure).get_renderer()
     room, start = 0.0, 0.36 if samples else 0.08
-    for (text, colour, dashes, _), y in zip(labels, spread([wish for *_, wish in labels], sizes, 0.0, 1.0), strict=True):
-        # offsets in points: the axes are made narrower once the labels' room is known
-        drawn = axes.annotate(
-            text,
-            (1.0, y),
-            xycoords="axes fraction",
-            xytext=(72 * start, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            linespacing=1.1,
-            parse_math=False,  # a dollar in a name is a dollar
-        )
+    for (text, colour, dashes, _), y in zip(
+        labels, spread([preferred for *_, preferred in labels], sizes, 0.0, 1.0), strict=True
+    ):
+        # offsets in points: the axes become narrower once the width of the labels is known
+        style: dict[str, Any] = dict(color=colour, va="center", linespacing=1.1, parse_math=False)  # a name may hold dollars
+        drawn = axes.annotate(text, (1, y), (72 * start, 0), xycoords="axes fraction", textcoords="offset points", **style)
         if samples:
             inch = figure.dpi_scale_trans + ScaledTranslation(1.0, y, axes.transAxes)  # type: ignore[arg-type]
             axes.plot([0.06, 0.3], [0.0, 0.0], transform=inch, color=colour, linestyle=dashes, linewidth=1.6, clip_on=False)
@@ -150,17 +137,15 @@ def _label(axes: Axes, labels: Sequence[tuple[str, str, Dashes, float]], samples
 
 
 def _height_of(axes: Axes, value: float) -> float:
-    """Where a value lies on the y axis, as a share of its height."""
+    """The position of a value on the y axis, as a share of the axes' height."""
     return float(axes.transAxes.inverted().transform(axes.transData.transform((0.0, value)))[1])
 
 
 def _smooth(values: np.ndarray, half: int) -> np.ndarray:
-    """Take a centred mean of the logarithm over 2 * half + 1 points, fewer at the ends."""
-    log = np.log(values)
-    sums = np.concatenate([[0.0], np.cumsum(log)])
-    first = np.maximum(np.arange(len(log)) - half, 0)
-    end = np.minimum(np.arange(len(log)) + half + 1, len(log))
-    return np.exp((sums[end] - sums[first]) / (end - first))
+    """Centred geometric mean over 2 * half + 1 points, fewer at the ends."""
+    window, middle = np.ones(2 * half + 1), slice(half, half + len(values))
+    sums, counts = (np.convolve(terms, window)[middle] for terms in (np.log(values), np.ones(len(values))))
+    return np.exp(sums / counts)
 
 
 def render_curves(
@@ -269,15 +254,8 @@ def _draw_losses(axes: Axes, lines: Sequence[Line], usable: Sequence[np.ndarray]
 
 def _mark_target(axes: Axes, name: str, target: float, lower_is_better: bool) -> None:
     axes.axhline(target, color=BASELINE, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1.9)
-    # beside the start of the curves, on the side that they come from last
-    axes.annotate(
-        f"{name}: {target:.{2 if abs(target) >= 1.5 else 4}f}",
-        (0.0, target),
-        xycoords=("axes fraction", "data"),
-        xytext=(3, -3 if lower_is_better else 3),
-        textcoords="offset points",
-        va="top" if lower_is_better else "bottom",
-        fontsize=8,
-        color=BASELINE,
-        parse_math=False,
-    )
+    # at the left end, on the side of the target that the curves reach last
+    offset, va = ((3, -3), "top") if lower_is_better else ((3, 3), "bottom")
+    style: dict[str, Any] = dict(va=va, fontsize=8, color=BASELINE, parse_math=False)
+    text = f"{name}: {target:.{2 if abs(target) >= 1.5 else 4}f}"
+    axes.annotate(text, (0, target), offset, xycoords=("axes fraction", "data"), textcoords="offset points", **style)

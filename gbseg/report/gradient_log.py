@@ -1,4 +1,4 @@
-"""The gradients that `GradientStatsHook` recorded, read back as arrays: what Fig. 2, 3 and 5 of the paper are drawn from."""
+"""The gradient statistics that ``GradientStatsHook`` recorded, as arrays: the data of Fig. 2, 3 and 5 of the paper."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gbseg.report.history import read_lines
+from gbseg.report.history import find_logs, float_column, read_lines
 
 __all__ = ["GradientHistory", "Histogram", "read_gradients"]
 
@@ -29,17 +29,17 @@ class Histogram:
 
 @dataclass(frozen=True)
 class GradientHistory:
-    """What was recorded of a run, the parts of a resumed run joined; n records.
+    """The records of a run, the parts of a resumed run joined; n records.
 
     Attributes:
-        iterations: (n,) int64, rising: updates done before the batch that the record is of, so 0 is the first batch.
+        iterations: (n,) int64, rising: number of updates before the recorded batch, 0 for the first batch.
         epochs: (n,) float64, the same in epochs.
         rms: (n,) float64 by layer, the output's first: root mean square of the error gradients; NaN where a record has none.
-        ln_normaliser: (n,) float64 by statistic: ``ln s`` with ``s = sum_j exp(x_j)``. `median`, `min` and `max` are over the
-            rows of the batch, `mean` is ``ln mean(s)``, which a few rows may rule; NaN where a record has none.
+        ln_normaliser: (n,) float64 by statistic: ``ln s`` with ``s = sum_j exp(x_j)``. ``median``, ``min`` and ``max`` are over
+            the rows of the batch, ``mean`` is ``ln mean(s)``, which few rows may dominate; NaN where a record has none.
         histograms: of the output's deltas, by iteration.
         sources: the folders that were read, oldest first.
-        superseded: records left out because a later start went over their iterations again.
+        superseded: number of records left out because a later start repeated their iterations.
     """
 
     iterations: np.ndarray
@@ -58,25 +58,25 @@ class GradientHistory:
 
         Returns:
             (k,) int64, the epochs with a record, from 1; (k,) float64, the root of the mean of the records' squares, NaN or
-            infinite where one of them is: an epoch in which the run diverged has no size.
+            infinite if a record is (the run diverged).
 
         Raises:
-            ValueError: no such layer was recorded.
+            ValueError: the layer was not recorded.
         """
         if layer not in self.rms:
             raise ValueError(f"no gradients of {layer!r} were recorded; there are {', '.join(self.rms) or 'none'}")
         epoch = np.floor(self.epochs).astype(np.int64) + 1
-        found = np.unique(epoch)
-        return found, np.array([np.sqrt(np.square(self.rms[layer][epoch == number]).mean()) for number in found])
+        epochs = np.unique(epoch)
+        return epochs, np.array([np.sqrt(np.square(self.rms[layer][epoch == number]).mean()) for number in epochs])
 
     def normaliser(self, statistic: str = "median") -> np.ndarray:
         """(n,) float64, ``s = sum_j exp(x_j)`` itself (Fig. 5); infinite where it is beyond float64.
 
         Args:
-            statistic: over the rows of a batch: `median`, `mean`, `min` or `max`. The paper does not say which it shows.
+            statistic: over the rows of a batch: ``median``, ``mean``, ``min`` or ``max``. The paper does not name its own.
 
         Raises:
-            ValueError: another statistic.
+            ValueError: ``statistic`` is none of these.
         """
         if statistic not in self.ln_normaliser:
             raise ValueError(f"the normaliser's {statistic!r} was not recorded; there are {', '.join(self.ln_normaliser)}")
@@ -85,30 +85,24 @@ class GradientHistory:
 
 
 def read_gradients(work_dir: str | Path) -> GradientHistory:
-    """Read `work_dir/*/gradients.jsonl`, one folder for every time that the run was started.
+    """Read ``work_dir/*/gradients.jsonl``, one folder for every start of the run.
 
-    The folders are joined in the order of their names, MMEngine's time stamps. What a later start went over again is left out:
-    all earlier records from the iteration on at which it began. A last line that a killed run left unfinished is passed over.
+    The folders are joined in the order of their names, MMEngine's time stamps. A later start supersedes the earlier records
+    from the iteration at which it began. A last line that a killed run left incomplete is skipped.
 
     Args:
-        work_dir: the run's `work_dir`, or one log folder of it.
+        work_dir: the run's ``work_dir``, or one of its log folders.
 
     Returns:
         The records of the weights that the folder ends with.
 
     Raises:
         FileNotFoundError: there is no such folder, or no gradients.jsonl in it.
-        ValueError: a line other than the last of its file is not a JSON object or not one of `GradientStatsHook`'s, or nothing
-            was recorded.
+        ValueError: a line other than the last of its file is not a record of ``GradientStatsHook``, or nothing was
+            recorded.
     """
-    work_dir = Path(work_dir)
-    if not work_dir.is_dir():
-        raise FileNotFoundError(f"no folder {work_dir}: give the work_dir of a run")
-    paths = sorted([*work_dir.glob("gradients.jsonl"), *work_dir.glob("*/gradients.jsonl")])
-    if not paths:
-        raise FileNotFoundError(
-            f"{work_dir} holds no */gradients.jsonl: give the run custom_hooks = [dict(type='GradientStatsHook')]"
-        )
+    hint = "give the run custom_hooks = [dict(type='GradientStatsHook')]"
+    paths = find_logs(work_dir, "gradients.jsonl", "*/gradients.jsonl", hint=hint)
     kept: dict[int, dict] = {}
     superseded = 0
     for path in paths:
@@ -116,38 +110,29 @@ def read_gradients(work_dir: str | Path) -> GradientHistory:
             begins = record.get("start", record.get("iter"))
             if isinstance(begins, bool) or not isinstance(begins, int):
                 raise ValueError(f"{path}: a line is none of GradientStatsHook's: {record}")
-            again = [iteration for iteration in kept if iteration >= begins]
-            superseded += len(again)
-            for iteration in again:
+            repeated = [iteration for iteration in kept if iteration >= begins]
+            superseded += len(repeated)
+            for iteration in repeated:
                 del kept[iteration]
             if "start" not in record:
                 kept[begins] = record
     if not kept:
         raise ValueError(f"nothing was recorded yet in {', '.join(map(str, paths))}")
     records = [kept[iteration] for iteration in sorted(kept)]
-
-    def column(*keys: str) -> np.ndarray:
-        values = []
-        for record in records:
-            value = record
-            for key in keys:
-                value = value.get(key, {})
-            values.append(value if isinstance(value, int | float) else np.nan)
-        return np.array(values, dtype=np.float64)
-
+    normalisers = [record.get("normaliser", {}) for record in records]
     layers = dict.fromkeys(key for record in records for key in record if key.startswith("rms/"))
     return GradientHistory(
         iterations=np.array(sorted(kept), dtype=np.int64),
-        epochs=column("epoch"),
-        rms={key.removeprefix("rms/"): column(key) for key in layers},
-        ln_normaliser={statistic: column("normaliser", statistic) for statistic in NORMALISER},
+        epochs=float_column(record.get("epoch") for record in records),
+        rms={key.removeprefix("rms/"): float_column(record.get(key) for record in records) for key in layers},
+        ln_normaliser={key: float_column(statistics.get(key) for statistics in normalisers) for key in NORMALISER},
         histograms={
             record["iter"]: Histogram(
-                np.linspace(record["histogram"]["low"], record["histogram"]["high"], len(record["histogram"]["counts"]) + 1),
-                np.array(record["histogram"]["counts"], dtype=np.int64),
+                np.linspace(histogram["low"], histogram["high"], len(histogram["counts"]) + 1),
+                np.array(histogram["counts"], dtype=np.int64),
             )
             for record in records
-            if "histogram" in record
+            if (histogram := record.get("histogram")) is not None
         },
         sources=tuple(path.parent.name for path in paths),
         superseded=superseded,

@@ -1,7 +1,10 @@
-"""What a run did, read from the scalars that MMEngine's LocalVisBackend wrote."""
+"""A run's training and validation, read from the scalars that MMEngine's LocalVisBackend wrote."""
+
+from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +19,16 @@ class RunHistory:
     """One run's training and validation, the parts of a resumed run joined. n training and m validation points.
 
     Attributes:
-        train_steps: (n,) int64, rising: iterations done when each training line was written.
-        loss: (n,) float64, the `loss` of those lines (by MMEngine's default a mean over the last 10 iterations); NaN
-            or infinite where the run diverged.
+        train_steps: (n,) int64, rising: the iteration of each training line.
+        loss: (n,) float64, the ``loss`` of those lines (by MMEngine's default a mean over the last 10 iterations); NaN or
+            infinite where the run diverged.
         lr: (n,) float64, the learning rate; NaN where a line has none.
-        val_steps: (m,) int64, rising: the steps of the validation lines, in iterations or in epochs.
-        val_in_epochs: what `val_steps` counts. MMEngine counts epochs by default, iterations where the config says
-            `LoggerHook(log_metric_by_epoch=False)`, as MMSegmentation's do.
+        val_steps: (m,) int64, rising: the steps of the validation lines, in iterations or epochs.
+        val_in_epochs: whether `val_steps` counts epochs, as MMEngine does by default, or iterations, as with
+            ``LoggerHook(log_metric_by_epoch=False)`` in MMSegmentation's configs.
         metrics: (m,) float64 for every metric that was ever logged; NaN at the steps without it.
         sources: the folders that were read, oldest first.
-        superseded: number of older lines left out because a later start went over the same iterations again.
+        superseded: number of lines left out because a later start repeated their iterations.
     """
 
     train_steps: np.ndarray
@@ -39,18 +42,32 @@ class RunHistory:
 
     @property
     def last_step(self) -> int:
-        """The last iteration of which anything was logged; 0 where there is no training line."""
+        """The iteration of the last training line; 0 without any."""
         return int(self.train_steps[-1]) if len(self.train_steps) else 0
 
     @property
     def diverged_at(self) -> int | None:
-        """The first iteration at which a loss that was logged is infinite or NaN, None if every one is finite."""
+        """The first iteration with a logged loss of infinity or NaN; None if all are finite."""
         bad = self.train_steps[~np.isfinite(self.loss)]
         return int(bad[0]) if len(bad) else None
 
 
+def find_logs(work_dir: str | Path, *patterns: str, hint: str) -> list[Path]:
+    """The files of a run that match glob patterns, sorted.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no such file in it; ``hint`` ends the latter's message.
+    """
+    work_dir = Path(work_dir)
+    if not work_dir.is_dir():
+        raise FileNotFoundError(f"no folder {work_dir}: give the work_dir of a run")
+    if paths := sorted(path for pattern in patterns for path in work_dir.glob(pattern)):
+        return paths
+    raise FileNotFoundError(f"{work_dir} holds no {patterns[-1]}: {hint}")
+
+
 def read_lines(path: Path) -> list[dict]:
-    """Parse a file of one JSON object a line, such as scalars.json; what a killed run left of its last line is dropped.
+    """Parse a file of one JSON object a line, such as scalars.json. A last line that a killed run left incomplete is dropped.
 
     Raises:
         ValueError: a line before the last is not a JSON object.
@@ -72,8 +89,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def _is_training(record: dict) -> bool:
-    # MMEngine's LogProcessor puts the iteration into every training line and into no validation line, which may have a
-    # loss of its own
+    # MMEngine's LogProcessor writes the iteration into training lines only; a validation line may have a loss, too
     return "loss" in record and ("iter" in record or "lr" in record)
 
 
@@ -84,42 +100,37 @@ def _step(record: dict, path: Path) -> int:
     return step
 
 
-def _number(value: object) -> float:
-    # mmengine writes a NaN loss as NaN; anything but a number (a list, a text) cannot be drawn
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+def float_column(values: Iterable[object]) -> np.ndarray:
+    """(n,) float64: the numbers among the values, NaN for anything else (None, a list, a text)."""
+    numbers = [value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan for value in values]
+    return np.array(numbers, dtype=np.float64)
 
 
 def _counts_epochs(train: list[tuple[int, dict]], val_steps: list[int]) -> bool:
-    """Tell whether validation lines are numbered by epochs: there are epochs, and no step is beyond the last one."""
-    epochs = [int(_number(record["epoch"])) for _, record in train if "epoch" in record]
+    """Whether validation lines are numbered by epochs: there are epochs, and no step is beyond the last one."""
+    epochs = [int(record["epoch"]) for _, record in train if "epoch" in record]
     return bool(epochs and val_steps) and max(val_steps) <= max(epochs) < train[-1][0]
 
 
 def read_history(work_dir: str | Path) -> RunHistory:
-    """Read `work_dir/*/vis_data/scalars.json`, one folder for every time that the run was started.
+    """Read ``work_dir/*/vis_data/scalars.json``, one folder for every start of the run.
 
-    The folders are joined in the order of their names, MMEngine's time stamps. Where a later start goes over
-    iterations that an earlier one had done, the later one wins: from its first training line on, what the earlier one
-    logged no longer belongs to the weights in the folder, so it is left out and counted in `superseded`. Folders
-    without a training line (a checkpoint that was only evaluated) are passed over unless there are no others.
+    The folders are joined in the order of their names, MMEngine's time stamps. A later start supersedes an earlier one from
+    its first training line on: what the earlier one logged there no longer belongs to the weights in the folder. Folders
+    without a training line (a checkpoint that was only evaluated) are skipped unless there are no others.
 
     Args:
-        work_dir: the run's `work_dir`.
+        work_dir: the run's ``work_dir``.
 
     Returns:
         The history.
 
     Raises:
         FileNotFoundError: there is no such folder, or no scalars.json in it.
-        ValueError: a line other than the last of its file is not a JSON object, a line has no step, or there is no
-            usable line at all.
+        ValueError: a line other than the last of its file is not a JSON object, a line has no step, or there is no complete
+            line.
     """
-    work_dir = Path(work_dir)
-    if not work_dir.is_dir():
-        raise FileNotFoundError(f"no folder {work_dir}: give the work_dir of a run")
-    paths = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    if not paths:
-        raise FileNotFoundError(f"{work_dir} holds no */vis_data/scalars.json: no run has logged anything there")
+    paths = find_logs(work_dir, "*/vis_data/scalars.json", hint="no run has logged anything there")
     files = {path: read_lines(path) for path in paths}
     trained = {path: records for path, records in files.items() if any(map(_is_training, records))}
     files = trained or files
@@ -131,7 +142,7 @@ def read_history(work_dir: str | Path) -> RunHistory:
             step = _step(record, path)
             if _is_training(record):
                 if step <= last:
-                    # lines are in the order of time: all that stands behind the first overlap is of the older start
+                    # lines are in the order of time: all after the first overlap are of the earlier start
                     cut = next(i for i, (old, line) in enumerate(kept) if _is_training(line) and old >= step)
                     superseded += len(kept) - cut
                     del kept[cut:]
@@ -151,11 +162,11 @@ def read_history(work_dir: str | Path) -> RunHistory:
     )
     return RunHistory(
         train_steps=np.array([step for step, _ in train], dtype=np.int64),
-        loss=np.array([_number(record.get("loss")) for _, record in train], dtype=np.float64),
-        lr=np.array([_number(record.get("lr")) for _, record in train], dtype=np.float64),
+        loss=float_column(record.get("loss") for _, record in train),
+        lr=float_column(record.get("lr") for _, record in train),
         val_steps=np.array([step for step, _ in val], dtype=np.int64),
         val_in_epochs=_counts_epochs(train, [step for step, _ in val]),
-        metrics={name: np.array([_number(record.get(name)) for _, record in val], dtype=np.float64) for name in names},
+        metrics={name: float_column(record.get(name) for _, record in val) for name in names},
         sources=tuple(path.parent.parent.name for path in files),
         superseded=superseded,
     )

@@ -18,7 +18,7 @@ NAMED = 60  # classes whose names and numbers fit on a figure
 
 
 def row_shares(matrix: np.ndarray) -> np.ndarray:
-    """(C, C) float64: of the pixels of every label, the share that went to each prediction; NaN in rows without a pixel."""
+    """(C, C) float64: the share of every label's pixels that each prediction has; NaN in rows without a pixel."""
     matrix = np.asarray(matrix, dtype=np.float64)
     with np.errstate(invalid="ignore"):
         return matrix / matrix.sum(1, keepdims=True)
@@ -27,8 +27,8 @@ def row_shares(matrix: np.ndarray) -> np.ndarray:
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
     """The confusion matrix, each row divided by its sum, as the bytes of a PNG.
 
-    Rows are labels, columns predictions; the numbers are percent of the row's pixels, left out below half a percent. Shades go
-    with the square root of the share, so that small confusions are seen. A class without labels has a hatched row.
+    Rows are labels, columns predictions. The numbers are percent of the row's pixels, left out below half a percent. Shades are
+    proportional to the square root of the share, to make small confusions visible. A class without labels has a hatched row.
 
     Args:
         matrix: (C, C) counts.
@@ -59,24 +59,24 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
             if np.isnan(shares[row, 0]):
                 axes.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor="#c0c0c0", hatch="////", linewidth=0)
                 continue
-            for column in np.flatnonzero(shares[row] >= 0.005) if named else ():
+            for column in np.flatnonzero(shares[row] >= 0.005).tolist() if named else ():
                 share = shares[row, column]
                 colour = "white" if share > 0.4 else "#202020"
                 axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
         return figure_png(figure)
 
 
-def draw_reliability(found: Reliability, name: str) -> bytes:
-    """A reliability diagram, accuracy against confidence, and under it the share of the pixels in every bin, as a PNG.
+def draw_reliability(reliability: Reliability, name: str) -> bytes:
+    """A reliability diagram (accuracy against confidence) above the share of the pixels in every bin, as a PNG.
 
     Args:
-        found: from `Calibration.reliability`.
-        name: of what was tested.
+        reliability: from `gbseg.evaluation.calibration.Calibration.reliability`.
+        name: the name of what was tested.
     """
-    count = len(found.pixels)
+    count = len(reliability.pixels)
     edges = np.arange(count) / count
-    accuracy, confidence = np.array(found.accuracy), np.array(found.confidence)
-    share = np.array(found.pixels) / sum(found.pixels)
+    accuracy, confidence = np.array(reliability.accuracy), np.array(reliability.confidence)
+    share = np.array(reliability.pixels) / sum(reliability.pixels)
     with rc_context(STYLE):
         figure = Figure(figsize=(4.2, 5.0), dpi=DPI)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -85,7 +85,7 @@ def draw_reliability(found: Reliability, name: str) -> bytes:
         upper.bar(edges, np.nan_to_num(accuracy), 1 / count, align="edge", color=COLOURS[0], alpha=0.35, linewidth=0)
         upper.plot(confidence, accuracy, "o", color=COLOURS[0], markersize=4, label="pixels of one bin")
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
-        upper.set_title(f"{name}: ECE {100 * found.ece:.2f}%", fontsize=9, loc="left", parse_math=False)
+        upper.set_title(f"{name}: ECE {100 * reliability.ece:.2f}%", fontsize=9, loc="left", parse_math=False)
         upper.legend(loc="upper left", frameon=False, fontsize=8)
         lower.bar(edges, share, 1 / count, align="edge", color=BASELINE, alpha=0.6, linewidth=0)
         lower.set(xlabel="probability of the predicted class", ylabel="pixels")

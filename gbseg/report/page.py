@@ -1,4 +1,4 @@
-"""``report.html``: one file without a link to any other. ``page.html`` beside this module is its template."""
+"""``report.html``: one self-contained file. ``page.html`` beside this module is its template."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ __all__ = ["TestReport", "render_page"]
 
 MATRIX_CLASSES = 200  # with more, the page lists the largest confusions alone
 CONFUSIONS = 12
-DOT = 1.5  # width of a dot of the strip in percent IoU: closer ones are stacked
+DOT = 1.5  # width of a dot of the strip in percent IoU: closer dots are stacked
 PANELS = ("image", "truth", "prediction", "errors")
 
 
 @dataclass(frozen=True)
 class TestReport:
-    """Everything that is known of one test.
+    """The results of one test.
 
     Attributes:
-        name: of what was tested.
-        images: how many there were.
-        metrics: by name, in percent.
-        scores: of the set, fractions in 0..1.
+        name: the name of what was tested.
+        images: number of images.
+        metrics: in percent, by name.
+        scores: of the set, as fractions in 0..1.
         matrix: (C, C) counts, rows = label, columns = prediction.
         palette: (red, green, blue) of every class.
-        intervals: of the scores, if any.
-        reliability: of the confidences, if asked for.
+        intervals: confidence intervals of the scores; None without.
+        reliability: the calibration of the confidences; None without.
         worst: pictures, worst first.
         best: pictures, best first.
-        facts: what else is to be known, by name: config, checkpoint, network input, data.
-        provenance: from `gbseg.report.provenance`.
+        facts: further entries of the provenance section by name: config, checkpoint, network input, data.
+        provenance: from `gbseg.report.provenance.provenance`.
     """
 
     __test__ = False  # its name is not one of a pytest class
@@ -66,13 +66,13 @@ def _css(colour: Sequence[int]) -> str:
     return "rgb({} {} {})".format(*map(int, colour))
 
 
-def _number(value: float | None, digits: int = 1) -> str:
-    """Percent of a fraction; a dash for what is not known."""
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+def _percent(fraction: float | None, digits: int = 1) -> str:
+    """Percent of a fraction; a dash where it is None or NaN."""
+    return "-" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.{digits}f}"
 
 
 def _strip(values: Sequence[float]) -> list[int]:
-    """The row of each dot of the strip, so that none covers another: the lowest one that is free there; -1 for NaN."""
+    """The row of each dot of the strip such that no dot covers another: the lowest free one; -1 for NaN."""
     rows = [-1] * len(values)
     ends: list[float] = []
     for i in sorted((i for i, value in enumerate(values) if not math.isnan(value)), key=lambda i: values[i]):
@@ -82,104 +82,46 @@ def _strip(values: Sequence[float]) -> list[int]:
     return rows
 
 
-def _classes(report: TestReport) -> list[dict[str, Any]]:
-    scores, shares = report.scores, row_shares(report.matrix)
-    rows, pixels = _strip(scores.iou), sum(scores.labelled)
-    found = []
-    for i, name in enumerate(scores.class_names):
-        others = np.nan_to_num(shares[i].copy())
-        others[i] = 0
-        worst = int(others.argmax())
-        interval = None if report.intervals is None or math.isnan(scores.iou[i]) else report.intervals.iou[i]
-        found.append(
-            {
-                "name": name,
-                "colour": _css(report.palette[i]),
-                "iou": scores.iou[i],
-                "interval": interval,
-                "dice": scores.dice[i],
-                "accuracy": scores.accuracy[i],
-                "share": scores.labelled[i] / pixels if pixels else math.nan,
-                "row": rows[i],
-                "headline": name in (scores.headline_classes or ()),
-                "absent": math.isnan(scores.iou[i]),
-                "confused": {"name": scores.class_names[worst], "share": others[worst]} if others[worst] >= 0.005 else None,
-            }
-        )
-    return found
+def _confusions(matrix: np.ndarray) -> list[tuple[int, int, int]]:
+    """(label, prediction, pixels) of the pairs of different classes with the most wrong pixels."""
+    wrong = np.array(matrix, dtype=np.int64)
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:CONFUSIONS]
+    pairs = (divmod(int(index), len(wrong)) for index in order)
+    return [(i, j, int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
 
 
-def _confusions(report: TestReport) -> list[dict[str, Any]]:
-    """The pairs of different classes between which the most pixels went wrong."""
-    names, matrix = report.scores.class_names, np.array(report.matrix, dtype=np.int64)
-    shares = row_shares(matrix)
-    np.fill_diagonal(matrix, 0)
-    found = []
-    for flat in np.argsort(matrix, axis=None, kind="stable")[::-1][:CONFUSIONS]:
-        i, j = (int(index) for index in np.unravel_index(flat, matrix.shape))
-        if matrix[i, j]:
-            colours = _css(report.palette[i]), _css(report.palette[j])
-            found.append(
-                {
-                    "label": names[i],
-                    "prediction": names[j],
-                    "pixels": int(matrix[i, j]),
-                    "share": shares[i, j],
-                    "colours": colours,
-                }
-            )
-    return found
+def _most_confused(shares: np.ndarray) -> list[int | None]:
+    """The class that each class is most often taken for; None below half a percent of its pixels."""
+    others = np.nan_to_num(shares)
+    np.fill_diagonal(others, 0)
+    return [int(row.argmax()) if row.max() >= 0.005 else None for row in others]
 
 
-def _picture(picture: Picture, report: TestReport) -> dict[str, Any]:
-    names = report.scores.class_names
-    background = 0 if names[0] == "background" else None
+def _card(picture: Picture, palette: Sequence[Sequence[int]], background: int | None) -> dict[str, Any]:
+    """What the page shows of an image beside its name and score."""
     images, unreadable = [], ""
     try:
-        images = panels(picture, report.palette, background)
+        images = panels(picture, palette, background)
     except ImageError as error:
         unreadable = str(error)
-    kept = picture.label != VOID
-    labelled = set(np.unique(picture.label[kept]).tolist())
+    valid = picture.label != VOID
+    labelled = set(np.unique(picture.label[valid]).tolist())
     occurring = [i for i, value in enumerate(picture.iou) if not math.isnan(value)]
-    there = sorted(labelled & set(occurring), key=lambda i: -picture.iou[i])
     return {
-        "name": picture.name,
-        "score": picture.score,
-        "wrong": float((picture.label != picture.prediction)[kept].mean()) if kept.any() else math.nan,
-        "panels": [
-            {"kind": kind, "uri": jpeg_uri(image), "size": image.shape[1::-1]}
-            for kind, image in zip(PANELS, images, strict=bool(images))
-        ],
+        "picture": picture,
+        "wrong": float((picture.label != picture.prediction)[valid].mean()) if valid.any() else math.nan,
+        "panels": [(kind, jpeg_uri(image), image.shape) for kind, image in zip(PANELS, images, strict=bool(images))],
         "unreadable": unreadable,
-        "classes": [{"name": names[i], "colour": _css(report.palette[i]), "iou": picture.iou[i]} for i in there],
-        "spurious": [names[i] for i in occurring if i not in labelled],
+        "classes": sorted(labelled & set(occurring), key=lambda i: -picture.iou[i]),
+        "spurious": [i for i in occurring if i not in labelled],
     }
 
 
-def _tiles(report: TestReport) -> list[dict[str, Any]]:
-    """The figures beside the headline number."""
-    scores = report.scores
-    tiles = [
-        ("aAcc", scores.pixel_accuracy, "pixels that are right"),
-        ("mAcc", scores.macc, "mean accuracy of the classes"),
-        ("fwIoU", scores.fwiou, "IoU weighted by pixels"),
-        ("mDice", scores.mdice, "mean Dice of the classes"),
-    ]
-    if report.reliability:
-        tiles.append(("ECE", report.reliability.ece, "calibration error"))
-    found = [{"name": name, "value": value, "meaning": meaning, "interval": None} for name, value, meaning in tiles]
-    if scores.headline_classes:
-        headline = {"name": f"mIoU-{len(scores.headline_classes)}", "value": scores.headline_miou}
-        headline |= {"meaning": ", ".join(scores.headline_classes)}
-        found.insert(0, headline | {"interval": report.intervals.headline_miou if report.intervals else None})
-    return found
-
-
 def render_page(report: TestReport) -> str:
-    """The page as text. Its images are ``data:`` URIs; its script sorts the table and counts the images that loaded.
+    """The page as HTML. Its images are ``data:`` URIs; its script sorts the table and counts the images that loaded.
 
-    An image that cannot be read is left out, and its card says why.
+    The card of an image that cannot be read says why instead of showing it.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -188,25 +130,25 @@ def render_page(report: TestReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _number, "thousands": lambda value: f"{value:,}"}
-    count = len(report.scores.class_names)
-    shares = row_shares(report.matrix)
-    background = report.scores.class_names[0] == "background"
+    environment.filters |= {"percent": _percent, "thousands": lambda value: f"{value:,}"}
+    shares, strip = row_shares(report.matrix), _strip(report.scores.iou)
+    background = 0 if report.scores.class_names[0] == "background" else None
+    sections = {"Worst images": report.worst, "Best images": report.best}
     return environment.get_template("page.html").render(
+        vars(report),
         report=report,
-        scores=report.scores,
-        intervals=report.intervals,
-        classes=_classes(report),
-        tiles=_tiles(report),
-        rows=1 + max(_strip(report.scores.iou)),
-        sections=[
-            (title, [_picture(picture, report) for picture in pictures])
-            for title, pictures in (("Worst images", report.worst), ("Best images", report.best))
+        names=report.scores.class_names,
+        colours=[_css(colour) for colour in report.palette],
+        strip=strip,
+        pixels=sum(report.scores.labelled) or math.nan,
+        most_confused=_most_confused(shares),
+        sections={
+            title: [_card(picture, report.palette, background) for picture in pictures]
+            for title, pictures in sections.items()
             if pictures
-        ],
-        error_colours={kind: _css(colour) for kind, colour in ERROR_COLOURS.items() if background or kind == "confused"},
-        matrix=shares.tolist() if count <= MATRIX_CLASSES else [],
-        confusions=_confusions(report),
-        reliability=report.reliability,
-        provenance=report.provenance,
+        },
+        error_colours={kind: _css(colour) for kind, colour in ERROR_COLOURS.items() if background == 0 or kind == "confused"},
+        shares=shares.tolist(),
+        matrix_classes=MATRIX_CLASSES,
+        confusions=_confusions(report.matrix),
     )

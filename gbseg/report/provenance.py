@@ -1,8 +1,11 @@
-"""Where a number comes from: what a result has to be stored with so that someone can get it again."""
+"""The provenance of a result: what is stored with it so that it can be reproduced."""
+
+from __future__ import annotations
 
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +15,7 @@ import torch
 
 from gbseg.parallel import available_cores
 
-# what is imported -> the distributions that provide it, in the order in which they are asked
+# imported package -> the distributions that may provide it, in order of preference
 PACKAGES = {
     "numpy": ("numpy",),
     "mmengine": ("onedl-mmengine", "mmengine"),
@@ -23,30 +26,28 @@ PACKAGES = {
 
 def _version(distributions: tuple[str, ...]) -> str | None:
     for name in distributions:
-        try:
+        with suppress(PackageNotFoundError):
             return version(name)
-        except PackageNotFoundError:
-            continue
     return None
 
 
 def _git(*arguments: str) -> str | None:
-    """Ask git about the folder that this package lies in; None where git is missing or does not know it."""
+    """The output of git in this package's folder; None where git is missing or fails."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30, check=True
-        )
+        folder = Path(__file__).parent
+        return subprocess.check_output(
+            ["git", *arguments], cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=30
+        ).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
 
 
 def _code() -> dict[str, Any]:
     """The commit, and whether the working tree differs from it. Both None where git does not track this file."""
-    # a package installed below some other project's folder must not be given that project's commit
+    # a package installed below another project's folder must not get that project's commit
     if _git("ls-files", "--error-unmatch", "provenance.py") is None:
         return {"commit": None, "dirty": None}
-    # the results that a command writes are not the code that wrote them
+    # results that a command wrote are not code
     changes = _git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")
     return {"commit": _git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
@@ -61,7 +62,7 @@ def _cpu() -> str:
 
 
 def _memory() -> float | None:
-    """The machine's memory in GiB, None where the system does not say."""
+    """The machine's memory in GiB; None where the system does not tell."""
     try:
         return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     except (AttributeError, OSError, ValueError):
@@ -71,18 +72,17 @@ def _memory() -> float | None:
 def provenance(command: str | None = None, seed: int | None = None) -> dict[str, Any]:
     """Describe the code, the machine and the moment, ready for JSON.
 
-    Holds no host name, no user name and no absolute path, unless `command` does: pass it as a user would type it in
-    the repository's root.
+    Holds no host name, no user name and no absolute path unless ``command`` does: pass it as typed in the repository's root.
 
     Args:
         command: the command line that made the result.
-        seed: the seed it ran with.
+        seed: the seed of the run.
 
     Returns:
-        A dict with `date` (UTC, ISO 8601, seconds), `command`, `seed`, `git` (`commit`, and `dirty`: whether anything
-        but `results/` differs from it or is untracked; both None outside git),
-        `hardware` (`cpu`, `cores` that the process may use, `memory_gib`, `gpu`: a name or None) and `versions`
-        (of python and the packages, None where one is not installed).
+        A dict with ``date`` (UTC, ISO 8601, seconds), ``command``, ``seed``, ``git`` (``commit``, and ``dirty``: whether
+        anything outside ``results/`` differs from it or is untracked; both None outside git), ``hardware`` (``cpu``, ``cores``
+        that the process may use, ``memory_gib``, ``gpu``: a name or None) and ``versions`` (of python and the packages, None
+        where one is not installed).
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -95,7 +95,7 @@ def provenance(command: str | None = None, seed: int | None = None) -> dict[str,
             "memory_gib": _memory(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        # torch's own string, unlike its distribution's, says which build it is: 2.11.0+cu130
+        # torch.__version__ names the build, 2.11.0+cu130, which its distribution's version does not
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}
         | {name: _version(names) for name, names in PACKAGES.items()},
     }

@@ -1,4 +1,4 @@
-"""Contact sheets: what a network sees, pixel for pixel. An image, its labels and the pixels that a training step looks at."""
+"""Contact sheets of a network's inputs, pixel for pixel: images, their labels and the pixels sampled in training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gbseg.report.overlay import VOID, VOID_COLOUR, overlay
 __all__ = ["NO_CLASS_COLOUR", "OTHERS", "Cell", "contact_sheet", "mark_points"]
 
 NO_CLASS_COLOUR = (255, 0, 255)
-# stands for every label that has no number of its own beside the ignored one's 255
+# stands for every label that is not a class and does not fit into a byte beside the ignored one, 255
 OTHERS = 254
 GAP, MARGIN, TEXT, LINE = 6, 16, 13, 18  # pixels
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
@@ -29,10 +29,10 @@ class Cell:
 
     Attributes:
         image: (H, W, 3) uint8, blue first.
-        label: (H, W) uint8, 255 where it does not count, 254 (`OTHERS`) for whatever label is no class and fits no byte beside
-            that; None where there is none.
-        points: (P, 2) sampled pixels, (row, column); None where the network looks at all of them.
-        caption: the lines below it.
+        label: (H, W) uint8, 255 for ignored pixels, 254 (`OTHERS`) for labels that are not a class and do not fit into a byte;
+            None for an unlabelled image.
+        points: (P, 2) sampled pixels, (row, column); None where the network uses all of them.
+        caption: the lines below the image.
     """
 
     image: np.ndarray
@@ -42,7 +42,7 @@ class Cell:
 
 
 def mark_points(image: np.ndarray, label: np.ndarray, points: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """The image in pale grey, and every point in the colour of its label.
+    """The image in pale grey with every sampled pixel in the colour of its label.
 
     Args:
         image: (H, W, 3) uint8, blue first.
@@ -72,22 +72,22 @@ def contact_sheet(
 ) -> list[tuple[int, int]]:
     """Draw samples with their labels and sampled pixels, captions, and a legend of the classes that occur, as a PNG.
 
-    Nothing is smoothed: a pixel of a sample is a square of ``scale`` pixels of the sheet.
+    Nothing is smoothed: a pixel of a sample becomes a square of ``scale`` x ``scale`` pixels.
 
     Args:
         cells: the samples; their sizes may differ.
         path: the PNG to write.
-        palette: (red, green, blue) of the classes; labels beyond it are shown in magenta and named as no class.
+        palette: (red, green, blue) of the classes; other labels are magenta and have no class name in the legend.
         class_names: one a class.
         title: the line above.
-        scale: pixels of the sheet a pixel of a sample; None makes panels about 256 wide.
-        width: of the sheet, which decides how many cells stand side by side; a cell that is wider makes the sheet wider.
+        scale: enlargement of the samples; None makes panels about 256 pixels wide.
+        width: of the sheet in pixels, which decides how many cells are side by side; a wider cell makes the sheet wider.
 
     Returns:
         (left, top) of every cell's image on the sheet.
 
     Raises:
-        ValueError: no cells, or ``scale < 1``.
+        ValueError: ``cells`` is empty, or ``scale`` is less than 1.
     """
     if not cells:
         raise ValueError("a contact sheet needs at least one sample")
@@ -99,37 +99,36 @@ def contact_sheet(
     colours[: len(palette)] = np.array(palette, np.uint8)[:256]
     colours[VOID] = VOID_COLOUR
     rows_of_panels = [_panels(cell, colours) for cell in cells]
-    most = max(len(panels) for panels in rows_of_panels)
-    cell_width = most * (widest * scale + GAP) - GAP
+    cell_width = max(map(len, rows_of_panels)) * (widest * scale + GAP) - GAP
     columns = max(1, min(len(cells), (width - 2 * MARGIN + 3 * GAP) // (cell_width + 3 * GAP)))
     legend = sorted({int(value) for cell in cells if cell.label is not None for value in np.unique(cell.label)})
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), TEXT)
     sheet_width = 2 * MARGIN + columns * (cell_width + 3 * GAP) - 3 * GAP
 
-    places, top = [], MARGIN + 2 * LINE
+    positions, top = [], MARGIN + 2 * LINE
     for start in range(0, len(cells), columns):
         row = cells[start : start + columns]
-        places += [(MARGIN + column * (cell_width + 3 * GAP), top) for column in range(len(row))]
+        positions += [(MARGIN + column * (cell_width + 3 * GAP), top) for column in range(len(row))]
         lines = max(len(cell.caption) for cell in row)
         top += max(cell.image.shape[0] for cell in row) * scale + GAP + lines * LINE + 2 * GAP
     entries, legend_height = _legend(legend, class_names, font, sheet_width)
     sheet = Image.new("RGB", (sheet_width, top + legend_height + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, MARGIN), _fit(title, font, sheet_width - 2 * MARGIN), INK, font)
-    for cell, panels, (left, upper) in zip(cells, rows_of_panels, places, strict=True):
+    for cell, panels, (left, upper) in zip(cells, rows_of_panels, positions, strict=True):
         for number, panel in enumerate(panels):
-            enlarged = panel[..., ::-1].repeat(scale, axis=0).repeat(scale, axis=1)
-            sheet.paste(Image.fromarray(enlarged), (left + number * (widest * scale + GAP), upper))
+            upsampled = panel[..., ::-1].repeat(scale, axis=0).repeat(scale, axis=1)
+            sheet.paste(Image.fromarray(upsampled), (left + number * (widest * scale + GAP), upper))
         for number, text in enumerate(cell.caption):
-            place = (left, upper + cell.image.shape[0] * scale + GAP + number * LINE)
-            draw.text(place, _fit(text, font, cell_width), FAINT if number else INK, font)
+            position = (left, upper + cell.image.shape[0] * scale + GAP + number * LINE)
+            draw.text(position, _fit(text, font, cell_width), FAINT if number else INK, font)
     for (x, y, name), value in zip(entries, legend, strict=True):
         draw.rectangle((x, top + y, x + TEXT, top + y + TEXT), tuple(colours[value].tolist()), FAINT)
         draw.text((x + TEXT + GAP, top + y - 1), name, INK, font)
-    buffer = BytesIO()
-    sheet.save(buffer, "PNG")
-    write_atomically(buffer.getvalue(), path)
-    return places
+    content = BytesIO()
+    sheet.save(content, "PNG")
+    write_atomically(content.getvalue(), path)
+    return positions
 
 
 def _panels(cell: Cell, colours: np.ndarray) -> list[np.ndarray]:
@@ -144,21 +143,21 @@ def _panels(cell: Cell, colours: np.ndarray) -> list[np.ndarray]:
 def _legend(
     values: Sequence[int], class_names: Sequence[str], font: ImageFont.FreeTypeFont, width: int
 ) -> tuple[list[tuple[int, int, str]], int]:
-    """Left, top and name of every entry below the cells, and the height of all."""
+    """Left, top and name of every entry below the cells, and the height of the legend."""
     entries, x, y = [], MARGIN, GAP
     for value in values:
         number = "254, 255 or no byte" if value == OTHERS else value
         name = "ignored" if value == VOID else class_names[value] if value < len(class_names) else f"{number}: no class"
-        taken = TEXT + GAP + int(font.getlength(name)) + 3 * GAP
-        if x > MARGIN and x + taken > width - MARGIN:
+        entry_width = TEXT + GAP + int(font.getlength(name)) + 3 * GAP
+        if x > MARGIN and x + entry_width > width - MARGIN:
             x, y = MARGIN, y + LINE + GAP
         entries.append((x, y, name))
-        x += taken
+        x += entry_width
     return entries, y + LINE
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, its beginning cut where it is wider than ``width``: the end of a path says more."""
+    """The text, cut at its beginning if it is wider than ``width``: the end of a path says more."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength("..." + text) > width:

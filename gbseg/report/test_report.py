@@ -1,10 +1,11 @@
-"""What a test leaves behind: ``scores.json``, ``confusion.png``, ``reliability.png`` and ``report.html``."""
+"""The files of a test: ``scores.json``, ``confusion.png``, ``reliability.png`` and ``report.html``."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,75 +22,67 @@ FILES = ("scores.json", "confusion.png", "reliability.png", "report.html")
 
 
 def _strict(value: Any) -> Any:
-    """JSON has no NaN: what is not known is null; nor has it NumPy's numbers."""
+    """A value as JSON can hold it: NumPy scalars as Python's, non-finite numbers as None."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _strict(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(one) for one in value]
-    return value
+        return {key: _strict(item) for key, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def scores_json(report: TestReport) -> dict[str, Any]:
-    """The report without its pictures, ready for strict JSON: metrics in percent, all else as fractions, unknown is None."""
+    """The report without its pictures, ready for strict JSON: metrics in percent, the rest as fractions; unknown is None."""
     scores, intervals = report.scores, report.intervals
-    classes = [
-        {
-            "name": name,
-            "iou": scores.iou[i],
-            "dice": scores.dice[i],
-            "accuracy": scores.accuracy[i],
-            "labelled": scores.labelled[i],
-            "predicted": scores.predicted[i],
-            **({} if intervals is None else {"iou_interval": intervals.iou[i]}),
-        }
-        for i, name in enumerate(scores.class_names)
-    ]
-    found: dict[str, Any] = {
+    columns: dict[str, Sequence[Any]] = {"name": scores.class_names}
+    columns |= {key: getattr(scores, key) for key in ("iou", "dice", "accuracy", "labelled", "predicted")}
+    content: dict[str, Any] = {
         "name": report.name,
         **report.facts,
         "images": report.images,
-        # those of the classes, which a prefix may stand before, are below
+        # those of the classes, which may have a prefix, are under "classes"
         "metrics": {name: value for name, value in report.metrics.items() if "/IoU/" not in f"/{name}"},
         "headline": scores.headline_classes,
         "absent": scores.absent,
-        "classes": classes,
-        "confusion_matrix": report.matrix.tolist(),
     }
     if intervals is not None:
-        kept = ("level", "resamples", "seed", "miou", "headline_miou")
-        found["intervals"] = {key: getattr(intervals, key) for key in kept}
+        columns["iou_interval"] = intervals.iou
+    content["classes"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    content["confusion_matrix"] = report.matrix.tolist()
+    if intervals is not None:
+        content["intervals"] = dataclasses.asdict(intervals)
+        del content["intervals"]["iou"]
     if report.reliability is not None:
-        found["calibration"] = dataclasses.asdict(report.reliability)
-    return _strict(found | {"provenance": report.provenance})
+        content["calibration"] = dataclasses.asdict(report.reliability)
+    return _strict(content | {"provenance": report.provenance})
 
 
 def write_test_report(report: TestReport, folder: str | Path, page: bool = True) -> None:
     """Write the files, each atomically, and remove those of an earlier report that are not among them.
 
     Args:
-        report: what is known.
+        report: the results.
         folder: of the files.
-        page: write ``report.html`` and ``confusion.png``; without, ``scores.json`` and ``reliability.png`` alone.
+        page: write ``report.html`` and ``confusion.png`` too; without, ``scores.json`` and ``reliability.png`` alone.
 
     Raises:
-        FileWriteError: a file could not be written.
+        gbseg.files.FileWriteError: a file could not be written.
     """
-    folder = Path(folder)
-    files = {"scores.json": lambda: (json.dumps(scores_json(report), indent=1, allow_nan=False) + "\n").encode()}
+    reliability = report.reliability
+    contents: dict[str, Callable[[], bytes]] = {
+        "scores.json": lambda: (json.dumps(scores_json(report), indent=1, allow_nan=False) + "\n").encode()
+    }
     if page:
-        files["confusion.png"] = lambda: draw_confusion(report.matrix, report.scores.class_names)
-    if report.reliability is not None:
-        files["reliability.png"] = lambda: draw_reliability(report.reliability, report.name)
+        contents["confusion.png"] = lambda: draw_confusion(report.matrix, report.scores.class_names)
+    if reliability is not None:
+        contents["reliability.png"] = lambda: draw_reliability(reliability, report.name)
     if page:
-        # a file's name need not be UTF-8
-        files["report.html"] = lambda: render_page(report).encode(errors="backslashreplace")
+        # a file name need not be UTF-8
+        contents["report.html"] = lambda: render_page(report).encode(errors="backslashreplace")
     for name in FILES:
-        if name not in files:
-            (folder / name).unlink(missing_ok=True)
-    # one by one, the scores first: whatever may be wrong with the others, they are safe by then
-    for name, make in files.items():
-        write_atomically(make(), folder / name)
+        if name not in contents:
+            (Path(folder) / name).unlink(missing_ok=True)
+    # one by one, the scores first: if a later file fails, they are safe
+    for name, make in contents.items():
+        write_atomically(make(), Path(folder) / name)

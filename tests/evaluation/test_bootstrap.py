@@ -41,19 +41,19 @@ def test_against_a_loop_over_the_same_resamples() -> None:
     missing = np.isnan(iou[:, -1])
     assert 0 < missing.sum() < 230  # one image of twelve holds the last class
 
-    found = bootstrap_intervals(counts, headline=[0, 4], resamples=230, seed=3)
+    result = bootstrap_intervals(counts, headline=[0, 4], resamples=230, seed=3)
     means = [np.mean([value for value in row if not math.isnan(value)]) for row in expected]
-    assert found.miou == pytest.approx(np.percentile(means, (2.5, 97.5)), rel=1e-12)
+    assert result.miou == pytest.approx(np.percentile(means, (2.5, 97.5)), rel=1e-12)
     heads = [np.mean([row[i] for i in (0, 4) if not math.isnan(row[i])]) for row in expected]
-    assert found.headline_miou == pytest.approx(np.percentile(heads, (2.5, 97.5)), rel=1e-12)
+    assert result.headline_miou == pytest.approx(np.percentile(heads, (2.5, 97.5)), rel=1e-12)
     last = [row[-1] for row in expected if not math.isnan(row[-1])]
-    assert found.iou[-1] == pytest.approx(np.percentile(last, (2.5, 97.5)), rel=1e-12)
+    assert result.iou[-1] == pytest.approx(np.percentile(last, (2.5, 97.5)), rel=1e-12)
 
 
 def test_against_scipy() -> None:
     """The ends are those of SciPy's percentile bootstrap, within what two sets of resamples differ by."""
     counts = _counts(1)
-    found = bootstrap_intervals(counts, resamples=4000, level=0.9)
+    result = bootstrap_intervals(counts, resamples=4000, level=0.9)
     reference = stats.bootstrap(
         (np.arange(len(counts)),),
         lambda chosen: np.nanmean(_iou(counts[chosen.astype(int)])),
@@ -65,7 +65,7 @@ def test_against_scipy() -> None:
     ).confidence_interval
     width = reference.high - reference.low
     assert width > 0.05
-    assert found.miou == pytest.approx((reference.low, reference.high), abs=0.05 * width)
+    assert result.miou == pytest.approx((reference.low, reference.high), abs=0.05 * width)
 
 
 @pytest.mark.parametrize("sizes", [(4,), (9,), (5, 7)])

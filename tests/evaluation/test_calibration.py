@@ -46,13 +46,13 @@ def test_against_torchmetrics() -> None:
     label = torch.cat([t for _, t in everything])
     for norm in ("l1", "max"):
         reference = multiclass_calibration_error(probabilities, label, C, n_bins=15, norm=norm, ignore_index=255)
-        found = calibration.reliability()
+        result = calibration.reliability()
         # torchmetrics sums in float32
-        assert (found.ece if norm == "l1" else found.mce) == pytest.approx(float(reference), rel=2e-5)
-    assert sum(found.pixels) == int((label != 255).sum())
+        assert (result.ece if norm == "l1" else result.mce) == pytest.approx(float(reference), rel=2e-5)
+    assert sum(result.pixels) == int((label != 255).sum())
     kept = label != 255
-    assert found.mean_accuracy == pytest.approx(float((probabilities.argmax(1) == label)[kept].double().mean()), rel=1e-12)
-    assert found.mean_confidence == pytest.approx(float(probabilities.max(1).values[kept].double().mean()), rel=1e-6)
+    assert result.mean_accuracy == pytest.approx(float((probabilities.argmax(1) == label)[kept].double().mean()), rel=1e-12)
+    assert result.mean_confidence == pytest.approx(float(probabilities.max(1).values[kept].double().mean()), rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", [ExpGBLoss(alpha=0.1, targets=(0, 16)), Pow3GBLoss()], ids=["expgb", "pow3gb"])
@@ -75,15 +75,15 @@ def test_networks_of_known_calibration() -> None:
     logits = 1.5 * torch.randn(C, 300, 400, generator=generator)
     probabilities = logits.double().softmax(0)
     label = torch.multinomial(probabilities.flatten(1).T, 1, generator=generator).view(300, 400)
-    found = {}
+    result = {}
     for factor in (0.5, 1.0, 2.0):
         calibration = Calibration()
         calibration.update(factor * logits, (factor * logits).softmax(0), label)
-        found[factor] = calibration.reliability()
+        result[factor] = calibration.reliability()
     # 120,000 pixels in 15 bins: what chance leaves is about sqrt(15 / 120,000) / 2
-    assert found[1.0].ece < 0.006
-    assert found[2.0].ece > 0.15 and found[2.0].mean_confidence > found[2.0].mean_accuracy + 0.15
-    assert found[0.5].ece > 0.15 and found[0.5].mean_confidence < found[0.5].mean_accuracy - 0.15
+    assert result[1.0].ece < 0.006
+    assert result[2.0].ece > 0.15 and result[2.0].mean_confidence > result[2.0].mean_accuracy + 0.15
+    assert result[0.5].ece > 0.15 and result[0.5].mean_confidence < result[0.5].mean_accuracy - 0.15
 
 
 def test_certain_and_empty_bins() -> None:
@@ -91,11 +91,11 @@ def test_certain_and_empty_bins() -> None:
     calibration = Calibration(bins=4)
     probabilities = torch.tensor([[[1.0, 1.0, 0.6, 0.25]], [[0.0, 0.0, 0.4, 0.75]]])
     calibration.update(probabilities, probabilities, torch.tensor([[0, 1, 0, 255]]))
-    found = calibration.reliability()
-    assert found.pixels == (0, 0, 1, 2)
-    assert math.isnan(found.confidence[0]) and math.isnan(found.accuracy[1])
-    assert found.accuracy[2:] == (1.0, 0.5) and found.confidence[2:] == pytest.approx((0.6, 1.0))
-    assert found.ece == pytest.approx((0.4 + 2 * 0.5) / 3) and found.mce == pytest.approx(0.5)
+    result = calibration.reliability()
+    assert result.pixels == (0, 0, 1, 2)
+    assert math.isnan(result.confidence[0]) and math.isnan(result.accuracy[1])
+    assert result.accuracy[2:] == (1.0, 0.5) and result.confidence[2:] == pytest.approx((0.6, 1.0))
+    assert result.ece == pytest.approx((0.4 + 2 * 0.5) / 3) and result.mce == pytest.approx(0.5)
 
 
 def test_wrong_input() -> None:

@@ -29,9 +29,9 @@ def test_matrix_against_sklearn(dtype: torch.dtype) -> None:
     prediction, label = _random_maps(0)
     kept = label != 255
     expected = metrics.confusion_matrix(label[kept], prediction[kept], labels=range(7))
-    found = confusion_matrix(prediction.to(dtype), label.to(dtype), 7)
-    assert found.dtype == torch.int64 and found.shape == (7, 7)
-    np.testing.assert_array_equal(found.numpy(), expected)
+    result = confusion_matrix(prediction.to(dtype), label.to(dtype), 7)
+    assert result.dtype == torch.int64 and result.shape == (7, 7)
+    np.testing.assert_array_equal(result.numpy(), expected)
 
 
 @pytest.mark.parametrize("ignore_index", [255, 3, -1, None])
@@ -57,8 +57,8 @@ def test_bins_of_what_is_impossible(ignore_index: int | None) -> None:
     for p, t in zip(prediction.ravel().tolist(), label.ravel().tolist(), strict=True):
         row = 8 if t == ignore_index else t if 0 <= t < 7 else 7
         expected[row, p if 0 <= p < 7 else 7] += 1
-    found = count_bins(torch.from_numpy(prediction), torch.from_numpy(label), 7, ignore_index)
-    np.testing.assert_array_equal(found.numpy(), expected)
+    result = count_bins(torch.from_numpy(prediction), torch.from_numpy(label), 7, ignore_index)
+    np.testing.assert_array_equal(result.numpy(), expected)
 
 
 def test_counting_without_waiting_for_the_device() -> None:
@@ -117,50 +117,50 @@ def test_scores_against_sklearn() -> None:
     """IoU, its means and the accuracy are scikit-learn's."""
     prediction, label = _random_maps(2)
     kept = label != 255
-    found = scores(confusion_matrix(prediction, label, 7), NAMES, classes=["class5", "class0"])
+    result = scores(confusion_matrix(prediction, label, 7), NAMES, classes=["class5", "class0"])
     expected = metrics.jaccard_score(label[kept], prediction[kept], labels=range(7), average=None)
-    np.testing.assert_allclose(found.iou, expected, rtol=1e-14)
-    assert found.miou == pytest.approx(expected.mean(), rel=1e-14)
-    assert found.headline_miou == pytest.approx((expected[5] + expected[0]) / 2, rel=1e-14)
-    assert found.pixel_accuracy == pytest.approx(metrics.accuracy_score(label[kept], prediction[kept]), rel=1e-14)
-    assert found.absent == () and found.headline_classes == ("class5", "class0")
+    np.testing.assert_allclose(result.iou, expected, rtol=1e-14)
+    assert result.miou == pytest.approx(expected.mean(), rel=1e-14)
+    assert result.headline_miou == pytest.approx((expected[5] + expected[0]) / 2, rel=1e-14)
+    assert result.pixel_accuracy == pytest.approx(metrics.accuracy_score(label[kept], prediction[kept]), rel=1e-14)
+    assert result.absent == () and result.headline_classes == ("class5", "class0")
     pair = label[kept], prediction[kept]
-    np.testing.assert_allclose(found.dice, metrics.f1_score(*pair, average=None), rtol=1e-14)
-    np.testing.assert_allclose(found.accuracy, metrics.recall_score(*pair, average=None), rtol=1e-14)
-    assert found.mdice == pytest.approx(metrics.f1_score(*pair, average="macro"), rel=1e-14)
-    assert found.macc == pytest.approx(metrics.balanced_accuracy_score(*pair), rel=1e-14)
-    assert found.fwiou == pytest.approx(metrics.jaccard_score(*pair, average="weighted"), rel=1e-14)
-    assert found.labelled == tuple(np.bincount(label[kept], minlength=7))
-    assert found.predicted == tuple(np.bincount(prediction[kept], minlength=7))
+    np.testing.assert_allclose(result.dice, metrics.f1_score(*pair, average=None), rtol=1e-14)
+    np.testing.assert_allclose(result.accuracy, metrics.recall_score(*pair, average=None), rtol=1e-14)
+    assert result.mdice == pytest.approx(metrics.f1_score(*pair, average="macro"), rel=1e-14)
+    assert result.macc == pytest.approx(metrics.balanced_accuracy_score(*pair), rel=1e-14)
+    assert result.fwiou == pytest.approx(metrics.jaccard_score(*pair, average="weighted"), rel=1e-14)
+    assert result.labelled == tuple(np.bincount(label[kept], minlength=7))
+    assert result.predicted == tuple(np.bincount(prediction[kept], minlength=7))
 
 
 def test_absent_classes() -> None:
     """Absent classes are left out and named, those that are only predicted count as zero."""
     # rows = label: a is right 3 times of 4, its miss went to c, which has no pixel of its own; b does not occur
     matrix = torch.tensor([[3, 0, 1], [0, 0, 0], [0, 0, 0]])
-    found = scores(matrix, ["a", "b", "c"], classes=["b", "c"])
-    assert found.iou[0] == 0.75 and math.isnan(found.iou[1]) and found.iou[2] == 0.0
-    assert found.miou == 0.375 and found.pixel_accuracy == 0.75
-    assert found.absent == ("b",) and found.headline_miou == 0.0
+    result = scores(matrix, ["a", "b", "c"], classes=["b", "c"])
+    assert result.iou[0] == 0.75 and math.isnan(result.iou[1]) and result.iou[2] == 0.0
+    assert result.miou == 0.375 and result.pixel_accuracy == 0.75
+    assert result.absent == ("b",) and result.headline_miou == 0.0
     # c has no label to be accurate about, and weighs nothing
-    assert found.dice[0] == 6 / 7 and found.dice[2] == 0.0 and found.mdice == 3 / 7
-    assert found.accuracy[0] == found.macc == 0.75 and math.isnan(found.accuracy[2]) and found.fwiou == 0.75
+    assert result.dice[0] == 6 / 7 and result.dice[2] == 0.0 and result.mdice == 3 / 7
+    assert result.accuracy[0] == result.macc == 0.75 and math.isnan(result.accuracy[2]) and result.fwiou == 0.75
     assert scores(matrix, ["a", "b", "c"]).headline_miou is None
     assert math.isnan(scores(matrix, ["a", "b", "c"], ["b"]).headline_miou or 0.0)
 
 
 def test_empty_set() -> None:
     """A set without a pixel that counts scores NaN."""
-    found = scores(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"])
-    assert math.isnan(found.miou) and math.isnan(found.pixel_accuracy) and found.absent == ("a", "b")
-    assert all(math.isnan(value) for value in (found.mdice, found.macc, found.fwiou))
+    result = scores(torch.zeros(2, 2, dtype=torch.int64), ["a", "b"])
+    assert math.isnan(result.miou) and math.isnan(result.pixel_accuracy) and result.absent == ("a", "b")
+    assert all(math.isnan(value) for value in (result.mdice, result.macc, result.fwiou))
 
 
 def test_large_counts() -> None:
     """Counts that float32 cannot hold stay exact."""
     # 2**24 + 1 is the first integer that float32 lacks
-    found = scores(torch.tensor([[2**24 + 1, 1], [0, 1]]), ["a", "b"])
-    assert found.iou[0] == (2**24 + 1) / (2**24 + 2)
+    result = scores(torch.tensor([[2**24 + 1, 1], [0, 1]]), ["a", "b"])
+    assert result.iou[0] == (2**24 + 1) / (2**24 + 2)
 
 
 def test_names_that_do_not_fit() -> None:

@@ -86,8 +86,8 @@ def test_what_is_wrong_is_listed_and_nothing_is_packed(kind: str, folder: Path, 
     archive.write_bytes(b"an earlier one")
     with pytest.raises(SubmissionError) as caught:
         pack_submission(folder, IDS, SIZES, archive)
-    [(found, said)] = caught.value.problems
-    assert found == name
+    [(result, said)] = caught.value.problems
+    assert result == name
     assert problem in said
     assert f"no archive was written: 1 problem(s) with the predictions in {folder}:\n  {name}  " in str(caught.value)
     assert archive.read_bytes() == b"an earlier one"

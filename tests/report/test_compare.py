@@ -47,9 +47,9 @@ def runs(tmp_path: Path) -> dict[str, Path]:
 
 def test_numbers(runs: dict[str, Path], tmp_path: Path) -> None:
     """Best values, the steps that reach the baseline's best, and what became of every run."""
-    found = compare(runs, tmp_path / "out", "mIoU", "softmax", epoch_length=200)
-    assert found.target == 45.0 and found.unit == "iteration"
-    softmax, fast, slow, wild = found.runs
+    computed = compare(runs, tmp_path / "out", "mIoU", "softmax", epoch_length=200)
+    assert computed.target == 45.0 and computed.unit == "iteration"
+    softmax, fast, slow, wild = computed.runs
     assert (softmax.best, softmax.best_step, softmax.reached_step, softmax.status) == (45.0, 400, 400, "complete")
     assert (fast.best, fast.best_step, fast.reached_step, fast.status) == (46.5, 400, 300, "complete")
     assert (slow.best, slow.best_step, slow.reached_step, slow.status) == (44.99, 500, None, "complete")
@@ -59,7 +59,7 @@ def test_numbers(runs: dict[str, Path], tmp_path: Path) -> None:
 
 def test_files(runs: dict[str, Path], tmp_path: Path) -> None:
     """The same table stands in the terminal's text, the Markdown, the CSV and the JSON."""
-    found = compare(runs, tmp_path / "out", "mIoU", "softmax", epoch_length=200)
+    computed = compare(runs, tmp_path / "out", "mIoU", "softmax", epoch_length=200)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "curve.png",
         "comparison.json",
@@ -88,7 +88,7 @@ def test_files(runs: dict[str, Path], tmp_path: Path) -> None:
     assert "| 300 | 1.50 | 41.00 | 45.00 | 18.00 | - |" in markdown
     assert "| mean mIoU, iteration 100 to 500 |  | 38.25 | 42.94 | 20.37 | - |" in markdown
     assert "| reaches softmax's best at epoch |  | 2.00 | 1.50 | not reached | not reached |" in markdown
-    text = found.table().splitlines()
+    text = computed.table().splitlines()
     assert text[4].split() == ["300", "1.50", "41.00", "45.00", "18.00", "-"]
     assert text[-1].endswith("diverged at iteration 150") and len({len(line) for line in text}) == 1
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
@@ -103,10 +103,10 @@ def test_epochs(tmp_path: Path) -> None:
     """Validations by epochs and by iterations meet where `epoch_length` says how, and are refused where nothing does."""
     by_epoch = _run(tmp_path, "a", {1: 10.0, 2: 20.0}, _losses(200), epoch_length=100)
     by_iteration = _run(tmp_path, "b", {100: 20.0, 200: 30.0}, _losses(200))
-    found = compare({"a": by_epoch, "b": by_iteration}, tmp_path / "out", "mIoU", "a", "epoch", epoch_length=100)
-    assert [run.steps for run in found.runs] == [(100, 200), (100, 200)] and found.runs[1].reached_step == 100
-    found = compare({"a": by_epoch}, tmp_path / "out", "mIoU", "a", "epoch")
-    assert found.unit == "epoch" and found.runs[0].steps == (1, 2) and found.rows()[0] == ["epoch", "a"]
+    computed = compare({"a": by_epoch, "b": by_iteration}, tmp_path / "out", "mIoU", "a", "epoch", epoch_length=100)
+    assert [run.steps for run in computed.runs] == [(100, 200), (100, 200)] and computed.runs[1].reached_step == 100
+    computed = compare({"a": by_epoch}, tmp_path / "out", "mIoU", "a", "epoch")
+    assert computed.unit == "epoch" and computed.runs[0].steps == (1, 2) and computed.rows()[0] == ["epoch", "a"]
     with pytest.raises(ValueError, match="a was validated by epochs: to show iterations, give epoch_length"):
         compare({"a": by_epoch}, tmp_path / "out", "mIoU", "a")
     with pytest.raises(ValueError, match="b was validated by iterations: to show epochs, give epoch_length"):
@@ -115,20 +115,20 @@ def test_epochs(tmp_path: Path) -> None:
 
 def test_lower_is_better(runs: dict[str, Path], tmp_path: Path) -> None:
     """For an error the best value is the least."""
-    found = compare(runs, tmp_path / "out", "mIoU", "fast", lower_is_better=True)
-    assert found.target == 30.0 and [run.best for run in found.runs] == [20.0, 30.0, 10.0, 12.0]
-    assert [run.reached_step for run in found.runs] == [100, 100, 100, 100]
+    computed = compare(runs, tmp_path / "out", "mIoU", "fast", lower_is_better=True)
+    assert computed.target == 30.0 and [run.best for run in computed.runs] == [20.0, 30.0, 10.0, 12.0]
+    assert [run.reached_step for run in computed.runs] == [100, 100, 100, 100]
 
 
 def test_stopped_runs(runs: dict[str, Path], tmp_path: Path) -> None:
     """A run that just stopped is marked as such, also if it never got to a validation."""
     runs["cut"] = _run(tmp_path, "cut", {100: 25.0, 200: 45.0}, _losses(250))
     runs["dead"] = _run(tmp_path, "dead", {}, {10: 1e9, 20: math.inf})
-    found = compare(runs, tmp_path / "out", "mIoU", "softmax")
-    cut, dead = found.runs[4:]
+    computed = compare(runs, tmp_path / "out", "mIoU", "softmax")
+    cut, dead = computed.runs[4:]
     assert cut.status == "ended early at iteration 250" and cut.reached_step == 200
     assert dead.status == "diverged at iteration 20" and dead.best is None and dead.reached_step is None
-    assert "dead" in found.table().splitlines()[0]
+    assert "dead" in computed.table().splitlines()[0]
     assert cut.mean is None and dead.mean is None
 
 
@@ -138,8 +138,8 @@ def test_means(tmp_path: Path) -> None:
     long = _run(tmp_path, "long", {100: 90.0, 200: 30.0, 400: 50.0}, _losses(400))
     wild = _run(tmp_path, "wild", {200: 10.0, 300: 10.0, 400: 10.0}, {100: math.nan, 400: math.nan})
     hole = _run(tmp_path, "hole", {200: 10.0, 300: math.nan, 400: 10.0}, _losses(400))
-    found = compare({"late": late, "long": long, "wild": wild, "hole": hole}, tmp_path / "out", "mIoU", "late")
-    assert found.mean_range == (200, 400) and [run.mean for run in found.runs] == [22.5, 40.0, None, None]
+    computed = compare({"late": late, "long": long, "wild": wild, "hole": hole}, tmp_path / "out", "mIoU", "late")
+    assert computed.mean_range == (200, 400) and [run.mean for run in computed.runs] == [22.5, 40.0, None, None]
     once = compare({"late": _run(tmp_path, "once", {200: 10.0}, _losses(200))}, tmp_path / "out", "mIoU", "late")
     assert once.mean_range is None and once.runs[0].mean is None and "mean" not in once.table()
 

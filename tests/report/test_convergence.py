@@ -38,9 +38,9 @@ def test_first_below(points: list[tuple[int, float]], target: int) -> None:
 def test_area_of_ranges(points: list[tuple[int, float]], start: int, end: int) -> None:
     """A sum over unit steps, or None where the range is not covered or a point that matters is not finite."""
     steps, error = _curve(points)
-    found = area_under(steps, error, start, end)
+    result = area_under(steps, error, start, end)
     if len(steps) < 2 or not steps[0] <= start < end <= steps[-1]:
-        assert found is None
+        assert result is None
         return
     total = 0.0
     for step in range(start, end):
@@ -48,7 +48,7 @@ def test_area_of_ranges(points: list[tuple[int, float]], start: int, end: int) -
         piece = next(k for k in range(len(steps) - 1) if steps[k] <= step < steps[k + 1])
         slope = (error[piece + 1] - error[piece]) / (steps[piece + 1] - steps[piece])
         total += error[piece] + slope * (step + 0.5 - steps[piece])
-    assert found is None if not math.isfinite(total) else found == pytest.approx(total)
+    assert result is None if not math.isfinite(total) else result == pytest.approx(total)
 
 
 def test_area_of_all() -> None:
@@ -72,8 +72,8 @@ def test_types_and_nothing() -> None:
 def test_interpolated() -> None:
     """The straight line to the first point below the target; a point that diverged has no line."""
     steps, error = [10, 20, 40], [8.0, 6.0, 2.0]
-    found = [first_below(steps, error, target, interpolate=True) for target in (9, 7, 6, 3, 2, 1)]
-    assert found == [10, 15, 20, 35, 40, None]
+    result = [first_below(steps, error, target, interpolate=True) for target in (9, 7, 6, 3, 2, 1)]
+    assert result == [10, 15, 20, 35, 40, None]
     assert first_below(steps, [8.0, math.nan, 2.0], 3, interpolate=True) == 40
 
 

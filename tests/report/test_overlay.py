@@ -18,9 +18,9 @@ def _image(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_formula() -> None:
     """Every pixel is (1 - alpha) * image + alpha * colour, blue first, void white, worked out one by one."""
     image = np.array([[[10, 20, 30], [10, 20, 30], [255, 0, 7]]], dtype=np.uint8)
-    found = overlay(image, np.array([[1, 0, 255]], dtype=np.uint8), PALETTE, alpha=0.6)
+    result = overlay(image, np.array([[1, 0, 255]], dtype=np.uint8), PALETTE, alpha=0.6)
     # 0.4 * 10 + 0.6 * 50 = 34 (blue), 0.4 * 20 + 0.6 * 100 = 68, 0.4 * 30 + 0.6 * 200 = 132; 0.4 * 7 + 153 = 155.8
-    assert found.tolist() == [[[34, 68, 132], [4, 8, 12], [255, 153, 156]]] and found.dtype == np.uint8
+    assert result.tolist() == [[[34, 68, 132], [4, 8, 12], [255, 153, 156]]] and result.dtype == np.uint8
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.35, 1.0])
@@ -29,13 +29,13 @@ def test_against_a_loop(alpha: float) -> None:
     image = _image(5, 7)
     label = np.random.default_rng(1).choice(np.array([0, 1, 2, 255], dtype=np.uint8), (5, 7))
     palette = [*PALETTE, *[(9, 9, 9)] * 253]
-    found = overlay(image, label, palette, alpha)
+    result = overlay(image, label, palette, alpha)
     for y in range(5):
         for x in range(7):
             colour = (255, 255, 255) if label[y, x] == 255 else palette[label[y, x]]
             for channel in range(3):
                 exact = (1 - alpha) * int(image[y, x, channel]) + alpha * colour[2 - channel]
-                assert abs(int(found[y, x, channel]) - exact) <= 0.5 + 1e-9
+                assert abs(int(result[y, x, channel]) - exact) <= 0.5 + 1e-9
 
 
 def test_wrong_inputs() -> None:
@@ -70,17 +70,17 @@ def test_sheet(tmp_path: Path) -> None:
     path = tmp_path / "new" / "sheet.png"
     prediction_sheet(rows, ["image", "ground truth", "softmax"], path)
     with Image.open(path) as opened:
-        found = np.asarray(opened.convert("RGB")).astype(int)
+        result = np.asarray(opened.convert("RGB")).astype(int)
     # three panels of 2 in with 0.05 in between and 0.06 in around; rows 1 in and 2 in high, title, gaps, legend
-    assert found.shape[1] == round((3 * 2 + 2 * 0.05 + 2 * 0.06) * 150)
-    assert found.shape[0] == pytest.approx((0.26 + 1 + 2 + 2 * 0.05 + 0.22 + 0.06) * 150, abs=1)
+    assert result.shape[1] == round((3 * 2 + 2 * 0.05 + 2 * 0.06) * 150)
+    assert result.shape[0] == pytest.approx((0.26 + 1 + 2 + 2 * 0.05 + 0.22 + 0.06) * 150, abs=1)
     # the middle of every panel, VOC's colours for cat (64, 0, 0), dog (64, 0, 128) and person (192, 128, 128)
     centres = [int((0.06 + 2.05 * column + 1) * 150) for column in range(3)]
     blend = {"cat": (138, 100, 100), "dog": (138, 100, 177), "person": (215, 177, 177), "none": (250, 250, 250)}
     for y, names in ((0.26 + 0.5, ("none", "cat", "person")), (0.26 + 1.05 + 1, ("none", "dog", "person"))):
         for x, name in zip(centres, names, strict=True):
-            assert found[int(y * 150), x].tolist() == list(blend[name])
-    legend = found[int((0.26 + 3 + 0.1) * 150) :]
+            assert result[int(y * 150), x].tolist() == list(blend[name])
+    legend = result[int((0.26 + 3 + 0.1) * 150) :]
     present = {tuple(colour) for colour in legend.reshape(-1, 3).tolist()}
     assert {(64, 0, 0), (64, 0, 128), (192, 128, 128)} <= present
     assert not {(128, 0, 0), (0, 128, 0), (64, 128, 0)} & present  # aeroplane, bicycle, cow

@@ -43,9 +43,9 @@ def _scene_report(root: Path, with_everything: bool = True) -> TestReport:
         one = confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(label.copy()), 21)
         matrix = matrix + one
         counts.append(torch.stack((one.diagonal(), one.sum(1), one.sum(0))).numpy())
-        found = scores(one, VOC_CLASSES)
+        computed = scores(one, VOC_CLASSES)
         path = str(root / f"JPEGImages/{name}.jpg")
-        pictures.append(Picture(found.miou, position, name, path, label, prediction, found.iou))
+        pictures.append(Picture(computed.miou, position, name, path, label, prediction, computed.iou))
         logits = 3.0 * torch.nn.functional.one_hot(torch.from_numpy(prediction).long(), 21).permute(2, 0, 1).float()
         calibration.update(logits, logits.softmax(0), torch.from_numpy(label.copy()))
     pictures.sort(key=lambda picture: picture.rank)
@@ -142,15 +142,15 @@ def test_scores_json(written: tuple[TestReport, Path]) -> None:
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
 
-    found = json.loads((folder / "scores.json").read_text(), parse_constant=refuse)
-    np.testing.assert_array_equal(found["confusion_matrix"], report.matrix)
-    assert found["metrics"] == report.metrics and found["images"] == 6 and found["network input"] == "224 x 224"
-    for row, name, iou in zip(found["classes"], VOC_CLASSES, report.scores.iou, strict=True):
+    computed = json.loads((folder / "scores.json").read_text(), parse_constant=refuse)
+    np.testing.assert_array_equal(computed["confusion_matrix"], report.matrix)
+    assert computed["metrics"] == report.metrics and computed["images"] == 6 and computed["network input"] == "224 x 224"
+    for row, name, iou in zip(computed["classes"], VOC_CLASSES, report.scores.iou, strict=True):
         assert row["name"] == name and row["iou"] == (None if math.isnan(iou) else iou)
-    assert found["absent"] == list(report.scores.absent) and found["headline"] == ["background", "cat", "dog"]
-    assert report.intervals and found["intervals"]["miou"] == list(report.intervals.miou)
-    assert report.reliability and found["calibration"]["ece"] == report.reliability.ece
-    assert found["provenance"]["versions"]["torch"] == torch.__version__
+    assert computed["absent"] == list(report.scores.absent) and computed["headline"] == ["background", "cat", "dog"]
+    assert report.intervals and computed["intervals"]["miou"] == list(report.intervals.miou)
+    assert report.reliability and computed["calibration"]["ece"] == report.reliability.ece
+    assert computed["provenance"]["versions"]["torch"] == torch.__version__
 
 
 def test_metrics_of_any_name_and_type(written: tuple[TestReport, Path], tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_metrics_of_any_name_and_type(written: tuple[TestReport, Path], tmp_path
     classes = {f"voc/IoU/{name}": 1.0 for name in VOC_CLASSES} | {"IoU/cat": 1.0}
     more = {"voc/mIoU/low": np.float32(0.5), "n": np.int64(3), "none": np.float32("nan")}
     write_test_report(replace(report, metrics=metrics | classes | more), tmp_path)
-    found = json.loads((tmp_path / "scores.json").read_text())["metrics"]
-    assert found == metrics | {"voc/mIoU/low": 0.5, "n": 3, "none": None}
+    computed = json.loads((tmp_path / "scores.json").read_text())["metrics"]
+    assert computed == metrics | {"voc/mIoU/low": 0.5, "n": 3, "none": None}
     assert (tmp_path / "report.html").read_text() == (folder / "report.html").read_text()
 
 
@@ -169,12 +169,12 @@ def test_tiles(written: tuple[TestReport, Path]) -> None:
     """Beside the mean stand the headline, accuracy and the like, as the scores have them."""
     report, folder = written
     text = (folder / "report.html").read_text()
-    found = re.findall(r'<div><b class="number">([\d.]+)</b> ([\w-]+)<span', text)
+    computed = re.findall(r'<div><b class="number">([\d.]+)</b> ([\w-]+)<span', text)
     s = report.scores
     assert s.headline_miou and report.reliability
     values = {"mIoU-3": s.headline_miou, "aAcc": s.pixel_accuracy, "mAcc": s.macc, "fwIoU": s.fwiou, "mDice": s.mdice}
     values["ECE"] = report.reliability.ece
-    assert {name: value for value, name in found} == {name: f"{100 * value:.1f}" for name, value in values.items()}
+    assert {name: value for value, name in computed} == {name: f"{100 * value:.1f}" for name, value in values.items()}
 
 
 def test_pictures_that_cannot_be_read(written: tuple[TestReport, Path], tmp_path: Path) -> None:
@@ -234,12 +234,12 @@ def test_page_of_less(tmp_path: Path) -> None:
 
 
 def _browser() -> str:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None and os.environ.get("GBSEG_REQUIRE_BROWSER") == "1":
+    computed = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if computed is None and os.environ.get("GBSEG_REQUIRE_BROWSER") == "1":
         pytest.fail(f"GBSEG_REQUIRE_BROWSER=1, and there is no {' or '.join(BROWSERS)}")
-    if found is None:
+    if computed is None:
         pytest.skip("no browser to open the page with: apt-get install chromium")
-    return found
+    return computed
 
 
 def _run_browser(page: Path, home: Path, *options: str) -> str:

@@ -53,8 +53,8 @@ def test_error_map() -> None:
     image = np.full((1, 7, 3), 100, np.uint8)
     kinds = [None, "invented", None, "missed", "confused", "void", "void"]
     for background in (0, None):
-        found = error_map(image, label, prediction, background)
-        for pixel, kind in zip(found[0], kinds, strict=True):
+        result = error_map(image, label, prediction, background)
+        for pixel, kind in zip(result[0], kinds, strict=True):
             if kind is None:
                 assert pixel.tolist() == [190] * 3
             elif kind == "void":
@@ -71,9 +71,9 @@ def test_panels(tmp_path: Path) -> None:
     label = np.zeros((30, 40), np.uint8)
     label[:, 20:] = 15
     picture = Picture(0.5, 0, "a", str(tmp_path / "a.png"), label, np.zeros_like(label), ())
-    found = panels(picture, VOC_PALETTE)
-    assert [panel.shape for panel in found] == [(360, 480, 3)] * 4
-    truth, prediction = found[1], found[2]
+    result = panels(picture, VOC_PALETTE)
+    assert [panel.shape for panel in result] == [(360, 480, 3)] * 4
+    truth, prediction = result[1], result[2]
     assert (truth[:, :240] == round(0.65 * 200)).all()
     assert truth[0, 240, ::-1].tolist() == [round(0.35 * 200 + 0.65 * channel) for channel in VOC_PALETTE[15]]
     assert (truth[:, 240:] == truth[0, 240]).all()

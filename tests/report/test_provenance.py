@@ -18,20 +18,20 @@ from gbseg.report.provenance import provenance
 
 def test_content() -> None:
     """Moment, machine and versions are those that the libraries themselves give."""
-    found = json.loads(json.dumps(provenance("python tools/train.py x.py", seed=3)))
-    assert found["command"] == "python tools/train.py x.py" and found["seed"] == 3
-    date = datetime.fromisoformat(found["date"])
+    computed = json.loads(json.dumps(provenance("python tools/train.py x.py", seed=3)))
+    assert computed["command"] == "python tools/train.py x.py" and computed["seed"] == 3
+    date = datetime.fromisoformat(computed["date"])
     assert date.utcoffset() == timedelta(0) and abs(datetime.now(UTC) - date) < timedelta(minutes=1)
-    assert found["versions"]["torch"] == torch.__version__ and found["versions"]["numpy"] == np.__version__
-    assert found["versions"]["python"] == platform.python_version()
-    assert set(found["versions"]) == {"python", "torch", "numpy", "mmengine", "mmseg", "gbseg"}
-    assert found["hardware"]["cores"] >= 1 and found["hardware"]["cpu"]
+    assert computed["versions"]["torch"] == torch.__version__ and computed["versions"]["numpy"] == np.__version__
+    assert computed["versions"]["python"] == platform.python_version()
+    assert set(computed["versions"]) == {"python", "torch", "numpy", "mmengine", "mmseg", "gbseg"}
+    assert computed["hardware"]["cores"] >= 1 and computed["hardware"]["cpu"]
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         kib = int(meminfo.read_text().split("MemTotal:")[1].split()[0])
-        assert found["hardware"]["memory_gib"] == pytest.approx(kib / 2**20, abs=0.1)
+        assert computed["hardware"]["memory_gib"] == pytest.approx(kib / 2**20, abs=0.1)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    assert found["hardware"]["gpu"] == gpu
+    assert computed["hardware"]["gpu"] == gpu
     assert provenance()["command"] is None and provenance()["seed"] is None
 
 
@@ -88,6 +88,6 @@ def test_without_cpuinfo_or_git(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module.subprocess, "run", missing)
     monkeypatch.setattr(module.Path, "read_text", missing)
-    found = provenance()
-    assert found["git"] == {"commit": None, "dirty": None}
-    assert found["hardware"]["cpu"] == (platform.processor() or platform.machine())
+    computed = provenance()
+    assert computed["git"] == {"commit": None, "dirty": None}
+    assert computed["hardware"]["cpu"] == (platform.processor() or platform.machine())

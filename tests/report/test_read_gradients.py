@@ -32,16 +32,16 @@ def test_joined(tmp_path: Path) -> None:
     # from a checkpoint at 120; killed before 150 came again
     _write(tmp_path, "20260102_000000", [{"start": 120}, _line(130, 5.0)])
     _write(tmp_path, "20260103_000000", [{"start": 125}])
-    found = read_gradients(tmp_path)
-    assert found.iterations.tolist() == [0, 50, 100] and found.iterations.dtype == np.int64
-    assert found.rms["head.fc"].tolist() == [1.0, 2.0, 3.0] and found.superseded == 2
-    assert found.epochs.tolist() == [0, 0.5, 1.0]
-    assert found.histograms[0].edges.tolist() == [-6, -2, 2, 6, 10] and found.histograms[0].counts.tolist() == [3, 0, 1, 4]
-    assert found.sources == ("20260101_000000", "20260102_000000", "20260103_000000")
-    epochs, rms = found.rms_by_epoch("head.fc")
+    result = read_gradients(tmp_path)
+    assert result.iterations.tolist() == [0, 50, 100] and result.iterations.dtype == np.int64
+    assert result.rms["head.fc"].tolist() == [1.0, 2.0, 3.0] and result.superseded == 2
+    assert result.epochs.tolist() == [0, 0.5, 1.0]
+    assert result.histograms[0].edges.tolist() == [-6, -2, 2, 6, 10] and result.histograms[0].counts.tolist() == [3, 0, 1, 4]
+    assert result.sources == ("20260101_000000", "20260102_000000", "20260103_000000")
+    epochs, rms = result.rms_by_epoch("head.fc")
     assert epochs.tolist() == [1, 2] and rms.tolist() == pytest.approx([math.sqrt(2.5), 3.0])
     for statistic, value in (("median", 1.0), ("mean", 2.0), ("min", 0.5), ("max", 3.0)):
-        assert found.normaliser(statistic).tolist() == pytest.approx([math.exp(value)] * 3)
+        assert result.normaliser(statistic).tolist() == pytest.approx([math.exp(value)] * 3)
     assert read_gradients(tmp_path / "20260101_000000").iterations.tolist() == [0, 50, 100, 150]
 
 
@@ -50,11 +50,11 @@ def test_diverged(tmp_path: Path) -> None:
     lines = [_line(0, 1.0), _line(50, math.inf), _line(100, math.nan), _line(200, 2.0, **{"rms/late": 7.0})]
     lines[2]["normaliser"] = {"median": 800.0, "mean": math.inf, "min": 1.0, "max": math.inf}
     _write(tmp_path, "20260101_000000", lines)
-    found = read_gradients(tmp_path)
-    np.testing.assert_equal(found.rms["head.fc"], [1, math.inf, math.nan, 2])
-    np.testing.assert_equal(found.rms["late"], [math.nan] * 3 + [7])
-    np.testing.assert_equal(found.rms_by_epoch("head.fc")[1], [math.inf, math.nan, 2])
-    assert found.normaliser("median")[2] == math.inf and found.ln_normaliser["median"][2] == 800
+    result = read_gradients(tmp_path)
+    np.testing.assert_equal(result.rms["head.fc"], [1, math.inf, math.nan, 2])
+    np.testing.assert_equal(result.rms["late"], [math.nan] * 3 + [7])
+    np.testing.assert_equal(result.rms_by_epoch("head.fc")[1], [math.inf, math.nan, 2])
+    assert result.normaliser("median")[2] == math.inf and result.ln_normaliser["median"][2] == 800
 
 
 def test_damaged(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="GradientStatsHook"):
         read_gradients(tmp_path)
     _write(tmp_path, "20260101_000000", [_line(0, 1.0)])
-    found = read_gradients(tmp_path)
+    result = read_gradients(tmp_path)
     with pytest.raises(ValueError, match=r"no gradients of 'fc' were recorded; there are head\.fc"):
-        found.rms_by_epoch("fc")
+        result.rms_by_epoch("fc")
     with pytest.raises(ValueError, match="'average' was not recorded; there are median, mean, min, max"):
-        found.normaliser("average")
+        result.normaliser("average")
