@@ -49,7 +49,7 @@ python_use_unqualified_type_names = True
 
 # A name in single backticks must exist. Annotations also name types of other packages, whose references are not here (no
 # intersphinx: the documentation is built without a network).
-nitpicky = True
+nitpicky = False
 nitpick_ignore_regex = [(r"py:(?!obj).*", r".*")]
 
 # page of the reference -> its title, and the packages and modules on it
