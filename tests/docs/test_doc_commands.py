@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 from doc_pages import PAGES, ROOT, command_lines
 
-from gbseg.cli import COMMANDS
+from gbseg.cli import COMMANDS, build_parser
 
 pytest.importorskip("mmengine")
 
@@ -61,18 +59,19 @@ def test_pages_have_commands() -> None:
 
 
 @pytest.mark.parametrize(("command", "arguments"), shown_commands())
-def test_shown_commands_are_taken(command: str, arguments: list[str]) -> None:
-    assert command in COMMANDS
-    parser = argparse.ArgumentParser()
-    import_module(f"gbseg.cli.{command.replace('-', '_')}").add(parser)
-    parsed = vars(parser.parse_args(arguments))
-    assert parsed
-    for name, value in parsed.items():
-        text = str(value)
-        if text.startswith("gbseg::"):
-            text = text.replace("gbseg::", "configs/")
-        if text.startswith(("configs/", "tools/", "docs/")) and name != "out":
-            assert (ROOT / text).exists(), text
+def test_shown_commands_are_taken(command: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command's own parser, which refuses a config of the repository that is not there."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("configs", "tools"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    for argument in arguments:
+        # what a reader has by then: a checkpoint, an archive, a config of one's own
+        if re.fullmatch(r"[A-Z]{3,}|[^-=*]+\.(pth|py|tar|tgz|jpg)", argument) and not argument.startswith(
+            ("configs/", "tools/")
+        ):
+            (tmp_path / argument).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / argument).touch()
+    assert vars(build_parser([command]).parse_args([command, *arguments]))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
