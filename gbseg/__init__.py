@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gbseg.losses import BadLabelError, BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss
     from gbseg.prediction.segmenter import Segmenter
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["BadLabelError", "BoostedLoss", "ExpGBLoss", "LinearLoss", "Pow3GBLoss", "Segmenter", "__version__"]
 

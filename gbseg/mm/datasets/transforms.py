@@ -54,11 +54,14 @@ class SeededAlbu(Albu):
         settings: those of `mmseg.Albu`.
 
     Raises:
+        ImportError: albumentations is not installed.
         ValueError: a transform would give new area a label that is a class (``fill_mask``), or would interpolate between class
             numbers (``mask_interpolation`` is not 0, nearest neighbour).
     """
 
     def __init__(self, transforms: list[dict], ignore_index: int = 255, **settings: Any) -> None:
+        if find_spec("albumentations") is None:
+            raise ImportError('SeededAlbu needs albumentations: pip install "gbseg[albu]".')
         super().__init__(transforms, **settings)
         for transform in _leaves(self.aug):
             name = type(transform).__name__
