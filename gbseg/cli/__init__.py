@@ -1,47 +1,88 @@
-"""The command line: ``gbseg <command>``, and the same as ``tools/<command>.py``. One module a command.
+"""The command line: ``gbseg COMMAND``, and the same as ``tools/COMMAND.py`` in a checkout.
 
-A command's module has ``add(parser)``, which fills in its options and returns the function that runs it.
+To add the command ``gbseg my-command``, add its name to `COMMANDS` and write ``gbseg/cli/my_command.py``: a docstring, whose
+first line is the summary in ``gbseg --help`` and which gives an example, and a function ``add(parser)``. That adds the options
+and returns the function that runs the command; it takes the parsed arguments, and returns an exit status or None (0). Import
+torch and the MM packages inside that function: help and refused arguments must come without them. Tell the user how to go on
+after Ctrl-C or with a full disk by ``parser.set_defaults(resume_hint=...)``. For a checkout, write ``tools/my_command.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import inspect
 import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 
-__all__ = ["main"]
+from gbseg import __version__
+from gbseg.cli.common_options import HelpFormatter, PrintCompletion, config_name, existing_file
 
-# a command's name -> what it does, as the list of commands says it; its module is loaded when it runs
-COMMANDS = {
-    "prepare-voc": "make VOC 2012 + SBD ready: download, unpack, convert SBD's labels, write the lists",
-    "prepare-coco": "make a data set for pre-training in VOC's layout out of COCO's instance annotations",
-    "prepare-imagenet": "make ImageNet ready: unpack the official archives into folders of classes",
-    "doctor": "check a config before it trains: packages, data, labels, loss and learning rate",
-    "browse": "draw contact sheets of what the network sees: augmented images, labels, sampled pixels",
-    "train": "train what a config describes; a config may list several runs to compare",
-    "compare": "draw the comparison of a config's runs again, from what they left in the work dir",
-    "test": "evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy; of a classifier, top-1 and top-5",
-    "reproduce": "run a claim of the paper: sweep, trials, table or figure, verdict",
-    "search-boost": "is there a better output than the softmax for a classifier? Search, then confirm with fresh seeds",
-    "predict": "predict images, folders and globs: indexed PNGs at original size",
-}
+__all__ = ["COMMANDS", "build_parser", "main"]
+
+COMMANDS = (
+    "prepare-voc",
+    "prepare-coco",
+    "prepare-imagenet",
+    "doctor",
+    "browse",
+    "train",
+    "compare",
+    "test",
+    "reproduce",
+    "search-boost",
+    "predict",
+)
+"""The commands, in the order of ``gbseg --help``."""
+
+COMPLETE_PATHS = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+"""What ``shtab.FILE`` is; shtab is loaded for ``--print-completion`` alone."""
 
 
-# what to do after Ctrl-C, and once there is room on the disk
-_AGAIN = {
-    "train": "--resume continues from the newest checkpoint",
-    "reproduce": "what was run stays, the same command continues",
-    "search-boost": "what was run stays, the same command continues",
-    "prepare-voc": "what is done stays done, the same command continues",
-    "prepare-coco": "what is done stays done, the same command continues",
-    "prepare-imagenet": "what is done stays done, the same command continues",
-}
+def _module(command: str) -> ModuleType:
+    return import_module(f"gbseg.cli.{command.replace('-', '_')}")
+
+
+def _summary(command: str) -> str:
+    return (_module(command).__doc__ or "").partition("\n")[0]
+
+
+def _add_command(parser: argparse.ArgumentParser, command: str) -> None:
+    parser.formatter_class = HelpFormatter
+    parser.description = inspect.cleandoc(_module(command).__doc__ or "")
+    parser.set_defaults(run=_module(command).add(parser))
+    for action in parser._actions:
+        if action.type in (Path, config_name, existing_file) or action.dest == "inputs":
+            action.complete = COMPLETE_PATHS  # type: ignore[attr-defined]  # shtab looks for it
+
+
+def build_parser(commands: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of ``gbseg``.
+
+    Args:
+        commands: those whose options are added; of the others it only has the names.
+    """
+    parser = argparse.ArgumentParser(
+        prog="gbseg",
+        formatter_class=HelpFormatter,
+        description="Train networks with boosted linear outputs instead of a softmax.",
+        epilog="Example:\n    gbseg train gbseg::demo_expgb.py\n\ngbseg COMMAND --help shows the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"gbseg {__version__}", help="print the version")
+    parser.add_argument("--print-completion", action=PrintCompletion, help="print the completion script of a shell")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(command, help=_summary(command))
+        if command in commands:
+            _add_command(subparser, command)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
@@ -52,46 +93,35 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
         command: one of `COMMANDS` where the script itself is that command.
 
     Returns:
-        The exit status: that of the command (0 if it says none), or 1 after an error of the input (its message goes to
+        The exit status: that of the command (0 if it returns None), or 1 after an error of the input (its message goes to
         stderr, without a traceback).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if find_spec("mmseg") is None:
-        print("gbseg: the commands need the MM packages: pip install 'gbseg[mm]'", file=sys.stderr)
-        return 1
-    spoken = shlex.join([f"tools/{command.replace('-', '_')}.py" if command else "gbseg", *argv])
     if command is None:
-        parser = argparse.ArgumentParser(prog="gbseg", description=__doc__.splitlines()[0])
-        names = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-        for name, summary in COMMANDS.items():
-            # only the first word decides; the options behind it are the command's own
-            names.add_parser(name, help=summary, add_help=False)
-        command, argv = parser.parse_args(argv[:1]).command, argv[1:]
-        parser = argparse.ArgumentParser(prog=f"gbseg {command}")
+        program, parser = "gbseg", build_parser(argv[:1])
     else:
-        parser = argparse.ArgumentParser()
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    # str.capitalize would write voc and miou
-    parser.description = COMMANDS[command][0].upper() + COMMANDS[command][1:] + "."
-    run = import_module(f"gbseg.cli.{command.replace('-', '_')}").add(parser)
-    arguments = parser.parse_args(argv)
-    arguments.command_line = spoken
+        program, parser = f"tools/{command.replace('-', '_')}.py", argparse.ArgumentParser()
+        _add_command(parser, command)
+    arguments = argparse.Namespace(command_line=shlex.join([program, *argv]), resume_hint="")
     # said by the MM packages at every start, about nothing that a user of gbseg can change
     for message in ("Fail to import ``MultiScaleDeformableAttention``", "The draw is False", "__array_wrap__"):
         warnings.filterwarnings("ignore", message=message)
-    hint = _AGAIN.get(command)
     try:
-        status = run(arguments)
-    except (OSError, ValueError, RuntimeError) as error:
-        # what gbseg itself refuses is said in a sentence; what breaks elsewhere may be a bug and keeps its traceback
+        parser.parse_args(argv, arguments)
+        if find_spec("mmseg") is None:
+            raise ImportError("the commands need the MM packages: pip install 'gbseg[mm]'")
+        status = arguments.run(arguments)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        # what gbseg itself refuses is said in a sentence; what breaks elsewhere, and an import that fails, may be a bug and
+        # keeps its traceback
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if not frame.f_globals.get("__name__", "").startswith("gbseg."):
+        if not frame.f_globals.get("__name__", "").startswith("gbseg.") or getattr(error, "name", None):
             raise
         print(f"\ngbseg: {error}", file=sys.stderr)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and hint:
-            print(f"Make room first; {hint}.", file=sys.stderr)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and arguments.resume_hint:
+            print(f"Make room first; {arguments.resume_hint}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\ngbseg: interrupted{f'; {hint}' if hint else ''}.", file=sys.stderr)
+        print(f"\ngbseg: interrupted{f'; {arguments.resume_hint}' if arguments.resume_hint else ''}.", file=sys.stderr)
         return 130
     return status or 0

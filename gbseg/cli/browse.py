@@ -1,4 +1,8 @@
-"""``gbseg browse``."""
+"""Draw contact sheets of what the network sees: augmented images, labels, sampled pixels.
+
+Example:
+    gbseg browse gbseg::demo_expgb.py --number 24 --out sheets
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from gbseg.cli.common_options import add_config
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
-    """Options, and the function that runs them."""
+    """Add the options; returns the function that runs the command."""
     add_config(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the sheets go (default: work_dirs/<config>/browse)")
     parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="whose samples")

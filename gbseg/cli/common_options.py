@@ -1,22 +1,129 @@
-"""The options that several commands share."""
+"""The options that several commands share, and how arguments are read."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-__all__ = ["add_config", "add_launch", "add_work_dir"]
+from gbseg.config_files import find_config
+
+__all__ = [
+    "HelpFormatter",
+    "PrintCompletion",
+    "add_config",
+    "add_launch",
+    "add_work_dir",
+    "config_name",
+    "existing_file",
+    "key_and_value",
+    "parse_value",
+]
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of an example, and adds defaults to the help of options where they say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False) or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class PrintCompletion(argparse.Action):
+    """Prints a shell's completion script, made by shtab, and exits."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **settings: Any) -> None:
+        super().__init__(option_strings, dest, choices=("bash", "zsh", "tcsh"), **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: str | None = None) -> None:
+        """Print the script of the shell ``values``."""
+        if find_spec("shtab") is None:
+            parser.error("completion needs shtab: pip install 'gbseg[mm]'")
+        import shtab
+
+        from gbseg.cli import build_parser
+
+        print(shtab.complete(build_parser(), values))
+        parser.exit()
+
+
+class _Update(argparse.Action):
+    """Collects pairs of key and value in a dictionary."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **dict(values)})
+
+
+def config_name(name: str) -> str:
+    """A config as the user wrote it, if there is one."""
+    find_config(name)
+    return name
+
+
+def existing_file(name: str) -> Path:
+    """The path of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"there is no file {name} (it would be {Path(name).resolve()}).")
+    return Path(name)
+
+
+def key_and_value(text: str) -> tuple[str, object]:
+    """What ``KEY=VALUE`` says."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
+    return key, parse_value(value)
+
+
+def parse_value(text: str) -> object:
+    """The value in ``KEY=VALUE``, as ``mmengine.DictAction`` reads it, which would load mmengine.
+
+    A number, True, False, None or a string; ``1,2`` and ``[1,2]`` are lists and ``(1,2)`` is a tuple, which may be nested.
+    Spaces, and quotes around a value, are dropped.
+    """
+    text = text.strip("'\"").replace(" ", "")
+    brackets = text[:1] + text[-1:]
+    if brackets in ("()", "[]"):
+        text = text[1:-1]
+    elif "," not in text:
+        return _parse_scalar(text)
+    items, depth = [""], 0
+    for character in text:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += character
+    if depth or (items == [text] and brackets not in ("()", "[]")):
+        raise argparse.ArgumentTypeError(f"the brackets in {text!r} do not match")
+    # a comma may end a list
+    values = [parse_value(item) for item in (items if items[-1] else items[:-1])]
+    return tuple(values) if brackets == "()" else values
+
+
+def _parse_scalar(text: str) -> object:
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    return {"true": True, "false": False}.get(text.lower(), None if text == "None" else text)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """``config`` and ``--cfg-options``."""
-    from mmengine.config import DictAction
-
-    parser.add_argument("config", help="a config file, or gbseg::NAME.py for one that came with the package")
+    parser.add_argument("config", type=config_name, help="a config file, or gbseg::NAME.py for one that came with the package")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        type=key_and_value,
+        action=_Update,
         metavar="KEY=VALUE",
         help="override keys, e.g. optim_wrapper.optimizer.lr=0.01",
     )
@@ -24,7 +131,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_work_dir(parser: argparse.ArgumentParser) -> None:
     """``--work-dir``."""
-    parser.add_argument("--work-dir", type=Path, help="where logs and checkpoints go (default: work_dirs/<config>)")
+    help_text = "where logs and checkpoints go (default: work_dirs/<config>)"
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", help=help_text)
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,8 @@
-"""``gbseg compare``."""
+"""Draw the comparison of a config's runs again, from what they left in the work dir.
+
+Example:
+    gbseg compare gbseg::demo_expgb.py
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from gbseg.cli.common_options import add_config, add_work_dir
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
-    """Options, and the function that runs them."""
+    """Add the options; returns the function that runs the command."""
     add_config(parser)
     add_work_dir(parser)
     return _run

@@ -1,4 +1,8 @@
-"""``gbseg doctor``."""
+"""Check a config before it trains: packages, data, labels, loss and learning rate.
+
+Example:
+    gbseg doctor gbseg::pixelnet_expgb.py
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from gbseg.cli.common_options import add_config
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    """Options, and the function that runs them."""
+    """Add the options; returns the function that runs the command."""
     add_config(parser)
     parser.add_argument("--all", action="store_true", help="read every image and mask, not 40 of each list")
     return _run

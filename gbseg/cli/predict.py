@@ -1,4 +1,8 @@
-"""``gbseg predict``."""
+"""Predict images, folders and globs: indexed PNGs at original size.
+
+Example:
+    gbseg predict gbseg::pixelnet_expgb.py iter_80000.pth photos --out masks --overlay
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from gbseg.cli.common_options import add_config
+from gbseg.cli.common_options import add_config, existing_file
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    """Options, and the function that runs them."""
+    """Add the options; returns the function that runs the command."""
     add_config(parser)
-    parser.add_argument("checkpoint", type=Path, help="the weights")
+    parser.add_argument("checkpoint", type=existing_file, help="the weights")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a folder of images, or a glob in quotes")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="write <stem>.png there, indexed")
     parser.add_argument("--overlay", action="store_true", help="write the images with the classes' colours to DIR/overlay")
@@ -28,11 +32,14 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
 
 
 def _run(a: argparse.Namespace) -> int:
-    from gbseg.prediction.image_files import find_images, plan_outputs, predict_images
+    from gbseg.prediction.jobs import find_images, plan_outputs
+
+    # before the packages of the network are loaded
+    jobs = plan_outputs(find_images(a.inputs), a.out, a.overlay, a.probabilities, a.overwrite)
+
+    from gbseg.prediction.image_files import predict_images
     from gbseg.prediction.segmenter import Segmenter
 
-    images = find_images(a.inputs)
-    jobs = plan_outputs(images, a.out, a.overlay, a.probabilities, a.overwrite)
     segmenter = Segmenter(
         a.config,
         a.checkpoint,

@@ -1,4 +1,8 @@
-"""``gbseg prepare-coco``."""
+"""Make a data set for pre-training in VOC's layout out of COCO's instance annotations.
+
+Example:
+    gbseg prepare-coco data/coco --out data/coco_voc --splits train
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from gbseg.cli.data_checks import add_checks, check
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    """Options, and the function that runs them."""
+    """Add the options; returns the function that runs the command."""
     from gbseg.data.prepare.coco import HOW, SPLITS
 
     parser.add_argument(
@@ -27,6 +31,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     )
     parser.add_argument("--images", choices=HOW, default="symlink", help="how COCO's images get into JPEGImages")
     add_checks(parser)
+    parser.set_defaults(resume_hint="what is done stays done, the same command continues")
     return _run
 
 

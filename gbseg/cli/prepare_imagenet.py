@@ -1,4 +1,8 @@
-"""``gbseg prepare-imagenet``."""
+"""Make ImageNet ready: unpack the official archives into folders of classes.
+
+Example:
+    gbseg prepare-imagenet data/imagenet --splits val
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
-    """Options, and the function that runs them."""
+    """Add the options; returns the function that runs the command."""
     from gbseg.data.prepare.imagenet import ARCHIVES, SPLITS
 
     parser.add_argument("data", nargs="?", type=Path, default=Path("data/imagenet"), help="ImageNet's folder")
@@ -17,6 +21,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
         parser.add_argument(option, type=Path, metavar="FILE", help=f"{name}, if it lies elsewhere")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which to prepare")
     parser.add_argument("--no-verify", action="store_true", help="take archives of another MD5 and sets of other counts")
+    parser.set_defaults(resume_hint="what is done stays done, the same command continues")
     return _run
 
 

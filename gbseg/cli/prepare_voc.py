@@ -1,4 +1,8 @@
-"""``gbseg prepare-voc``."""
+"""Make VOC 2012 + SBD ready: download, unpack, convert SBD's labels, write the lists.
+
+Example:
+    gbseg prepare-voc data --verify
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from gbseg.cli.data_checks import add_checks, check
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    """Options, and the function that runs them."""
+    """Add the options; returns the function that runs the command."""
     where = "the file's URL, or a folder's that ends in a slash"
     parser.add_argument("data", nargs="?", type=Path, default=Path("data"), help="the data folder")
     parser.add_argument("--voc-tar", type=Path, metavar="FILE", help="VOCtrainval_11-May-2012.tar, if it lies elsewhere")
@@ -22,6 +26,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     parser.add_argument("--no-verify", action="store_true", help="take archives of another MD5 and lists of other counts")
     add_checks(parser)
     parser.add_argument("--check-only", action="store_true", help="prepare nothing: only --verify and --stats of what is there")
+    parser.set_defaults(resume_hint="what is done stays done, the same command continues")
     return _run
 
 

@@ -1,4 +1,8 @@
-"""``gbseg reproduce``."""
+"""Run a claim of the paper: sweep, trials, table or figure, verdict.
+
+Example:
+    gbseg reproduce fig1a --budget small
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from pathlib import Path
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
-    """Options, and the function that runs them."""
-    from gbseg.mm.config import config_folder
+    """Add the options; returns the function that runs the command."""
+    from gbseg.config_files import config_folder
 
     folder = config_folder("gbseg") / "reproduction"
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
@@ -21,6 +25,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
         "--out", type=Path, help="folder of the result (default: results/CLAIM[_BUDGET]; with --trials or small, in work_dirs)"
     )
     parser.add_argument("--draw-only", action="store_true", help="run nothing: report on the runs that are there")
+    parser.set_defaults(resume_hint="what is done stays done, the same command continues")
     return _run
 
 

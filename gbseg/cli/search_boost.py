@@ -1,4 +1,8 @@
-"""``gbseg search-boost``."""
+"""Is there a better output than the softmax for a classifier? Search, then confirm with fresh seeds.
+
+Example:
+    gbseg search-boost gbseg::classification/cifar5_expgb.py --trials 10
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from gbseg.cli.common_options import add_config
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
-    """Options, and the function that runs them."""
+    """Add the options; returns the function that runs the command."""
     add_config(parser)
     parser.add_argument("--trials", type=int, default=30, help="settings tried of each side, boosted outputs and softmax")
     parser.add_argument("--epochs", type=int, default=4, help="of a trial that is not pruned, and of the confirmation")
@@ -22,6 +26,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     parser.add_argument("--amp", action="store_true", help="mixed precision (bfloat16 on a CPU)")
     parser.add_argument("--jobs", type=int, help="processes at a time (default: one a GPU, or one a core)")
     parser.add_argument("--out", type=Path, help="where the result goes (default: work_dirs/reproduce/results/search_CONFIG)")
+    parser.set_defaults(resume_hint="what is done stays done, the same command continues")
     return _run
 
 

@@ -1,4 +1,8 @@
-"""``gbseg test``."""
+"""Evaluate a checkpoint: IoU of every class, mIoU, pixel accuracy; of a classifier, top-1 and top-5.
+
+Example:
+    gbseg test gbseg::pixelnet_expgb.py work_dirs/pixelnet_expgb/iter_80000.pth --ci --out predictions
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from gbseg.cli.common_options import add_config, add_launch, add_work_dir
+from gbseg.cli.common_options import add_config, add_launch, add_work_dir, existing_file
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
-    """Options, and the function that runs them."""
+    """Add the options; returns the function that runs the command."""
     add_config(parser)
-    parser.add_argument("checkpoint", type=Path, help="the weights")
+    parser.add_argument("checkpoint", type=existing_file, help="the weights")
     add_work_dir(parser)
     add_launch(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write predictions there as indexed PNGs at original size")

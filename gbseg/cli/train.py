@@ -1,4 +1,8 @@
-"""``gbseg train``."""
+"""Train what a config describes; a config may list several runs to compare.
+
+Example:
+    gbseg train gbseg::demo_expgb.py --cfg-options train_cfg.max_iters=100
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,12 @@ from gbseg.cli.common_options import add_config, add_launch, add_work_dir
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
-    """Options, and the function that runs them."""
+    """Add the options; returns the function that runs the command."""
     add_config(parser)
     add_work_dir(parser)
     add_launch(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the newest readable checkpoint")
+    parser.set_defaults(resume_hint="--resume continues from the newest checkpoint")
     return _run
 
 

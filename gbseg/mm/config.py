@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
+from gbseg.config_files import config_folder, find_config
 from gbseg.mm.compat import base_configs_by_prefix
 
 __all__ = ["config_folder", "default_work_dir", "inner_test_dataset", "load_config", "run_configs", "without_annotations"]
-
-
-def config_folder(package: str) -> Path:
-    """Where the configs of 'gbseg', 'mmseg' or 'mmpretrain' lie: in the wheel, or beside the package in a checkout.
-
-    Raises:
-        ModuleNotFoundError: the package is not installed.
-    """
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"configs of {package} were asked for, and {package} is not installed.")
-    package_folder = Path(spec.origin).parent
-    if package != "gbseg":
-        return package_folder / ".mim" / "configs"
-    in_wheel, in_checkout = package_folder / "configs", package_folder.parent / "configs"
-    return in_checkout if in_checkout.is_dir() and not in_wheel.is_dir() else in_wheel
 
 
 def load_config(path: str | Path, options: Mapping[str, object] | None = None) -> Config:
@@ -40,13 +24,7 @@ def load_config(path: str | Path, options: Mapping[str, object] | None = None) -
     Raises:
         FileNotFoundError: there is no such config; the message lists where it was looked for.
     """
-    package, _, name = str(path).partition("::")
-    file = config_folder(package) / name if name else Path(path)
-    if not file.is_file():
-        folder = config_folder("gbseg")
-        shipped = (path.relative_to(folder) for path in folder.rglob("*.py"))
-        names = sorted(f"gbseg::{path}" for path in shipped if not any(part.startswith("_") for part in path.parts))
-        raise FileNotFoundError(f"there is no config {file}. gbseg brings: {', '.join(names)}.")
+    file = find_config(path)
     with base_configs_by_prefix(config_folder, {"gbseg": None, "mmseg": "mmseg"}):
         config = Config.fromfile(str(file))
     if options:

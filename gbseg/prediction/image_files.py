@@ -1,11 +1,9 @@
-"""Prediction of many files: which images are meant, where their predictions go, and the loop over them."""
+"""Prediction of many files."""
 
 from __future__ import annotations
 
-import glob
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,94 +16,10 @@ from gbseg.data.images import ImageError
 from gbseg.data.masks import write_mask
 from gbseg.files import write_atomically
 from gbseg.palettes import VOC_PALETTE
+from gbseg.prediction.jobs import Job, find_images, plan_outputs
 from gbseg.prediction.segmenter import Segmenter
 
 __all__ = ["Job", "find_images", "plan_outputs", "predict_images"]
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""What is taken for an image in a folder; a file that is named, or matched by a glob, is one whatever its suffix."""
-
-SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image and the files to write for it; None where one is not wanted."""
-
-    image: Path
-    labels: Path
-    overlay: Path | None = None
-    probabilities: Path | None = None
-
-    @property
-    def outputs(self) -> list[Path]:
-        """The files that are to be written."""
-        return [path for path in (self.labels, self.overlay, self.probabilities) if path is not None]
-
-
-def find_images(inputs: Sequence[str]) -> list[Path]:
-    """The images meant by files, folders (their images, without sub-folders) and globs (``**`` goes down), each once.
-
-    Raises:
-        FileNotFoundError: one of the inputs matches nothing.
-    """
-    found: dict[Path, Path] = {}
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            files = sorted(
-                file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file() and file.name[0] != "."
-            )
-            wanted = f"the folder {name} holds no image ({', '.join(SUFFIXES)})"
-        elif path.exists():
-            files = [path]
-        else:
-            files = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())  # noqa: PTH207
-            wanted = f"{name} is no file, no folder, and matches nothing as a glob"
-        if not files:
-            raise FileNotFoundError(f"{wanted}.")
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
-
-
-def plan_outputs(
-    images: Sequence[Path], out: Path, overlay: bool = False, probabilities: bool = False, overwrite: bool = False
-) -> list[Job]:
-    """What to write for every image: ``out/<stem>.png``, ``out/overlay/<stem>.png``, ``out/probabilities/<stem>.npz``.
-
-    Raises:
-        ValueError: two images would be written to one file, or a file to be written is one of the images.
-        FileExistsError: a file to be written exists, and ``overwrite`` is not set.
-    """
-    jobs = [
-        Job(
-            image,
-            out / f"{image.stem}.png",
-            out / "overlay" / f"{image.stem}.png" if overlay else None,
-            out / "probabilities" / f"{image.stem}.npz" if probabilities else None,
-        )
-        for image in images
-    ]
-    owner: dict[str, Path] = {}
-    for job in jobs:
-        # a file system may take A.png and a.png for one file
-        other = owner.setdefault(job.image.stem.casefold(), job.image)
-        if other != job.image:
-            raise ValueError(f"{other} and {job.image} would both be written as {job.labels}: predict them into two folders.")
-    inputs = {image.resolve() for image in images}
-    existing = []
-    for path in (path for job in jobs for path in job.outputs):
-        if path.resolve() in inputs:
-            raise ValueError(f"{path} is one of the images, and its prediction would overwrite it: name another --out.")
-        if path.exists():
-            existing.append(path)
-    if existing and not overwrite:
-        more = f" and {len(existing) - SHOWN} more" if len(existing) > SHOWN else ""
-        raise FileExistsError(
-            f"{', '.join(map(str, existing[:SHOWN]))}{more} exist(s): --overwrite replaces them, or name another --out."
-        )
-    return jobs
 
 
 def predict_images(segmenter: Segmenter, jobs: Sequence[Job]) -> list[tuple[Path, ImageError]]:

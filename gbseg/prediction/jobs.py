@@ -1,0 +1,95 @@
+"""Which images are meant on the command line, and where their predictions go. Only paths: nothing is read or loaded."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Job", "find_images", "plan_outputs"]
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Suffixes of images in a folder. A file that is named, or matched by a glob, may have any suffix."""
+
+MAX_LISTED_PATHS = 5
+"""How many paths an error message lists."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image and the files to write for it; None for a file that is not written."""
+
+    image: Path
+    labels: Path
+    overlay: Path | None = None
+    probabilities: Path | None = None
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The files to write."""
+        return [path for path in (self.labels, self.overlay, self.probabilities) if path is not None]
+
+
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """The images meant by files, folders (their images, without sub-folders) and globs (``**`` goes down), each once.
+
+    Raises:
+        FileNotFoundError: one of the inputs matches nothing.
+    """
+    images: dict[Path, Path] = {}
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            files = sorted(
+                file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file() and file.name[0] != "."
+            )
+            problem = f"the folder {name} holds no image ({', '.join(SUFFIXES)})"
+        elif path.exists():
+            files = [path]
+        else:
+            files = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())  # noqa: PTH207
+            problem = f"{name} is no file, no folder, and matches nothing as a glob"
+        if not files:
+            raise FileNotFoundError(f"{problem}.")
+        for file in files:
+            images.setdefault(file.resolve(), file)
+    return list(images.values())
+
+
+def plan_outputs(
+    images: Sequence[Path], out: Path, overlay: bool = False, probabilities: bool = False, overwrite: bool = False
+) -> list[Job]:
+    """What to write for every image: ``out/<stem>.png``, ``out/overlay/<stem>.png``, ``out/probabilities/<stem>.npz``.
+
+    Raises:
+        ValueError: two images would be written to one file, or a file to be written is one of the images.
+        FileExistsError: a file to be written exists, and ``overwrite`` is not set.
+    """
+    jobs = [
+        Job(
+            image,
+            out / f"{image.stem}.png",
+            out / "overlay" / f"{image.stem}.png" if overlay else None,
+            out / "probabilities" / f"{image.stem}.npz" if probabilities else None,
+        )
+        for image in images
+    ]
+    image_by_stem: dict[str, Path] = {}
+    for job in jobs:
+        # a file system may take A.png and a.png for one file
+        first = image_by_stem.setdefault(job.image.stem.casefold(), job.image)
+        if first != job.image:
+            raise ValueError(f"{first} and {job.image} would both be written as {job.labels}: predict them into two folders.")
+    inputs = {image.resolve() for image in images}
+    existing = []
+    for path in (path for job in jobs for path in job.outputs):
+        if path.resolve() in inputs:
+            raise ValueError(f"{path} is one of the images, and its prediction would overwrite it: name another --out.")
+        if path.exists():
+            existing.append(path)
+    if existing and not overwrite:
+        listed = ", ".join(map(str, existing[:MAX_LISTED_PATHS]))
+        more = f" and {len(existing) - MAX_LISTED_PATHS} more" if len(existing) > MAX_LISTED_PATHS else ""
+        raise FileExistsError(f"{listed}{more} exist(s): --overwrite replaces them, or name another --out.")
+    return jobs
