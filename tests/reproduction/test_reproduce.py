@@ -22,7 +22,7 @@ from reproduction import grid
 START = """
 import sys
 from pathlib import Path
-import gbseg.mm.config as config
+import gbseg.config_files as config
 folder = Path(sys.argv.pop(1))
 config.config_folder = lambda package: folder
 from gbseg.cli import main
@@ -95,7 +95,7 @@ def test_from_the_claim_to_the_table(
     # the same without the broken arm, from the same runs
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(grid, "ProcessPoolExecutor", None)
-    monkeypatch.setattr("gbseg.mm.config.config_folder", lambda package: claims.parent)
+    monkeypatch.setattr("gbseg.config_files.config_folder", lambda package: claims.parent)
     assert main(["reproduce", "whole", "--out", "second"]) == 0
     assert "8 of 8 runs are there already." in capsys.readouterr().out
     again = list(csv.DictReader((tmp_path / "second/runs.csv").open()))
