@@ -175,8 +175,14 @@ class _MovedModule(ModuleType):
             raise AttributeError(name)
         old = f"{self.__name__}.{name}"
         if old in NAMES:
+            _warn(old, NAMES[old])
             return _load(NAMES[old])
         return import_module(old) if old in MODULES else getattr(import_module(MODULES[self.__name__]), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # importing gbseg.engine.train must not put that module in the place of the function gbseg.engine.train
+        if f"{self.__name__}.{name}" not in NAMES:
+            super().__setattr__(name, value)
 
 
 class MovedModuleFinder(MetaPathFinder, Loader):
