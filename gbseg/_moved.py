@@ -29,6 +29,7 @@ MODULES = {
     "gbseg.data.download": "gbseg.data.prepare.download",
     "gbseg.data.imagenet": "gbseg.data.prepare.imagenet",
     "gbseg.data.imagenet_devkit": "gbseg.data.prepare.imagenet_devkit",
+    "gbseg.data.mmseg_datasets": "gbseg.mm.compat",
     "gbseg.data.parallel": "gbseg.parallel",
     "gbseg.data.sbd": "gbseg.data.prepare.sbd",
     "gbseg.data.stats": "gbseg.data.statistics",
@@ -108,6 +109,8 @@ MODULES = {
 """Old module -> new module."""
 
 NAMES = {
+    "gbseg.data.archives.damage_named": "gbseg.data.prepare.archives._readable_damage",
+    "gbseg.data.archives.require_end": "gbseg.data.prepare.archives._require_end",
     "gbseg.data.prepare.NOVAL": "gbseg.data.prepare.voc.NOVAL",
     "gbseg.data.prepare.SBD_ARCHIVE": "gbseg.data.prepare.voc.SBD_ARCHIVE",
     "gbseg.data.prepare.Source": "gbseg.data.prepare.voc.Source",
@@ -125,9 +128,14 @@ NAMES = {
     "gbseg.files.only_process": "gbseg.files.lock_folder",
     "gbseg.files.spoken_errors": "gbseg.files.readable_os_errors",
     "gbseg.losses.fuse_resize": "gbseg.mm.hooks.fuse_resize.fuse_resize",
+    "gbseg.losses.fused_cpu.one_pass": "gbseg.losses.kernels.cpu.loss_and_gradient",
+    "gbseg.losses.fused_cpu.terms_and_slopes": "gbseg.losses.kernels.cpu.loss_terms_and_gradient",
+    "gbseg.losses.fused_triton.one_pass": "gbseg.losses.kernels.gpu.loss_and_gradient",
     "gbseg.losses.labels.default_ignore_index": "gbseg.losses.functional.default_ignore_index",
     "gbseg.losses.labels.find_bad_labels": "gbseg.losses.functional.find_bad_labels",
     "gbseg.losses.labels.require_labels": "gbseg.losses.functional.require_labels",
+    "gbseg.losses.problem.Problem": "gbseg.losses.spec.LossSpec",
+    "gbseg.losses.problem.traced": "gbseg.losses.functional.is_traced",
     "gbseg.losses.reference.masked": "gbseg.losses.reference.mask_ignored",
     "gbseg.losses.reference.reduced": "gbseg.losses.reference.reduce_loss",
     "gbseg.losses.resize.enlarge": "gbseg.losses.resize.upsample",

@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
         "--out", type=Path, help="folder of the result (default: results/CLAIM[_BUDGET]; with --trials or small, in work_dirs)"
     )
     parser.add_argument("--draw-only", action="store_true", help="run nothing: report on the runs that are there")
-    parser.set_defaults(resume_hint="what is done stays done, the same command continues")
+    parser.set_defaults(resume_hint="what was run stays, the same command continues")
     return _run
 
 

@@ -26,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     parser.add_argument("--amp", action="store_true", help="mixed precision (bfloat16 on a CPU)")
     parser.add_argument("--jobs", type=int, help="processes at a time (default: one a GPU, or one a core)")
     parser.add_argument("--out", type=Path, help="where the result goes (default: work_dirs/reproduce/results/search_CONFIG)")
-    parser.set_defaults(resume_hint="what is done stays done, the same command continues")
+    parser.set_defaults(resume_hint="what was run stays, the same command continues")
     return _run
 
 
