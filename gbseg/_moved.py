@@ -29,6 +29,7 @@ MODULES = {
     "gbseg.data.download": "gbseg.data.prepare.download",
     "gbseg.data.imagenet": "gbseg.data.prepare.imagenet",
     "gbseg.data.imagenet_devkit": "gbseg.data.prepare.imagenet_devkit",
+    "gbseg.data.mmseg_datasets": "gbseg.mm.compat",
     "gbseg.data.parallel": "gbseg.parallel",
     "gbseg.data.sbd": "gbseg.data.prepare.sbd",
     "gbseg.data.stats": "gbseg.data.statistics",
@@ -108,6 +109,8 @@ MODULES = {
 """Old module -> new module."""
 
 NAMES = {
+    "gbseg.data.archives.damage_named": "gbseg.data.prepare.archives._readable_damage",
+    "gbseg.data.archives.require_end": "gbseg.data.prepare.archives._require_end",
     "gbseg.data.prepare.NOVAL": "gbseg.data.prepare.voc.NOVAL",
     "gbseg.data.prepare.SBD_ARCHIVE": "gbseg.data.prepare.voc.SBD_ARCHIVE",
     "gbseg.data.prepare.Source": "gbseg.data.prepare.voc.Source",
@@ -133,9 +136,14 @@ NAMES = {
     "gbseg.files.spoken_errors": "gbseg.files.readable_os_errors",
     "gbseg.evaluation.faults.no_numbers": "gbseg.evaluation.faults.non_finite_logits",
     "gbseg.losses.fuse_resize": "gbseg.mm.hooks.fuse_resize.fuse_resize",
+    "gbseg.losses.fused_cpu.one_pass": "gbseg.losses.kernels.cpu.loss_and_gradient",
+    "gbseg.losses.fused_cpu.terms_and_slopes": "gbseg.losses.kernels.cpu.loss_terms_and_gradient",
+    "gbseg.losses.fused_triton.one_pass": "gbseg.losses.kernels.gpu.loss_and_gradient",
     "gbseg.losses.labels.default_ignore_index": "gbseg.losses.functional.default_ignore_index",
     "gbseg.losses.labels.find_bad_labels": "gbseg.losses.functional.find_bad_labels",
     "gbseg.losses.labels.require_labels": "gbseg.losses.functional.require_labels",
+    "gbseg.losses.problem.Problem": "gbseg.losses.spec.LossSpec",
+    "gbseg.losses.problem.traced": "gbseg.losses.functional.is_traced",
     "gbseg.losses.reference.masked": "gbseg.losses.reference.mask_ignored",
     "gbseg.losses.reference.reduced": "gbseg.losses.reference.reduce_loss",
     "gbseg.losses.resize.enlarge": "gbseg.losses.resize.upsample",
@@ -194,8 +202,14 @@ class _MovedModule(ModuleType):
             raise AttributeError(name)
         old = f"{self.__name__}.{name}"
         if old in NAMES:
+            _warn(old, NAMES[old])
             return _load(NAMES[old])
         return import_module(old) if old in MODULES else getattr(import_module(MODULES[self.__name__]), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # importing gbseg.engine.train must not put that module in the place of the function gbseg.engine.train
+        if f"{self.__name__}.{name}" not in NAMES:
+            super().__setattr__(name, value)
 
 
 class MovedModuleFinder(MetaPathFinder, Loader):
