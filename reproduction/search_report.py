@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from gbseg.files import write_atomically
 from gbseg.report.curve import BASELINE, DPI, STYLE, WIDTH, Dashes, line_styles
-from gbseg.report.provenance import provenance
+from gbseg.report.run_provenance import provenance
 from reproduction.report import csv_bytes, json_bytes, machines, table
 from reproduction.search import KEEP, Confirmation, SearchResult, Trial, best_of, rungs
 from reproduction.search_space import RANGES, RATE, SIDES, SOFTMAX, SPAN, Candidate
