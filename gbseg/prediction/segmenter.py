@@ -65,8 +65,8 @@ class Segmentation:
     def overlay(self, alpha: float = 0.6) -> np.ndarray:
         """The image blended with the colours of the classes, (H, W, 3) uint8, RGB.
 
-        Like `gbseg.report.label_overlay.overlay`, ``round((1 - alpha) * image + alpha * colour)``, except that every number is a
-        class (a prediction has no void), and that the image is unchanged where the class is called background.
+        Like `gbseg.report.label_overlay.overlay`, ``round((1 - alpha) * image + alpha * colour)``, except that every
+        number is a class (a prediction has no void), and that the image is unchanged where the class is called background.
 
         Raises:
             ValueError: alpha is not in 0..1.
