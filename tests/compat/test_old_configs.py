@@ -75,8 +75,8 @@ def is_registered(registry: Registry, name: str) -> bool:
 
 
 def build_model(config: Config) -> None:
-    """Build the model without memory for its weights."""
-    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmseg")), torch.device("meta"):
+    """Build the model; its weights are not loaded."""
+    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmseg")):
         assert isinstance(MODELS.build(config.model), torch.nn.Module)
 
 
