@@ -19,14 +19,15 @@ BY_CALL = {
     "FUNCTIONS": {"write_scenes"},
 }
 SCRIPT = """
-import importlib, json, os, sys, warnings
+import contextlib, importlib, json, os, sys, warnings
 warnings.simplefilter("ignore")
 import mmengine.registry
 from mmengine.config import Config
 
 lists, preload, registries = map(json.loads, sys.argv[1:])
-for name in preload:
-    importlib.import_module(name)
+with contextlib.redirect_stdout(sys.stderr):
+    for name in preload:
+        importlib.import_module(name)
 for imports in lists:
     # every list in a process that has not imported gbseg before
     if not os.fork():
