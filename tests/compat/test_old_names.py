@@ -54,7 +54,7 @@ def test_module(module: str) -> None:
             assert getattr(imported, name) is getattr(target, name)
 
 
-@pytest.mark.parametrize(("module", "name"), OLD_NAMES, ids=":".join)
+@pytest.mark.parametrize(("module", "name"), OLD_NAMES)
 def test_name(module: str, name: str) -> None:
     old = f"{module}.{name}"
     imported, _ = import_afresh(module)
