@@ -96,6 +96,9 @@ def resolve_like_python(
     if node.get("reftype") != "obj":
         return None
     target, module, owner = node["reftarget"], node.get("py:module"), node.get("py:class")
+    if target in getattr(pydoc.locate(f"{module}.{owner}"), "__annotations__", ()):
+        # a field, which its class describes
+        return content
     prefixes = [f"{module}.{owner}" if module and owner else "", module or "", "" if "." in target else None]
     for prefix in prefixes:
         if prefix is None or not (prefix or "." in target):
