@@ -25,7 +25,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
-    "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["images/README.md"]  # beside what it describes, for those who look there
@@ -49,7 +48,7 @@ python_use_unqualified_type_names = True
 
 # A name in single backticks must exist. Annotations also name types of other packages, whose references are not here (no
 # intersphinx: the documentation is built without a network).
-nitpicky = False
+nitpicky = True
 nitpick_ignore_regex = [(r"py:(?!obj).*", r".*")]
 
 # page of the reference -> its title, and the packages and modules on it
@@ -97,6 +96,9 @@ def resolve_like_python(
     if node.get("reftype") != "obj":
         return None
     target, module, owner = node["reftarget"], node.get("py:module"), node.get("py:class")
+    if target in getattr(pydoc.locate(f"{module}.{owner}"), "__annotations__", ()):
+        # a field, which its class describes
+        return content
     prefixes = [f"{module}.{owner}" if module and owner else "", module or "", "" if "." in target else None]
     for prefix in prefixes:
         if prefix is None or not (prefix or "." in target):

@@ -22,7 +22,7 @@ class Reliability:
         accuracy: share of every bin's pixels that are correct, NaN in an empty one.
         ece: expected calibration error, ``sum_m (n_m / n) |accuracy_m - confidence_m|``, in 0..1.
         mce: maximum calibration error, the largest of those differences over the bins with pixels.
-        mean_confidence: over all pixels; a network with more than `mean_accuracy` is overconfident.
+        mean_confidence: over all pixels; a network with more than ``mean_accuracy`` is overconfident.
         mean_accuracy: over all pixels.
     """
 

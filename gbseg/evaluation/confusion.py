@@ -116,18 +116,18 @@ class Scores:
     Attributes:
         class_names: the C classes.
         iou: intersection over union of every class, NaN where the class occurs in neither label nor prediction.
-        dice: 2 TP / (2 TP + FP + FN) of every class, NaN where `iou` is.
+        dice: 2 TP / (2 TP + FP + FN) of every class, NaN where ``iou`` is.
         accuracy: share of every class's labelled pixels that is predicted as it, NaN where no label has the class.
         labelled: number of valid pixels by their label.
         predicted: number of valid pixels by their prediction.
-        miou: mean of `iou` over the classes that occur; NaN where none does.
-        mdice: mean of `dice` over the same.
-        macc: mean of `accuracy` over the classes that occur in the labels.
-        fwiou: mean of `iou` weighted by `labelled`.
+        miou: mean of ``iou`` over the classes that occur; NaN where none does.
+        mdice: mean of ``dice`` over the same.
+        macc: mean of ``accuracy`` over the classes that occur in the labels.
+        fwiou: mean of ``iou`` weighted by ``labelled``.
         pixel_accuracy: correct pixels over all valid pixels; NaN where there are none.
-        absent: names of the classes left out of `miou`.
+        absent: names of the classes left out of ``miou``.
         headline_classes: the classes of the headline; None without one.
-        headline_miou: mean of `iou` over those of `headline_classes` that occur; None without a headline.
+        headline_miou: mean of ``iou`` over those of ``headline_classes`` that occur; None without a headline.
     """
 
     class_names: tuple[str, ...]

@@ -20,7 +20,7 @@ NOT_REACHED = "not reached"
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run of a comparison. Steps are in the comparison's `unit`.
+    """One run of a comparison. Steps are in the comparison's ``unit``.
 
     Attributes:
         name: what the run is called.
@@ -29,7 +29,7 @@ class RunResult:
         best: the best value; None without values.
         best_step: the first step with that value.
         reached_step: the first step with a value no worse than the baseline's best; None where there is none.
-        mean: mean of the metric over `Comparison.mean_range`, interpolated linearly between validations; None where the run
+        mean: mean of the metric over ``Comparison.mean_range``, interpolated linearly between validations; None where the run
             diverged or does not cover the range. The area under the error curve is ``perfect value - mean``, times the
             range's length.
         ended_early: whether another run was validated after this one's last validation.
@@ -173,7 +173,7 @@ class Comparison:
         return text.getvalue()
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON; an epoch beside every step where `epoch_length` is known."""
+        """Everything, ready for JSON; an epoch beside every step where ``epoch_length`` is known."""
         content = asdict(self) | {"target": self.target}
         for entry, run in zip(content["runs"], self.runs, strict=True):
             entry["status"] = run.status

@@ -54,7 +54,7 @@ class Line:
         loss_steps: (n,) where the loss was logged, in the axis's unit; empty for none.
         loss: (n,) the training loss.
         note: how the run went wrong, empty if it did not.
-        band: (2, m) lower and upper ends of the intervals of `values`; None for none.
+        band: (2, m) lower and upper ends of the intervals of ``values``; None for none.
     """
 
     name: str

@@ -52,7 +52,7 @@ class GradientHistory:
         """The root mean square of a layer's error gradients over all records of each epoch (Fig. 3).
 
         Args:
-            layer: a key of `rms`.
+            layer: a key of ``rms``.
 
         Returns:
             (k,) int64, the epochs with a record, from 1; (k,) float64, the root of the mean of the records' squares, NaN or

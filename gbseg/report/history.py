@@ -22,7 +22,7 @@ class RunHistory:
             infinite where the run diverged.
         lr: (n,) float64, the learning rate; NaN where a line has none.
         val_steps: (m,) int64, rising: the steps of the validation lines, in iterations or epochs.
-        val_in_epochs: whether `val_steps` counts epochs, as MMEngine does by default, or iterations, as with
+        val_in_epochs: whether ``val_steps`` counts epochs, as MMEngine does by default, or iterations, as with
             ``LoggerHook(log_metric_by_epoch=False)`` in MMSegmentation's configs.
         metrics: (m,) float64 for every metric that was ever logged; NaN at the steps without it.
         sources: the folders that were read, oldest first.

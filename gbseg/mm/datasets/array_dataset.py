@@ -1,6 +1,6 @@
 """Small image sets in memory, on the GPU if there is one: a batch is one gather.
 
-A data set whose `__getitems__` returns a whole batch, for an ordinary DataLoader with ``num_workers=0`` and
+A data set whose ``__getitems__`` returns a whole batch, for an ordinary DataLoader with ``num_workers=0`` and
 ``collate_fn=dict(type='as_is')``.
 """
 

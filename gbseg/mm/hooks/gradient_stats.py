@@ -49,7 +49,7 @@ class GradientStatsHook(Hook):
     large by the ratio of all rows to valid rows: choose a module whose rows are all valid, such as PixelNet's sampled ones.
 
     Args:
-        output: name of the module that returns the logits, (N, C) or (N, C, *), once per iteration.
+        output: name of the module that returns the logits, ``(N, C)`` or ``(N, C, *)``, once per iteration.
         layers: names of further modules. A module that is called several times counts as one with the units of all calls.
         interval: iterations between records.
         histogram_epochs: epochs (from 1, as in the paper) at whose first batch a histogram of the output deltas is recorded.
