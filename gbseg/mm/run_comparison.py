@@ -33,11 +33,9 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: Sequence[int]
     init_default_scope(config.get("default_scope", "mmseg"))
     dataset = DATASETS.build(config.val_dataloader.dataset)
     if isinstance(images, int):
-        indices: Sequence[int] = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int).tolist()
-    else:
-        indices = images
+        images = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int).tolist()
     rows = []
-    for index in indices:
+    for index in images:
         sample = dataset[index]["data_samples"]
         rows.append([cv2.imread(sample.img_path), sample.gt_sem_seg.data[0].numpy().astype(np.uint8)])
     drawn: list[str] = []
@@ -50,7 +48,7 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: Sequence[int]
         model = MODELS.build(config.model).to(get_device())
         load_checkpoint(model, str(checkpoint), map_location="cpu")
         model.eval()
-        for row, index in zip(rows, indices, strict=True):
+        for row, index in zip(rows, images, strict=True):
             with torch.no_grad():
                 (result,) = model.test_step(pseudo_collate([dataset[index]]))
             row.append(result.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8))

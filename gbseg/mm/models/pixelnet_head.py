@@ -242,7 +242,7 @@ class PixelNetHead(BaseModule):
         """
         levels = self.levels(inputs, size)
         weight = self._first_weight()
-        link = getattr(self.loss_decode[0], "probabilities", torch.softmax)
+        link = partial(getattr(self.loss_decode[0], "probabilities", torch.softmax), dim=0)
 
         def evaluate(image_levels: Sequence[Level], points: Tensor) -> Tensor:
             logits = []
@@ -253,15 +253,9 @@ class PixelNetHead(BaseModule):
                 logits.append(values if values.dtype == torch.float64 else values.float())
             return torch.cat(logits)
 
-        logits, evaluated = zip(
-            *(
-                adaptive_logits(
-                    partial(evaluate, _select_image(levels, image)), size, partial(link, dim=0), coarse, margin, weight.device
-                )
-                for image in range(levels[0].feature.shape[0])
-            ),
-            strict=True,
-        )
+        images = [_select_image(levels, image) for image in range(len(levels[0].feature))]
+        results = [adaptive_logits(partial(evaluate, image), size, link, coarse, margin, weight.device) for image in images]
+        logits, evaluated = zip(*results, strict=True)
         return torch.stack(logits), torch.stack(evaluated)
 
     def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict | None = None) -> dict[str, Tensor]:
