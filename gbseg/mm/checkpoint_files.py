@@ -54,8 +54,7 @@ class DurableBackend(LocalBackend):
         deferred: None: `remove` removes. A list: it only appends the path.
     """
 
-    def __init__(self) -> None:
-        self.deferred: list[str] | None = None
+    deferred: list[str] | None = None
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
         """Write bytes by `write_checkpoint`."""

@@ -54,7 +54,7 @@ class ClassFolders(CustomDataset):
         labels = {info["gt_label"] for info in data}
         if empty := [name for label, name in enumerate(self.CLASSES) if label not in labels]:
             raise ValueError(
-                f"{folder}: {len(empty):,} of the {len(self.CLASSES):,} classes have no images ({abbreviate(empty, 3)}). Remove "
-                f"those folders, or fill them: {how}"
+                f"{folder}: {len(empty):,} of the {len(self.CLASSES):,} classes have no images ({abbreviate(empty, 3)}). "
+                f"Remove those folders, or fill them: {how}"
             )
         return [data[index] for index in np.sort(part_indices(str(folder), len(data), self.part, self.held_out))]

@@ -147,8 +147,7 @@ class FolderSegmentation(BaseSegDataset):
         names = [str(Path(n).with_suffix("")) if Path(n).suffix.lower() in self.img_suffixes else n for n in lines]
         if duplicate := next((name for name, count in Counter(names).items() if count > 1), None):
             raise ValueError(f"{file} names {duplicate} more than once: an image is listed once.")
-        missing = [name for name in names if name not in image_by_name]
-        if missing:
+        if missing := [name for name in names if name not in image_by_name]:
             raise FileNotFoundError(
                 f"{len(missing)} of the {len(names)} names in {file} have no image in {self.data_prefix['img_path']}, first "
                 f"{missing[0]}."
@@ -159,8 +158,7 @@ class FolderSegmentation(BaseSegDataset):
 def _require_files(data: list[dict], title: str, rule: str, how: str) -> None:
     for kind in ("img_path", "seg_map_path"):
         paths = [entry[kind] for entry in data if entry.get(kind)]
-        missing = [path for path in paths if not Path(path).is_file()]
-        if missing:
+        if missing := [path for path in paths if not Path(path).is_file()]:
             # where some are there, the folder is the right one
             advice = f" {how}" if len(missing) == len(paths) or not rule else ""
             raise FileNotFoundError(

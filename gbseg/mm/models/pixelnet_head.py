@@ -204,10 +204,8 @@ class PixelNetHead(BaseModule):
         for image in range(batch):
             image_levels = _select_image(levels, image)
             for rows, columns in _tiles(size, self.tile):
-                points = torch.cartesian_prod(
-                    torch.arange(rows.start, rows.stop, device=logits.device),
-                    torch.arange(columns.start, columns.stop, device=logits.device),
-                )
+                grid = (torch.arange(side.start, side.stop, device=logits.device) for side in (rows, columns))
+                points = torch.cartesian_prod(*grid)
                 crops = [level.crop((rows[0], rows[-1]), (columns[0], columns[-1])) for level in image_levels]
                 tile = self._evaluate(crops, points, weight).T.view(-1, len(rows), len(columns))
                 logits[image, :, rows.start : rows.stop, columns.start : columns.stop] = tile
