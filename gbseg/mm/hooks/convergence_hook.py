@@ -153,8 +153,7 @@ class ConvergenceHook(Hook):
         runner.logger.info(f"{self.metric}: {'; '.join(parts)} ({self._path})")
 
     def _write(self, complete: bool) -> dict[str, Any]:
-        steps = np.array(sorted(self._values), np.int64)
-        values = np.array([self._values[step] for step in steps.tolist()])
+        steps, values = (np.array(column) for column in zip(*sorted(self._values.items()), strict=True))
         epochs = steps / self._epoch_length
 
         def reached(value: float) -> dict[str, Any]:

@@ -43,10 +43,9 @@ class ProgressHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Start the bar."""
-        if not (is_main_process() and sys.stdout.isatty()):
-            return
         console = Console(file=sys.stdout)
-        if not console.is_terminal or console.is_dumb_terminal:
+        # rich takes any file for a terminal if FORCE_COLOR is set
+        if not (is_main_process() and sys.stdout.isatty() and console.is_terminal) or console.is_dumb_terminal:
             return
         # no refresh thread: if it held the console's lock while the data loader forks, a worker would deadlock
         self._progress = Progress(

@@ -197,12 +197,10 @@ class PixelNetHead(BaseModule):
             height, width = inputs[self.in_index[0]].shape[2:]
             size = (round(height * self.strides[0]), round(width * self.strides[0]))
         levels = self.levels(inputs, size)
-        batch = levels[0].feature.shape[0]
         dtype = torch.float64 if levels[0].feature.dtype == torch.float64 else torch.float32
-        logits = inputs[0].new_empty((batch, self.num_classes, *size), dtype=dtype)
+        logits = inputs[0].new_empty((len(levels[0].feature), self.num_classes, *size), dtype=dtype)
         weight = self._first_weight()
-        for image in range(batch):
-            image_levels = _select_image(levels, image)
+        for image, image_levels in enumerate(_split_images(levels)):
             for rows, columns in _tiles(size, self.tile):
                 grid = (torch.arange(side.start, side.stop, device=logits.device) for side in (rows, columns))
                 points = torch.cartesian_prod(*grid)
@@ -251,7 +249,7 @@ class PixelNetHead(BaseModule):
                 logits.append(values if values.dtype == torch.float64 else values.float())
             return torch.cat(logits)
 
-        images = [_select_image(levels, image) for image in range(len(levels[0].feature))]
+        images = _split_images(levels)
         results = [adaptive_logits(partial(evaluate, image), size, link, coarse, margin, weight.device) for image in images]
         logits, evaluated = zip(*results, strict=True)
         return torch.stack(logits), torch.stack(evaluated)
@@ -297,9 +295,10 @@ class PixelNetHead(BaseModule):
         return self.forward(inputs, size)
 
 
-def _select_image(levels: Sequence[Level], image: int) -> list[Level]:
-    """The maps of one image of the batch."""
-    return [Level(level.feature[image : image + 1], level.stride, level.offset) for level in levels]
+def _split_images(levels: Sequence[Level]) -> Iterator[list[Level]]:
+    """The maps of each image of the batch."""
+    for image in range(len(levels[0].feature)):
+        yield [Level(level.feature[image : image + 1], level.stride, level.offset) for level in levels]
 
 
 def _tiles(size: tuple[int, int], pixels: int) -> Iterator[tuple[range, range]]:
