@@ -44,6 +44,7 @@ class ResumableIterLoop(IterBasedTrainLoop):
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, *args: Any, **settings: Any) -> None:
         if isinstance(dataloader, dict):
+            # before the parent makes an iterator: persistent workers keep the data set with which they started
             dataloader = {**dataloader, "dataset": {"type": SeededDataset, "dataset": dataloader["dataset"]}}
         super().__init__(runner, dataloader, *args, **settings)
         if not isinstance(dataloader, dict):

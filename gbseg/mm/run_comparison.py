@@ -78,15 +78,10 @@ def compare_runs(config: Config, work_dir: Path | str) -> None:
         # no reason to fail after the training
         print("compare.images is left out: it draws label maps, and not every run predicts any.")
         images = 0
-    result = compare(
-        {name: folder for name, (_, folder) in runs.items()},
-        work_dir,
-        settings.metric,
-        settings.baseline,
-        epoch_length=settings.get("epoch_length"),
-        lower_is_better=settings.get("lower_is_better", False),
-    )
-    records = {name: json.loads((folder / "provenance.json").read_text()) for name, (_, folder) in runs.items()}
+    folders = {name: folder for name, (_, folder) in runs.items()}
+    options = {key: settings[key] for key in ("epoch_length", "lower_is_better") if key in settings}
+    result = compare(folders, work_dir, settings.metric, settings.baseline, **options)
+    records = {name: json.loads((folder / "provenance.json").read_text()) for name, folder in folders.items()}
     (work_dir / "provenance.json").write_text(json.dumps(records, indent=2) + "\n")
     if images:
         draw_predictions(runs, images, work_dir / "predictions.png")
