@@ -54,16 +54,11 @@ class DurableBackend(LocalBackend):
         deferred: None: `remove` removes. A list: it only appends the path.
     """
 
-    def __init__(self) -> None:
-        self.deferred: list[str] | None = None
+    deferred: list[str] | None = None
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
         """Write bytes by `write_checkpoint`."""
         write_checkpoint(obj, filepath)
-
-    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
-        """Write text by `write_checkpoint`."""
-        write_checkpoint(obj.encode(encoding), filepath)
 
     def remove(self, filepath: str | Path) -> None:
         """Remove a file, or defer it."""

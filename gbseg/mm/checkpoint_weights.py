@@ -5,6 +5,7 @@ from os import PathLike
 
 from torch import Tensor, nn
 
+from gbseg.data.lists import abbreviate
 from gbseg.mm.compat import unwrap_model
 
 __all__ = ["load_weights", "require_weights"]
@@ -32,11 +33,10 @@ def require_weights(network: nn.Module, stored: Mapping, checkpoint: str | PathL
         for name, shape in shapes.items()
         if name in weights and tuple(weights[name].shape) != shape
     ]
-    missing = [f"{name} is missing" for name in shapes if name not in weights]
-    if problems := [*wrong, *missing]:
+    if problems := wrong + [f"{name} is missing" for name in shapes if name not in weights]:
         raise ValueError(
             f"{checkpoint} does not belong to this config: {len(problems)} of the network's {len(shapes)} tensors are missing "
-            f"or of another shape: {', '.join(problems[:3])}{', ...' if len(problems) > 3 else ''}."
+            f"or of another shape: {abbreviate(problems, 3)}."
         )
 
 

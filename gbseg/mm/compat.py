@@ -5,13 +5,12 @@ Tried with onedl-mmengine 0.10.12, onedl-mmcv 2.3.6, onedl-mmsegmentation 1.4.2 
 names what to change in this module; no other module of the package touches a private name of these libraries.
 """
 
-import functools
 import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -79,13 +78,12 @@ def observe_losses(model: nn.Module, observe: Callable[[dict[str, Tensor]], None
     ``BaseModel.train_step`` calls ``self.parse_losses`` right before the backward pass, and no hook runs between the two. The
     method is wrapped on the instance. A model without that method is left alone.
     """
+    stop_observing_losses(model)
     network = unwrap_model(model)
-    if not hasattr(network, "parse_losses"):
+    plain: Any = getattr(network, "parse_losses", None)
+    if plain is None:
         return
-    method: Any = network.parse_losses
-    plain = getattr(method, "__wrapped__", method)
 
-    @functools.wraps(plain)
     def parse_losses(losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         total, log_vars = plain(losses)
         observe(log_vars)
@@ -140,17 +138,12 @@ class CheckpointSteps(CheckpointHook):
     attributes and the two entries of the message hub below are the hook's own and are not documented.
     """
 
-    def write_regular(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        """Write the checkpoint of iteration or epoch ``step``, remove the outdated one, and update ``last_checkpoint``."""
-        super()._save_checkpoint_with_step(runner, step, meta)
-
-    def write_best(self, runner: Runner, metrics: dict[str, Any]) -> None:
-        """Write the best checkpoint where ``metrics`` are the best so far, then the regular one again."""
-        super()._save_best_checkpoint(runner, metrics)
-
-    def write_published(self, runner: Runner, ckpt_path: str) -> None:
-        """Write the ``published_keys`` of a checkpoint to a file of their own."""
-        super()._publish_model(runner, ckpt_path)
+    # the checkpoint of iteration or epoch ``step``, without the outdated one, and the file ``last_checkpoint``
+    write_regular = CheckpointHook._save_checkpoint_with_step
+    # the best checkpoint, where ``metrics`` are the best so far; then the regular one again
+    write_best = CheckpointHook._save_best_checkpoint
+    # the ``published_keys`` of a checkpoint, in a file of their own
+    write_published = CheckpointHook._publish_model
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         self.write_regular(runner, step, meta)
@@ -245,11 +238,11 @@ class OutputAboveBar:
 
     def __init__(self, console: Console, loggers: Iterable[logging.Logger]) -> None:
         self._streams = sys.stdout, sys.stderr
-        self._handlers: list[tuple[logging.StreamHandler, TextIO]] = []
+        self._handlers = ExitStack()
         above = {id(stream): _LinesAboveBar(console, stream) for stream in {sys.stdout, sys.stderr} if stream.isatty()}
         for handler in (handler for logger in loggers for handler in logger.handlers):
             if isinstance(handler, logging.StreamHandler) and id(handler.stream) in above:
-                self._handlers.append((handler, handler.stream))
+                self._handlers.callback(handler.setStream, handler.stream)
                 handler.setStream(above[id(handler.stream)])
         sys.stdout = above.get(id(sys.stdout), sys.stdout)
         sys.stderr = above.get(id(sys.stderr), sys.stderr)
@@ -262,8 +255,7 @@ class OutputAboveBar:
             if isinstance(current, _LinesAboveBar):
                 current.close_line()
                 setattr(sys, name, stream)
-        for handler, stream in self._handlers:
-            handler.setStream(stream)
+        self._handlers.close()
 
 
 class _LinesAboveBar:

@@ -80,10 +80,8 @@ def without_annotations(pipeline: Sequence) -> list:
                 continue
             if "transforms" in transform:
                 transform = {**transform, "transforms": without_annotations(transform["transforms"])}
-        elif isinstance(transform, list | tuple):
+        elif isinstance(transform, list | tuple) and not (transform := without_annotations(transform)):
             # alternatives of TestTimeAug; an empty list of them would leave no combination at all
-            transform = without_annotations(transform)
-            if not transform:
-                continue
+            continue
         kept.append(transform)
     return kept

@@ -33,27 +33,20 @@ class ResumableIterLoop(IterBasedTrainLoop):
         runner: the runner.
         dataloader: config of the training data, or a DataLoader. Its sampler must be a
             `gbseg.mm.resumable_sampler.ResumableSampler`.
-        max_iters: iterations to train.
-        val_begin: first iteration that may be validated.
-        val_interval: iterations between validations; the last iteration is always validated.
-        dynamic_intervals: (iteration, interval) pairs that replace ``val_interval`` from that iteration on.
+        *args: further arguments of ``IterBasedTrainLoop``: ``max_iters``; ``val_begin``, the first iteration that may be
+            validated; ``val_interval``, iterations between validations (the last iteration is always validated); and
+            ``dynamic_intervals``, (iteration, interval) pairs that replace ``val_interval`` from that iteration on.
+        **settings: the same, by name.
 
     Raises:
         TypeError: the sampler is not a ``ResumableSampler`` in an ordinary fixed-size ``BatchSampler``.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: DataLoader | dict,
-        max_iters: int,
-        val_begin: int = 1,
-        val_interval: int = 1000,
-        dynamic_intervals: list[tuple[int, int]] | None = None,
-    ) -> None:
+    def __init__(self, runner: Runner, dataloader: DataLoader | dict, *args: Any, **settings: Any) -> None:
         if isinstance(dataloader, dict):
+            # before the parent makes an iterator: persistent workers keep the data set with which they started
             dataloader = {**dataloader, "dataset": {"type": SeededDataset, "dataset": dataloader["dataset"]}}
-        super().__init__(runner, dataloader, max_iters, val_begin, val_interval, dynamic_intervals)
+        super().__init__(runner, dataloader, *args, **settings)
         if not isinstance(dataloader, dict):
             replace_dataset(self.dataloader, SeededDataset(dataloader.dataset))
         batches = self.dataloader.batch_sampler

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import InfiniteSampler
-from mmengine.dist import get_dist_info, get_world_size, sync_random_seed
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.dist import get_world_size
 from mmengine.registry import DATA_SAMPLERS, DATASETS
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from gbseg.mm.rng import preserved_rng, seed_cpu_rng
 
@@ -51,8 +51,10 @@ class SampleIndex(int):
 
 
 @DATA_SAMPLERS.register_module()
-class ResumableSampler(Sampler):
+class ResumableSampler(DefaultSampler):
     """An endless sampler: one permutation per epoch, distributed over the processes in turn. It can start at any draw.
+
+    Its length is the number of draws of this process in one epoch, rounded up, as that of mmengine's ``DefaultSampler``.
 
     Args:
         dataset: the data set; only its length is used.
@@ -64,17 +66,11 @@ class ResumableSampler(Sampler):
     """
 
     def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
-        self.rank, self.world_size = get_dist_info()
+        super().__init__(dataset, shuffle, seed)
         self.size = len(dataset)
         if self.size == 0:
             raise ValueError("ResumableSampler: the data set is empty; check data_root, ann_file and filter_cfg")
-        self.shuffle = shuffle
-        self.seed = sync_random_seed() if seed is None else int(seed)
         self.start = 0
-
-    def __len__(self) -> int:
-        """The number of draws of this process in one epoch, rounded up."""
-        return -(-self.size // self.world_size)
 
     def skip(self, num_samples: int) -> None:
         """Start at draw ``num_samples`` of this process; the cost does not depend on the number.

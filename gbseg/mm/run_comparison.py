@@ -33,11 +33,9 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: Sequence[int]
     init_default_scope(config.get("default_scope", "mmseg"))
     dataset = DATASETS.build(config.val_dataloader.dataset)
     if isinstance(images, int):
-        indices: Sequence[int] = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int).tolist()
-    else:
-        indices = images
+        images = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int).tolist()
     rows = []
-    for index in indices:
+    for index in images:
         sample = dataset[index]["data_samples"]
         rows.append([cv2.imread(sample.img_path), sample.gt_sem_seg.data[0].numpy().astype(np.uint8)])
     drawn: list[str] = []
@@ -50,7 +48,7 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: Sequence[int]
         model = MODELS.build(config.model).to(get_device())
         load_checkpoint(model, str(checkpoint), map_location="cpu")
         model.eval()
-        for row, index in zip(rows, indices, strict=True):
+        for row, index in zip(rows, images, strict=True):
             with torch.no_grad():
                 (result,) = model.test_step(pseudo_collate([dataset[index]]))
             row.append(result.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8))
@@ -80,15 +78,10 @@ def compare_runs(config: Config, work_dir: Path | str) -> None:
         # no reason to fail after the training
         print("compare.images is left out: it draws label maps, and not every run predicts any.")
         images = 0
-    result = compare(
-        {name: folder for name, (_, folder) in runs.items()},
-        work_dir,
-        settings.metric,
-        settings.baseline,
-        epoch_length=settings.get("epoch_length"),
-        lower_is_better=settings.get("lower_is_better", False),
-    )
-    records = {name: json.loads((folder / "provenance.json").read_text()) for name, (_, folder) in runs.items()}
+    folders = {name: folder for name, (_, folder) in runs.items()}
+    options = {key: settings[key] for key in ("epoch_length", "lower_is_better") if key in settings}
+    result = compare(folders, work_dir, settings.metric, settings.baseline, **options)
+    records = {name: json.loads((folder / "provenance.json").read_text()) for name, folder in folders.items()}
     (work_dir / "provenance.json").write_text(json.dumps(records, indent=2) + "\n")
     if images:
         draw_predictions(runs, images, work_dir / "predictions.png")

@@ -75,8 +75,8 @@ def browse(
     for sheet in sheets:
         if sheet.name not in listed and os.path.lexists(sheet):
             raise ValueError(f"{sheet} is not a sheet of an earlier gbseg browse: name another --out, or move it away.")
-    name, written = Path(config.filename or "config").name, []
-    title = f"{name}, {split}: {len(dataset):,} images, seed {seed}; sizes are height x width"
+    config_name, written = Path(config.filename or "config").name, []
+    title = f"{config_name}, {split}: {len(dataset):,} images, seed {seed}; sizes are height x width"
     samples = islice(samples, number)
     for sheet in sheets:
         if not (page := list(islice(samples, per_page))):
@@ -87,11 +87,10 @@ def browse(
         listed.add(sheet.name)
         write_atomically(json.dumps(sorted(listed)).encode(), folder / INDEX)
     # an earlier call may have written more pages
-    stale = {old for old in listed if old.startswith(f"{split}_")} - {sheet.name for sheet in written}
-    for old in stale:
-        (folder / old).unlink(missing_ok=True)
-    if stale:
-        write_atomically(json.dumps(sorted(listed - stale)).encode(), folder / INDEX)
+    for name in {name for name in listed if name.startswith(f"{split}_")} - {sheet.name for sheet in written}:
+        (folder / name).unlink(missing_ok=True)
+        listed.remove(name)
+        write_atomically(json.dumps(sorted(listed)).encode(), folder / INDEX)
     return written
 
 

@@ -14,24 +14,15 @@ import torch.nn.functional as F
 from mmengine.registry import DATASETS, FUNCTIONS
 from torch.utils.data import Dataset
 
-from gbseg.data.arrays import (
-    CIFAR10_CLASSES,
-    MNIST_CLASSES,
-    Images,
-    random_crops,
-    read_cifar10,
-    read_folder,
-    read_mnist,
-    uniform_words,
-)
+from gbseg.data import arrays
 from gbseg.mm.resumable_sampler import SampleIndex
 
 __all__ = ["ArrayImages", "as_is"]
 
-_SOURCES: dict[str, Callable[[Path, bool], tuple[Images, Sequence[str]]]] = {
-    "MNIST": lambda root, train: (read_mnist(root, train), MNIST_CLASSES),
-    "CIFAR10": lambda root, train: (read_cifar10(root, train), CIFAR10_CLASSES),
-    "folder": lambda root, train: read_folder(root / ("train" if train else "val")),
+_SOURCES: dict[str, Callable[[Path, bool], tuple[arrays.Images, Sequence[str]]]] = {
+    "MNIST": lambda root, train: (arrays.read_mnist(root, train), arrays.MNIST_CLASSES),
+    "CIFAR10": lambda root, train: (arrays.read_cifar10(root, train), arrays.CIFAR10_CLASSES),
+    "folder": lambda root, train: arrays.read_folder(root / ("train" if train else "val")),
 }
 
 
@@ -106,7 +97,7 @@ class ArrayImages(Dataset):
                 raise ValueError(f"ArrayImages: num={num} images asked for, there are {len(order)}.")
             order = order[:num]
         if num is not None or part in ("tune", "held_out"):
-            images = Images(images.pixels[order], images.labels[order])
+            images = arrays.Images(images.pixels[order], images.labels[order])
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.metainfo = {"classes": tuple(classes)}
@@ -132,9 +123,9 @@ class ArrayImages(Dataset):
         if not (self.pad or self.flip) or len(drawn) < len(indices):
             inner = slice(self.pad, -self.pad or None)
             return {"inputs": self.pixels[index][..., inner, inner], "data_samples": self.labels[index]}
-        words = uniform_words(drawn[0].seed, [sample.draw for sample in drawn], 3)
+        words = arrays.uniform_words(drawn[0].seed, [sample.draw for sample in drawn], 3)
         offsets = 2 * self.pad + 1
         top, left, mirrored = (torch.from_numpy(words[:, k] % n).to(device) for k, n in enumerate((offsets, offsets, 2)))
         flip = (mirrored == 1) & self.flip
-        crops = random_crops(self.pixels, index, top.long(), left.long(), flip, self.size)
+        crops = arrays.random_crops(self.pixels, index, top.long(), left.long(), flip, self.size)
         return {"inputs": crops, "data_samples": self.labels[index]}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
+from gbseg.data.lists import abbreviate
 from gbseg.mm.compat import CustomDataset
 from gbseg.mm.datasets.array_dataset import part_indices
 from gbseg.mm.datasets.segmentation import OTHER_DATA_ROOT
@@ -52,9 +53,8 @@ class ClassFolders(CustomDataset):
             raise ValueError(f"{folder}: {error} {how}") from error
         labels = {info["gt_label"] for info in data}
         if empty := [name for label, name in enumerate(self.CLASSES) if label not in labels]:
-            names = f"{', '.join(empty[:3])}{', ...' if len(empty) > 3 else ''}"
             raise ValueError(
-                f"{folder}: {len(empty):,} of the {len(self.CLASSES):,} classes have no images ({names}). Remove "
-                f"those folders, or fill them: {how}"
+                f"{folder}: {len(empty):,} of the {len(self.CLASSES):,} classes have no images ({abbreviate(empty, 3)}). "
+                f"Remove those folders, or fill them: {how}"
             )
         return [data[index] for index in np.sort(part_indices(str(folder), len(data), self.part, self.held_out))]

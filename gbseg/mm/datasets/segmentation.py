@@ -72,8 +72,8 @@ class FolderSegmentation(BaseSegDataset):
         data_prefix: the two folders below ``data_root``; without ``seg_map_path`` there are only images.
         ann_file: a list of names below ``data_root``, one per line, with or without the image's suffix; '' takes every image.
         img_suffix: one or several suffixes of the images, in any case.
-        seg_map_suffix: what follows the image's name in the name of its mask: ``'.png'``, ``'_mask.png'``.
-        settings: arguments of mmseg's ``BaseSegDataset``.
+        settings: arguments of mmseg's ``BaseSegDataset``; ``seg_map_suffix`` is what follows the image's name in the name of
+            its mask: ``'.png'`` (the default), ``'_mask.png'``.
 
     Raises:
         FileNotFoundError: a folder, the list, an image or a mask is missing, or there is no image; the message names it.
@@ -87,7 +87,6 @@ class FolderSegmentation(BaseSegDataset):
         data_prefix: dict | None = None,
         ann_file: str | None = "",
         img_suffix: str | Sequence[str] = IMAGE_SUFFIXES,
-        seg_map_suffix: str = ".png",
         **settings: object,
     ) -> None:
         classes = metainfo.get("classes")
@@ -103,7 +102,6 @@ class FolderSegmentation(BaseSegDataset):
             data_root=data_root,
             data_prefix=dict(data_prefix or dict(img_path="images", seg_map_path="masks")),
             ann_file=ann_file or "",
-            seg_map_suffix=seg_map_suffix,
             **settings,
         )
 
@@ -147,8 +145,7 @@ class FolderSegmentation(BaseSegDataset):
         names = [str(Path(n).with_suffix("")) if Path(n).suffix.lower() in self.img_suffixes else n for n in lines]
         if duplicate := next((name for name, count in Counter(names).items() if count > 1), None):
             raise ValueError(f"{file} names {duplicate} more than once: an image is listed once.")
-        missing = [name for name in names if name not in image_by_name]
-        if missing:
+        if missing := [name for name in names if name not in image_by_name]:
             raise FileNotFoundError(
                 f"{len(missing)} of the {len(names)} names in {file} have no image in {self.data_prefix['img_path']}, first "
                 f"{missing[0]}."
@@ -159,8 +156,7 @@ class FolderSegmentation(BaseSegDataset):
 def _require_files(data: list[dict], title: str, rule: str, how: str) -> None:
     for kind in ("img_path", "seg_map_path"):
         paths = [entry[kind] for entry in data if entry.get(kind)]
-        missing = [path for path in paths if not Path(path).is_file()]
-        if missing:
+        if missing := [path for path in paths if not Path(path).is_file()]:
             # where some are there, the folder is the right one
             advice = f" {how}" if len(missing) == len(paths) or not rule else ""
             raise FileNotFoundError(

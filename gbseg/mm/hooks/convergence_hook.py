@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +77,19 @@ class ConvergenceHook(Hook):
         """Read the baseline and, if the run was resumed, its earlier validations."""
         self._epoch_length = iterations_per_epoch(runner.train_dataloader)
         self._path = Path(runner.work_dir) / "convergence.json"
-        self._goal = None if self.baseline is None else self._best_of_baseline(self.baseline)
+        self._goal: float | None = None
+        if self.baseline is not None:
+            metrics = read_history(self.baseline).metrics
+            self._require_metric(metrics, f"the baseline {self.baseline}")
+            self._goal = self._best(metrics[self.metric])
+            if self._goal is None:
+                raise ValueError(f"ConvergenceHook: the baseline {self.baseline} has no finite value of {self.metric}.")
         self._values = self._earlier_values(runner) if runner.iter else {}
 
-    def _best_of_baseline(self, work_dir: str) -> float:
-        history = read_history(work_dir)
-        if self.metric not in history.metrics:
-            raise ValueError(
-                f"ConvergenceHook: the baseline {work_dir} has no metric {self.metric!r}; it has "
-                f"{', '.join(history.metrics) or 'none'}."
-            )
-        best = self._best(history.metrics[self.metric])
-        if best is None:
-            raise ValueError(f"ConvergenceHook: the baseline {work_dir} has no finite value of {self.metric}.")
-        return best
+    def _require_metric(self, metrics: Mapping[str, Any], owner: str) -> None:
+        if self.metric not in metrics:
+            listed = ", ".join(metrics) or "none"
+            raise ValueError(f"ConvergenceHook: {owner} has no metric {self.metric!r}; it has {listed}.")
 
     def _best(self, values: np.ndarray) -> float | None:
         """The best finite value."""
@@ -132,10 +131,8 @@ class ConvergenceHook(Hook):
         # outside of training (runner.val()) there is nothing to add to
         if not hasattr(self, "_path"):
             return
-        if metrics is None or self.metric not in metrics:
-            raise ValueError(
-                f"ConvergenceHook: the validation has no metric {self.metric!r}; it has {', '.join(metrics or ()) or 'none'}."
-            )
+        metrics = metrics or {}
+        self._require_metric(metrics, "the validation")
         # the score of a diverged network means nothing
         self._values[runner.iter] = float(metrics[self.metric]) if parameters_are_finite(runner.model) else math.nan
         self._write(complete=False)
@@ -156,8 +153,7 @@ class ConvergenceHook(Hook):
         runner.logger.info(f"{self.metric}: {'; '.join(parts)} ({self._path})")
 
     def _write(self, complete: bool) -> dict[str, Any]:
-        steps = np.array(sorted(self._values), np.int64)
-        values = np.array([self._values[step] for step in steps.tolist()])
+        steps, values = (np.array(column) for column in zip(*sorted(self._values.items()), strict=True))
         epochs = steps / self._epoch_length
 
         def reached(value: float) -> dict[str, Any]:
@@ -174,20 +170,16 @@ class ConvergenceHook(Hook):
             "best": None if best is None else reached(best),
             "targets": [reached(value) for value in self.targets],
             "baseline": None if self._goal is None else {"work_dir": str(self.baseline), **reached(self._goal)},
-            "area": None
-            if area is None
-            else {
-                "perfect": self.perfect,
-                "from_epoch": epochs[0],
-                "to_epoch": epochs[-1],
-                "error_epochs": area,
-                "mean_error": area / (epochs[-1] - epochs[0]),
-            },
+            "area": None,
             "points": [
                 {"iteration": step, "epoch": step / self._epoch_length, "value": value if math.isfinite(value) else None}
                 for step, value in zip(steps.tolist(), values.tolist(), strict=True)
             ],
         }
+        if area is not None:
+            start, end = epochs[0], epochs[-1]
+            extent = {"perfect": self.perfect, "from_epoch": start, "to_epoch": end}
+            summary["area"] = {**extent, "error_epochs": area, "mean_error": area / (end - start)}
         if is_main_process():
             write_atomically((json.dumps(summary, indent=2, allow_nan=False) + "\n").encode(), self._path)
         return summary

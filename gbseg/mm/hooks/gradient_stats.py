@@ -85,7 +85,6 @@ class GradientStatsHook(Hook):
         self.histogram_epochs = tuple(histogram_epochs)
         self.histograms = frozenset(histograms)
         self.bins = bins
-        self._modules: dict[str, nn.Module] = {}
         self._handles: list[Any] = []
         self._warned: set[str] = set()
         self._reset()
@@ -121,7 +120,9 @@ class GradientStatsHook(Hook):
         self._reset()
         self._with_histogram = runner.iter in self._histograms
         # before the step, which may change a GradScaler's scale
-        self._scale = _loss_scale(runner)
+        scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        self._scale = float(runner.optim_wrapper.scale_loss(torch.ones(()))) * scale
         self._handles = [
             module.register_forward_hook(partial(self._after_forward, name)) for name, module in self._modules.items()
         ]
@@ -238,10 +239,3 @@ class GradientStatsHook(Hook):
             limits = np.linspace(low, high, self.bins + 1)[1:].tolist()
             sums = histogram["sum"], histogram["sum_squares"]
             writer.add_histogram_raw("gradients/delta", low, high, sum(counts), *sums, limits, counts, runner.iter)
-
-
-def _loss_scale(runner: Runner) -> float:
-    """The factor of the loss in the backward pass."""
-    wrapper = runner.optim_wrapper
-    scaler = getattr(wrapper, "loss_scaler", None)
-    return float(wrapper.scale_loss(torch.ones(()))) * (1.0 if scaler is None else scaler.get_scale())

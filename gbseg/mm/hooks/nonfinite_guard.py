@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -143,13 +143,15 @@ class NonFiniteGuardHook(Hook):
         checked = [losses["loss"]] if "loss" in losses else losses.values()
         if all(math.isfinite(float(value)) for value in checked):
             return
-        self._stop(runner, {name: float(value) for name, value in losses.items()}, consequence)
-
-    def _stop(self, runner: Runner, losses: dict[str, float], consequence: str) -> NoReturn:
         _refuse_bad_labels(runner)
+        values = {name: float(value) for name, value in losses.items()}
+        visualizer = getattr(runner, "visualizer", None)
+        if visualizer is not None:
+            # so that `gbseg.report.history` can tell that and when the run diverged; mmengine writes on rank 0 only
+            total = values.get("loss", sum(values.values()))
+            visualizer.add_scalars({"loss": total, "iter": runner.iter + 1}, step=runner.iter + 1)
         # the sum is not a term, but it may be infinite where all terms are finite
-        loss_terms = {name: value for name, value in losses.items() if name != "loss"} or losses
-        self._log(runner, losses)
+        loss_terms = {name: value for name, value in values.items() if name != "loss"} or values
         bad = [f"{name} = {value}" for name, value in loss_terms.items() if not math.isfinite(value)]
         fine = [f"{name} = {value:.6g}" for name, value in loss_terms.items() if math.isfinite(value)]
         raise NonFiniteLossError(
@@ -158,12 +160,3 @@ class NonFiniteGuardHook(Hook):
             f"No checkpoint was written, and {consequence}. {_ADVICE}",
             runner.iter + 1,
         )
-
-    @staticmethod
-    def _log(runner: Runner, losses: dict[str, float]) -> None:
-        """Log the loss, so that `gbseg.report.history` can tell that and when the run diverged."""
-        visualizer = getattr(runner, "visualizer", None)
-        if visualizer is not None:
-            total = losses.get("loss", sum(losses.values()))
-            # in distributed runs, mmengine writes on rank 0 only
-            visualizer.add_scalars({"loss": total, "iter": runner.iter + 1}, step=runner.iter + 1)

@@ -37,18 +37,15 @@ class ProgressHook(Hook):
     def __init__(self, interval: int = 10, refresh: float = 0.2) -> None:
         self.interval = interval
         self.refresh = refresh
-        self._progress: Progress | None = None
-        self._training = TaskID(0)
-        self._validation: TaskID | None = None
-        self._output: OutputAboveBar | None = None
+        self._progress = Progress(disable=True)
+        self._training = self._validation = TaskID(0)
         self._last_refresh = 0.0
 
     def before_train(self, runner: Runner) -> None:
         """Start the bar."""
-        if not (is_main_process() and sys.stdout.isatty()):
-            return
         console = Console(file=sys.stdout)
-        if not console.is_terminal or console.is_dumb_terminal:
+        # rich takes any file for a terminal if FORCE_COLOR is set
+        if not (is_main_process() and sys.stdout.isatty() and console.is_terminal) or console.is_dumb_terminal:
             return
         # no refresh thread: if it held the console's lock while the data loader forks, a worker would deadlock
         self._progress = Progress(
@@ -73,7 +70,7 @@ class ProgressHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         """Advance by one iteration."""
-        if self._progress is None:
+        if self._progress.disable:
             return
         done = runner.iter + 1
         self._progress.update(self._training, completed=done, description=self._stage(runner))
@@ -83,29 +80,25 @@ class ProgressHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Add a bar for the validation."""
-        if self._progress is not None:
-            self._validation = self._progress.add_task("validation", total=len(runner.val_dataloader), values="")
-            self._refresh(now=True)
+        self._validation = self._progress.add_task("validation", total=len(runner.val_dataloader), values="")
+        self._progress.refresh()
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance the validation's bar."""
-        if self._progress is not None and self._validation is not None:
-            self._progress.update(self._validation, completed=batch_idx + 1)
-            self._refresh()
+        self._progress.update(self._validation, completed=batch_idx + 1)
+        self._refresh()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Remove the validation's bar."""
-        if self._progress is not None and self._validation is not None:
-            self._progress.remove_task(self._validation)
-            self._validation = None
-            self._refresh(now=True)
+        self._progress.remove_task(self._validation)
+        self._progress.refresh()
 
     def after_train(self, runner: Runner) -> None:
         """Remove the bar and restore the streams."""
         self._stop()
 
-    def _refresh(self, now: bool = False) -> None:
-        if self._progress is not None and (now or time.monotonic() - self._last_refresh >= self.refresh):
+    def _refresh(self) -> None:
+        if time.monotonic() - self._last_refresh >= self.refresh:
             self._last_refresh = time.monotonic()
             self._progress.refresh()
 
@@ -128,9 +121,9 @@ class ProgressHook(Hook):
         return "  ".join(values)
 
     def _stop(self) -> None:
-        if self._progress is None or self._output is None:
+        if self._progress.disable:
             return
         atexit.unregister(self._stop)
         self._output.restore()
         self._progress.stop()
-        self._progress = None
+        self._progress.disable = True

@@ -1,7 +1,8 @@
 """Find images that are both trained on and evaluated on: the score on them is not a held-out score."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,12 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import Runner
 
+from gbseg.data.lists import abbreviate
+
 __all__ = ["Overlap", "OverlapHook", "find_overlap", "image_paths"]
 
 # SBD and VOC keep the same photographs in different folders, under the same ids
 _VOC_ID = re.compile(r"20(0[5-9]|1[0-2])_\d{6}")
-LISTED = 5  # images that the warning names
 
 
 class Overlap(NamedTuple):
@@ -34,11 +36,10 @@ class Overlap(NamedTuple):
 
     def sentence(self) -> str:
         """How many and which, in one sentence."""
-        ids = ", ".join(path.stem for path in self.shared[:LISTED])
-        more = ", ..." if len(self.shared) > LISTED else ""
+        ids = abbreviate([path.stem for path in self.shared])
         return (
             f"{len(self.shared):,} of the {self.evaluated:,} images of the {self.split} list are also among the "
-            f"{self.trained:,} that are trained on ({ids}{more})"
+            f"{self.trained:,} that are trained on ({ids})"
         )
 
     def meaning(self) -> str:
@@ -53,21 +54,16 @@ def image_paths(dataset: Any) -> list[Path]:
     """The image files of a data set of the MM packages, also of a wrapped one; [] where it gives no ``img_path``."""
     if hasattr(dataset, "full_init"):
         dataset.full_init()
-    return [Path(path) for path in dict.fromkeys(_paths(dataset))]
-
-
-def _paths(dataset: Any) -> Iterator[str]:
+    paths: Iterable[Path] = ()
     # wrappers first: the length of a repeated data set is that of all repetitions
     if parts := getattr(dataset, "datasets", None):
-        for part in parts:
-            yield from _paths(part)
+        paths = chain.from_iterable(map(image_paths, parts))
     elif "dataset" in vars(dataset):
-        yield from _paths(dataset.dataset)
+        paths = image_paths(dataset.dataset)
     elif hasattr(dataset, "get_data_info"):
-        for index in range(len(dataset)):
-            path = dataset.get_data_info(index).get("img_path")
-            if path is not None:
-                yield str(path)
+        infos = map(dataset.get_data_info, range(len(dataset)))
+        paths = (Path(info["img_path"]) for info in infos if info.get("img_path") is not None)
+    return list(dict.fromkeys(paths))
 
 
 def find_overlap(train: Sequence[Path], evaluated: Sequence[Path], split: str) -> Overlap | None:

@@ -1,9 +1,11 @@
 """Test-time augmentation: the mean of probabilities over scales and flips, by the link of the model's loss."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 
 import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseTTAModel
 from mmengine.registry import MODELS
 from mmengine.structures import PixelData
@@ -97,13 +99,9 @@ class LinkTTAModel(BaseTTAModel):
 
     def _augmentations(self, data: dict) -> Iterator[dict]:
         if not isinstance(data["inputs"][0], list | tuple):
-            for scale in self.scales or SCALES:
-                for flip in (False, True) if self.flip else (False,):
-                    pairs = [
-                        self._augment(image, sample, scale, flip)
-                        for image, sample in zip(data["inputs"], data["data_samples"], strict=True)
-                    ]
-                    yield {"inputs": [image for image, _ in pairs], "data_samples": [sample for _, sample in pairs]}
+            images = list(zip(data["inputs"], data["data_samples"], strict=True))
+            for scale, flip in product(self.scales or SCALES, (False, True) if self.flip else (False,)):
+                yield pseudo_collate([self._augment(*image, scale, flip) for image in images])
             return
         if self.scales is not None:
             raise ValueError("the data are augmented by TestTimeAug already: drop tta_pipeline, or scales from tta_model.")
@@ -117,7 +115,7 @@ class LinkTTAModel(BaseTTAModel):
         for index in range(len(data["inputs"])):
             yield {key: value[index] for key, value in data.items()}
 
-    def _augment(self, image: Tensor, sample: SegDataSample, scale: float, flip: bool) -> tuple[Tensor, SegDataSample]:
+    def _augment(self, image: Tensor, sample: SegDataSample, scale: float, flip: bool) -> dict[str, Tensor | SegDataSample]:
         sample = sample.new()
         image = image.to(self.module.data_preprocessor.device).float()
         if getattr(self.module, "input_size", None) is not None:
@@ -129,7 +127,7 @@ class LinkTTAModel(BaseTTAModel):
             image = image.flip(-1)
         shape = tuple(image.shape[-2:])
         sample.set_metainfo(dict(img_shape=shape, pad_shape=shape, flip=flip, flip_direction="horizontal" if flip else None))
-        return image, sample
+        return {"inputs": image, "data_samples": sample}
 
 
 def enable_tta(config: Config) -> None:

@@ -197,17 +197,13 @@ class PixelNetHead(BaseModule):
             height, width = inputs[self.in_index[0]].shape[2:]
             size = (round(height * self.strides[0]), round(width * self.strides[0]))
         levels = self.levels(inputs, size)
-        batch = levels[0].feature.shape[0]
         dtype = torch.float64 if levels[0].feature.dtype == torch.float64 else torch.float32
-        logits = inputs[0].new_empty((batch, self.num_classes, *size), dtype=dtype)
+        logits = inputs[0].new_empty((len(levels[0].feature), self.num_classes, *size), dtype=dtype)
         weight = self._first_weight()
-        for image in range(batch):
-            image_levels = _select_image(levels, image)
+        for image, image_levels in enumerate(_split_images(levels)):
             for rows, columns in _tiles(size, self.tile):
-                points = torch.cartesian_prod(
-                    torch.arange(rows.start, rows.stop, device=logits.device),
-                    torch.arange(columns.start, columns.stop, device=logits.device),
-                )
+                grid = (torch.arange(side.start, side.stop, device=logits.device) for side in (rows, columns))
+                points = torch.cartesian_prod(*grid)
                 crops = [level.crop((rows[0], rows[-1]), (columns[0], columns[-1])) for level in image_levels]
                 tile = self._evaluate(crops, points, weight).T.view(-1, len(rows), len(columns))
                 logits[image, :, rows.start : rows.stop, columns.start : columns.stop] = tile
@@ -242,7 +238,7 @@ class PixelNetHead(BaseModule):
         """
         levels = self.levels(inputs, size)
         weight = self._first_weight()
-        link = getattr(self.loss_decode[0], "probabilities", torch.softmax)
+        link = partial(getattr(self.loss_decode[0], "probabilities", torch.softmax), dim=0)
 
         def evaluate(image_levels: Sequence[Level], points: Tensor) -> Tensor:
             logits = []
@@ -253,15 +249,9 @@ class PixelNetHead(BaseModule):
                 logits.append(values if values.dtype == torch.float64 else values.float())
             return torch.cat(logits)
 
-        logits, evaluated = zip(
-            *(
-                adaptive_logits(
-                    partial(evaluate, _select_image(levels, image)), size, partial(link, dim=0), coarse, margin, weight.device
-                )
-                for image in range(levels[0].feature.shape[0])
-            ),
-            strict=True,
-        )
+        images = _split_images(levels)
+        results = [adaptive_logits(partial(evaluate, image), size, link, coarse, margin, weight.device) for image in images]
+        logits, evaluated = zip(*results, strict=True)
         return torch.stack(logits), torch.stack(evaluated)
 
     def loss(self, inputs: Sequence[Tensor], batch_data_samples: list, train_cfg: dict | None = None) -> dict[str, Tensor]:
@@ -305,9 +295,10 @@ class PixelNetHead(BaseModule):
         return self.forward(inputs, size)
 
 
-def _select_image(levels: Sequence[Level], image: int) -> list[Level]:
-    """The maps of one image of the batch."""
-    return [Level(level.feature[image : image + 1], level.stride, level.offset) for level in levels]
+def _split_images(levels: Sequence[Level]) -> Iterator[list[Level]]:
+    """The maps of each image of the batch."""
+    for image in range(len(levels[0].feature)):
+        yield [Level(level.feature[image : image + 1], level.stride, level.offset) for level in levels]
 
 
 def _tiles(size: tuple[int, int], pixels: int) -> Iterator[tuple[range, range]]:

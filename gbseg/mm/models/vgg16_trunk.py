@@ -6,6 +6,7 @@ Taps are read after their ReLU, fc7 after its dropout. fc6 is a 7 x 7 convolutio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from mmengine.model import BaseModule
@@ -88,14 +89,14 @@ class VGG16Trunk(BaseModule):
         # by name, so that `print(model)`, checkpoints and paramwise rates say conv4_3 and fc7
         self.layers = nn.ModuleDict()
         self._build(width, fc_padding, ceil_mode, fc_dropout)
-        unknown = [tap for tap in self.taps if tap not in self.layers or tap.startswith("pool")]
+        available = [name for name in self.layers if not name.startswith("pool")]
+        unknown = [tap for tap in self.taps if tap not in available]
         if unknown or not self.taps:
-            available = [name for name in self.layers if not name.startswith("pool")]
             raise ValueError(f"unknown taps {unknown}; VGG-16 has {', '.join(available)}.")
         names = list(self.layers)
         for name in names[max(map(names.index, self.taps)) + 1 :]:
             del self.layers[name]
-        for _, layer in self._frozen():
+        for layer in self._frozen():
             layer.requires_grad_(False)
 
     def _build(self, width: float, fc_padding: int, ceil_mode: bool, fc_dropout: float) -> None:
@@ -113,24 +114,18 @@ class VGG16Trunk(BaseModule):
             self.layers[name] = nn.Sequential(convolution, nn.ReLU(), nn.Dropout(fc_dropout))
             previous = hidden
 
-    def _frozen(self) -> list[tuple[str, nn.Module]]:
+    def _frozen(self) -> list[nn.Module]:
         stages = tuple(f"conv{block}_" for block in range(1, self.frozen_stages + 1))
-        return [(name, layer) for name, layer in self.layers.items() if name.startswith(stages)] if stages else []
+        return [layer for name, layer in self.layers.items() if name.startswith(stages)]
 
     def convolutions(self) -> dict[str, nn.Module]:
         """The convolutions and batch normalisations by torchvision's names (``features.N``, ``classifier.N``)."""
-        modules: dict[str, nn.Module] = {}
-        number = 0
-        for name, layer in self.layers.items():
-            children = list(layer) if isinstance(layer, nn.Sequential) else [layer]
-            if name.startswith("fc"):
-                modules[f"classifier.{0 if name == 'fc6' else 3}"] = children[0]
-                continue
-            for child in children:
-                if not isinstance(child, nn.ReLU | nn.MaxPool2d):
-                    modules[f"features.{number}"] = child
-                number += 1
-        return modules
+        names = {"fc6": "classifier.0", "fc7": "classifier.3"}
+        features = [layer.modules() for name, layer in self.layers.items() if name not in names]
+        # torchvision numbers all layers of one flat sequence, also those without weights
+        flat = (module for module in chain.from_iterable(features) if not isinstance(module, nn.Sequential))
+        modules = {f"features.{i}": module for i, module in enumerate(flat) if list(module.parameters())}
+        return modules | {names[name]: layer[0] for name, layer in self.layers.items() if name in names}
 
     def init_weights(self) -> None:
         """He initialisation, or the weights that the config names."""
@@ -140,13 +135,12 @@ class VGG16Trunk(BaseModule):
         for module in self.layers.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)
 
     def train(self, mode: bool = True) -> VGG16Trunk:
         """Set training mode; frozen batch normalisations keep their statistics."""
         super().train(mode)
-        for _, layer in self._frozen():
+        for layer in self._frozen():
             layer.eval()
         return self
 
