@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.table import Settings, by_contender, facts, write_table
 from benchmarks.timing import Measured, measure
 from gbseg.mm import load_config
-from gbseg.mm.load_weights import load_weights
+from gbseg.mm.checkpoint_weights import load_weights
 from gbseg.mm.models import PixelNet, PixelNetHead
 from gbseg.mm.voc_metric import VOCMetric
 from gbseg.report.curve import COLOURS, DPI, STYLE, WIDTH

@@ -29,7 +29,7 @@ from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip, To
 from gbseg.mm.config import load_config
 from gbseg.mm.datasets.array_dataset import ArrayImages, as_is
 from gbseg.mm.resumable_sampler import ResumableSampler, SeededDataset
-from gbseg.report.provenance import provenance
+from gbseg.report.run_provenance import provenance
 
 BATCH = 128
 

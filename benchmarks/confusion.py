@@ -24,7 +24,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from gbseg.evaluation.confusion import confusion_matrix, count_bins
 from gbseg.mm.voc_metric import VOCMetric
-from gbseg.report.provenance import provenance
+from gbseg.report.run_provenance import provenance
 
 CLASSES, SHAPE, IGNORE = 21, (375, 500), 255
 

@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 from gbseg.mm import GradientStatsHook, load_config
 from gbseg.mm.training import build_runner
 from gbseg.report.gradient_log import read_gradients
-from gbseg.report.provenance import provenance
+from gbseg.report.run_provenance import provenance
 
 LAYERS = tuple(f"backbone.layers.{number}" for number in (0, 4, 8, 12))
 RATE = 1e-4

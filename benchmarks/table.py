@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Measured
-from gbseg.report.provenance import provenance
+from gbseg.report.run_provenance import provenance
 
 __all__ = ["Row", "Settings", "by_contender", "facts", "read_table", "write_table"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gbseg.files import write_atomically
 from gbseg.report.gradient_log import GradientHistory
-from gbseg.report.provenance import provenance
+from gbseg.report.run_provenance import provenance
 from reproduction.figures import FIGURES
 from reproduction.runs import RunResult
 from reproduction.summary import ArmSummary, Estimate, Summary

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from gbseg.files import write_atomically
 from gbseg.report.curve import BASELINE, DPI, STYLE, WIDTH, Dashes, line_styles
-from gbseg.report.provenance import provenance
+from gbseg.report.run_provenance import provenance
 from reproduction.report import csv_bytes, json_bytes, machines, table
 from reproduction.search import KEEP, Confirmation, SearchResult, Trial, best_of, rungs
 from reproduction.search_space import RANGES, RATE, SIDES, SOFTMAX, SPAN, Candidate
@@ -221,6 +221,7 @@ def write_search(result: SearchResult, folder: Path, command: str | None = None)
         folder: the folder of the files.
         command: the command line, for the provenance.
     """
+    origin = provenance(command, result.settings.seed)
     content = {
         "config": result.base.path.name,
         "answer": asdict(result.answer),
@@ -228,10 +229,10 @@ def write_search(result: SearchResult, folder: Path, command: str | None = None)
         "rungs": rungs(result.settings.epochs),
         "best": {side: _best(confirmation) for side, confirmation in result.confirmed.items()},
         "hours": _hours(result),
-        "provenance": provenance(command, result.settings.seed),
+        "provenance": origin,
     }
     folder.mkdir(parents=True, exist_ok=True)
     draw_search(result, folder / "figure.png")
     write_atomically(json_bytes(content), folder / "summary.json")
     write_atomically(_trials_csv(result), folder / "trials.csv")
-    write_atomically(_markdown(result, content["provenance"]["command"]).encode(), folder / "README.md")
+    write_atomically(_markdown(result, origin["command"]).encode(), folder / "README.md")

@@ -162,7 +162,7 @@ def convergence(summary: Summary) -> Verdict:
         claims.append(low > 0)
         medians = np.median(softmax.errors, axis=0)
         after = reaches(arm.epochs, np.median(arm.errors, axis=0), medians.min())
-        before, share = softmax.epochs[int(medians.argmin())], saved(*map(np.arange, trials))
+        before, share = softmax.epochs[int(medians.argmin())], saved(np.arange(trials[0]), np.arange(trials[1]))
         because.append(
             f"{name}: the softmax's lowest median by epoch, {medians.min():.2f} after {before:g} epochs, is "
             + ("never reached" if after is None else f"reached after {after:.1f}, {abs(share):.0%} ")

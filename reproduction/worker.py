@@ -35,7 +35,7 @@ from gbseg.mm.config import load_config
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
 from gbseg.mm.training import train
 from gbseg.report.history import read_history
-from gbseg.report.provenance import provenance
+from gbseg.report.run_provenance import provenance
 from reproduction.runs import RunResult, config_path, describe_data
 from reproduction.trials import Split, train_trials
 

@@ -27,7 +27,7 @@ def require_checkout(script: str) -> None:
     """
     if not in_checkout():
         urls = dict(url.split(", ") for url in metadata("gbseg").get_all("Project-URL") or [])
-        repository = urls.get("Repository", "the URL of gbseg's repository")
+        repository = urls.get("Repository", "URL")
         raise RuntimeError(
             "the experiments of the paper are not part of the installed package, they need a checkout: "
             f"git clone {repository} gbseg, then python {script} in it."

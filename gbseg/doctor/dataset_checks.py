@@ -37,7 +37,7 @@ def check_data(config: Config, every: bool = False, prepare: dict | None = None)
 
     Args:
         config: config of one run.
-        every: read all files instead of `SAMPLE` of each list, evenly spaced.
+        every: read all files instead of ``SAMPLE`` of each list, evenly spaced.
         prepare: the setting ``prepare`` of the config, which may create the data when training starts.
     """
     yield from _check_albumentations_seed(config)

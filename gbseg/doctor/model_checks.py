@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, LOOPS, METRICS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
 from torch import nn
 
+from gbseg._moved import MODULES as MOVED
 from gbseg.boosting import CubicBoost, ExponentialBoost
 from gbseg.doctor.finding import Finding
 from gbseg.losses.modules import BoostedLoss
@@ -236,8 +237,14 @@ def _check_imports(config: Config) -> Iterator[Finding]:
     }
     # importing any part imports gbseg as well
     imported = [import_module(name) for name in ([*imports, "gbseg"] if imports else [])]
+    # gbseg.mm registers everything, under its old names as well
+    registers_all = any(f"{MOVED.get(name, name)}.".startswith("gbseg.mm.") for name in imports)
     named = sorted(types_in(config.to_dict()) & set(module_of))
-    missing = [n for n in named if not any(module_of[n] == module.__name__ or hasattr(module, n) for module in imported)]
+
+    def registered(name: str) -> bool:
+        return registers_all or any(module_of[name] == module.__name__ or hasattr(module, name) for module in imported)
+
+    missing = [name for name in named if not registered(name)]
     if missing:
         required = sorted({"gbseg" if module_of[n].startswith("gbseg.losses") else module_of[n] for n in missing})
         yield Finding.error(

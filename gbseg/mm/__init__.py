@@ -10,7 +10,7 @@ from gbseg.mm.hooks.channels_last import ChannelsLastHook
 from gbseg.mm.hooks.checkpoint import DurableCheckpointHook
 from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.convergence_hook import ConvergenceHook
-from gbseg.mm.hooks.fuse_resize import FuseResizeHook
+from gbseg.mm.hooks.fused_resize import FuseResizeHook
 from gbseg.mm.hooks.gradient_stats import GradientStatsHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteGuardHook, NonFiniteLossError
 from gbseg.mm.hooks.overlay_hook import OverlayHook

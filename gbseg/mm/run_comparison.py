@@ -18,7 +18,7 @@ from mmengine.runner import load_checkpoint
 from gbseg.mm.checkpoint_files import newest_readable_checkpoint
 from gbseg.mm.config import run_configs
 from gbseg.report.comparison_table import compare
-from gbseg.report.overlay import prediction_sheet
+from gbseg.report.label_overlay import prediction_sheet
 
 __all__ = ["compare_runs", "draw_predictions"]
 

@@ -23,7 +23,7 @@ from gbseg.mm.config import default_work_dir
 from gbseg.mm.models.pixelnet_head import PixelNetHead
 from gbseg.mm.resumable_sampler import SampleIndex, SeededDataset
 from gbseg.mm.training import prepare
-from gbseg.report.overlay import VOID
+from gbseg.report.label_overlay import VOID
 from gbseg.report.sheet import OTHERS, Cell, contact_sheet
 
 __all__ = ["INDEX", "browse", "iter_samples"]

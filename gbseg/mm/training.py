@@ -36,7 +36,7 @@ from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.run_comparison import compare_runs
 from gbseg.mm.runner import QuietRunner
-from gbseg.report.provenance import provenance
+from gbseg.report.run_provenance import provenance
 
 __all__ = ["build_runner", "prepare", "train"]
 

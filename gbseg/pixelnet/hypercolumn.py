@@ -93,7 +93,7 @@ def flatten_map(feature: Tensor) -> Tensor:
 
 
 def unflatten_map(table: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `flatten_map`: (N*h*w, C) as (N, C, h, w), a view."""
+    """The inverse of ``flatten_map``: (N*h*w, C) as (N, C, h, w), a view."""
     count, channels, height, width = shape
     return table.view(count, height, width, channels).permute(0, 3, 1, 2)
 
@@ -110,7 +110,7 @@ def _triton_kernel() -> Callable[[Tensor, Tensor, Tensor, Tensor | None, int], T
 
 
 def supports_half_precision(device: torch.device) -> bool:
-    """Whether `row_sums` reads a table in half precision as it is; otherwise the table should be float32 already."""
+    """Whether ``row_sums`` reads a table in half precision as it is; otherwise the table should be float32 already."""
     return device.type == "cuda" and not torch.compiler.is_compiling() and _triton_kernel() is not None
 
 
@@ -143,7 +143,7 @@ def row_sums(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
 
 
 def scatter_add_rows(values: Tensor, index: Tensor, weights: Tensor, rows: int) -> Tensor:
-    """The transpose of `row_sums`: adds ``weights[q, k] * values[q]`` to row ``index[q, k]`` of a table of zeros.
+    """The transpose of ``row_sums``: adds ``weights[q, k] * values[q]`` to row ``index[q, k]`` of a table of zeros.
 
     Args:
         values: (Q, D).
@@ -203,7 +203,7 @@ def _plan(levels: Sequence[Level], weight: Tensor, points: int) -> tuple[list[_L
 
 
 def _shared_table_corners(projected: Sequence[_LevelPlan], points: Tensor) -> tuple[Tensor, Tensor]:
-    """`bilinear_corners` of all levels as rows of the shared table, and their weights; both (N*P, 4 times the levels)."""
+    """``bilinear_corners`` of all levels as rows of the shared table, and their weights; both (N*P, 4 times the levels)."""
     indices, weights = zip(*(bilinear_corners(plan.level, points) for plan in projected), strict=True)
     shifted = [index + plan.rows.start for plan, index in zip(projected, indices, strict=True)]
     return torch.cat(shifted, 1), torch.cat(weights, 1)

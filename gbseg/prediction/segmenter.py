@@ -24,8 +24,8 @@ from torch import Tensor
 
 from gbseg.data.images import ImageError, require_readable, to_bgr
 from gbseg.evaluation.probabilities import probabilities_of
+from gbseg.mm.checkpoint_weights import load_weights
 from gbseg.mm.config import inner_test_dataset, load_config, without_annotations
-from gbseg.mm.load_weights import load_weights
 from gbseg.mm.models.link_tta import SCALES, LinkTTAModel
 from gbseg.mm.models.pixelnet_segmentor import PixelNet
 from gbseg.palettes import VOC_PALETTE
@@ -65,8 +65,8 @@ class Segmentation:
     def overlay(self, alpha: float = 0.6) -> np.ndarray:
         """The image blended with the colours of the classes, (H, W, 3) uint8, RGB.
 
-        Like `gbseg.report.overlay.overlay`, ``round((1 - alpha) * image + alpha * colour)``, except that every number is a
-        class (a prediction has no void), and that the image is unchanged where the class is called background.
+        Like `gbseg.report.label_overlay.overlay`, ``round((1 - alpha) * image + alpha * colour)``, except that every
+        number is a class (a prediction has no void), and that the image is unchanged where the class is called background.
 
         Raises:
             ValueError: alpha is not in 0..1.

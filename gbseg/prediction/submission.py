@@ -19,6 +19,7 @@ from gbseg.palettes import VOC_CLASSES
 __all__ = ["TEST_LIST", "Submission", "prepare_submission"]
 
 TEST_LIST = "ImageSets/Segmentation/test.txt"
+"""The list of VOC's test images, below ``data_root``."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import CheckpointLoader
 
+from gbseg.mm.checkpoint_weights import require_weights
 from gbseg.mm.config import default_work_dir
-from gbseg.mm.load_weights import require_weights
 from gbseg.mm.models.link_tta import enable_tta
 from gbseg.mm.training import build_runner
 from gbseg.prediction.submission import prepare_submission

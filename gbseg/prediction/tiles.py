@@ -34,8 +34,8 @@ def spans(extent: int, tile: int, overlap: int) -> list[Span]:
 
     Args:
         extent: n.
-        tile: a multiple of `ALIGN`.
-        overlap: a multiple of `ALIGN`, smaller than ``tile``.
+        tile: a multiple of ``ALIGN``.
+        overlap: a multiple of ``ALIGN``, smaller than ``tile``.
 
     Raises:
         ValueError: tile or overlap is not such a multiple.

@@ -15,8 +15,8 @@ from gbseg.data.images import ImageError
 from gbseg.evaluation.bootstrap import Intervals
 from gbseg.evaluation.calibration import Reliability
 from gbseg.evaluation.confusion import Scores
+from gbseg.report.label_overlay import VOID
 from gbseg.report.matrix import row_shares
-from gbseg.report.overlay import VOID
 from gbseg.report.pictures import ERROR_COLOURS, Picture, jpeg_uri, panels
 
 __all__ = ["TestReport", "render_page"]
@@ -43,7 +43,7 @@ class TestReport:
         worst: pictures, worst first.
         best: pictures, best first.
         facts: further entries of the provenance section by name: config, checkpoint, network input, data.
-        provenance: from `gbseg.report.provenance.provenance`.
+        provenance: from `gbseg.report.run_provenance.provenance`.
     """
 
     __test__ = False  # its name is not one of a pytest class

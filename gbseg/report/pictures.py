@@ -15,7 +15,7 @@ import numpy as np
 
 from gbseg.data.images import ImageError, read_bgr
 from gbseg.data.masks import resize_mask
-from gbseg.report.overlay import VOID, overlay
+from gbseg.report.label_overlay import VOID, overlay
 
 __all__ = ["ERROR_COLOURS", "Picture", "Ranking", "error_map", "jpeg_uri", "panels"]
 

@@ -12,7 +12,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from gbseg.files import write_atomically
-from gbseg.report.overlay import VOID, VOID_COLOUR, overlay
+from gbseg.report.label_overlay import VOID, VOID_COLOUR, overlay
 
 __all__ = ["NO_CLASS_COLOUR", "OTHERS", "Cell", "contact_sheet", "mark_points"]
 

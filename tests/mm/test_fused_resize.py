@@ -14,7 +14,7 @@ from mmseg.utils import register_all_modules
 
 from gbseg.losses import ExpGBLoss
 from gbseg.mm import FuseResizeHook
-from gbseg.mm.hooks.fuse_resize import fuse_resize
+from gbseg.mm.hooks.fused_resize import fuse_resize
 
 register_all_modules(init_default_scope=False)
 EXPGB = dict(type="ExpGBLoss", loss_name="loss_expgb")

@@ -4,11 +4,13 @@ import ast
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("mmseg")
+from gbseg._moved import NAMES
 
 ROOT = Path(__file__).parents[2]
 # registered by calls and not by decorators
@@ -103,3 +105,13 @@ def test_imports_of_earlier_configs() -> None:
     assert len(lines) == 3
     for line in lines:
         check(line)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_names_of_earlier_versions() -> None:
+    """What was renamed or moved into gbseg.mm is the same object under its old name."""
+    moved = {old: new for old, new in NAMES.items() if new.startswith("gbseg.mm.")}
+    assert {"gbseg.engine.position.Draw", "gbseg.engine.runner.TerseRunner", "gbseg.engine.browse.seen"} <= set(moved)
+    for old, new in moved.items():
+        before, now = (getattr(import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in (old, new))
+        assert before is now, old

@@ -22,7 +22,7 @@ from gbseg.mm.config import load_config
 from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
 from gbseg.prediction.segmenter import Segmentation, Segmenter
 from gbseg.prediction.testing import test as evaluate
-from gbseg.report.overlay import overlay
+from gbseg.report.label_overlay import overlay
 
 REAL = ROOT.parent / "shared/data"
 RESIZE = "dict(type='Resize', scale=(96, 80), keep_ratio=True),"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbseg.report.overlay import overlay, prediction_sheet
+from gbseg.report.label_overlay import overlay, prediction_sheet
 
 PALETTE = ((0, 0, 0), (200, 100, 50), (0, 255, 0))
 

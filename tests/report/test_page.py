@@ -23,7 +23,7 @@ from gbseg.evaluation.confusion import confusion_matrix
 from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
 from gbseg.report.page import TestReport
 from gbseg.report.pictures import Picture
-from gbseg.report.provenance import provenance
+from gbseg.report.run_provenance import provenance
 from gbseg.report.test_report import write_test_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from gbseg.report import provenance as module
-from gbseg.report.provenance import provenance
+from gbseg.report import run_provenance as module
+from gbseg.report.run_provenance import provenance
 
 
 def test_content() -> None:

@@ -119,7 +119,7 @@ from pathlib import Path
 sys.path = [sys.argv.pop(1)] + [folder for folder in sys.path if not (Path(folder) / "reproduction").is_dir()]
 from gbseg.cli import main
 status = main()
-assert not {"mmengine", "mmseg", "matplotlib", "optuna"} & set(sys.modules)
+assert not {"torch", "mmengine", "mmseg", "matplotlib", "optuna"} & set(sys.modules)
 sys.exit(status)
 """
 

@@ -16,7 +16,7 @@ from gbseg.data.images import read_bgr
 from gbseg.evaluation.faults import image_name
 from gbseg.files import write_atomically
 from gbseg.palettes import VOC_PALETTE
-from gbseg.report.overlay import overlay
+from gbseg.report.label_overlay import overlay
 
 __all__ = ["OverlayHook"]
 

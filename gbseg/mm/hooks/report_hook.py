@@ -18,10 +18,10 @@ from gbseg.evaluation.faults import image_name
 from gbseg.evaluation.probabilities import probabilities_of
 from gbseg.mm.voc_metric import VOCMetric
 from gbseg.palettes import VOC_PALETTE
-from gbseg.report.overlay import VOID
+from gbseg.report.label_overlay import VOID
 from gbseg.report.page import TestReport
 from gbseg.report.pictures import Picture, Ranking
-from gbseg.report.provenance import provenance
+from gbseg.report.run_provenance import provenance
 from gbseg.report.test_report import write_test_report
 
 __all__ = ["ReportHook"]

@@ -18,6 +18,7 @@ from gbseg.mm.config import inner_test_dataset
 __all__ = ["SCALES", "LinkTTAModel", "enable_tta"]
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""Scales of `LinkTTAModel` by default."""
 
 
 @MODELS.register_module()
