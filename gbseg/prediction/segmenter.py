@@ -160,6 +160,7 @@ class Segmenter:
         if self.num_classes == 1:
             raise ValueError("a head of one output channel gives no probability for every class: use num_classes=2.")
         self._link = probabilities_of(network)
+        self._label_type = np.uint8 if self.num_classes <= 256 else np.int32
         metas = (stored.get("meta", {}).get("dataset_meta") or {}, metainfo)
         self.class_names, self.palette = _names_and_colours(metas, self.num_classes)
         self.network = network.to(self.device).eval()
@@ -236,10 +237,6 @@ class Segmenter:
             values, labels = self._run(inputs, sample)
             arrays = self._to_probabilities(values).float().cpu().numpy() if probabilities else None
             return labels.cpu().numpy().astype(self._label_type), arrays
-
-    @property
-    def _label_type(self) -> type:
-        return np.uint8 if self.num_classes <= 256 else np.int32
 
     def _run(self, inputs: Tensor, sample: SegDataSample) -> tuple[Tensor, Tensor]:
         """Logits (with tta probabilities) (C, H, W) and labels (H, W) of one input, at the sample's ``ori_shape``."""

@@ -55,21 +55,20 @@ def image_paths(dataset: Any) -> list[Path]:
     """The image files of a data set of the MM packages, also of a wrapped one; [] where it gives no ``img_path``."""
     if hasattr(dataset, "full_init"):
         dataset.full_init()
-    return [Path(path) for path in dict.fromkeys(_paths(dataset))]
+    parts = [part for part in unwrap(dataset) if hasattr(part, "get_data_info")]
+    paths = [part.get_data_info(index).get("img_path") for part in parts for index in range(len(part))]
+    return [Path(path) for path in dict.fromkeys(str(path) for path in paths if path is not None)]
 
 
-def _paths(dataset: Any) -> Iterator[str]:
-    # wrappers first: the length of a repeated data set is that of all repetitions
-    if parts := getattr(dataset, "datasets", None):
-        for part in parts:
-            yield from _paths(part)
+def unwrap(dataset: Any) -> Iterator[Any]:
+    """The data sets inside wrappers, whose own length may be that of all repetitions."""
+    if getattr(dataset, "datasets", None):
+        for part in dataset.datasets:
+            yield from unwrap(part)
     elif "dataset" in vars(dataset):
-        yield from _paths(dataset.dataset)
-    elif hasattr(dataset, "get_data_info"):
-        for index in range(len(dataset)):
-            path = dataset.get_data_info(index).get("img_path")
-            if path is not None:
-                yield str(path)
+        yield from unwrap(dataset.dataset)
+    else:
+        yield dataset
 
 
 def find_overlap(train: Sequence[Path], evaluated: Sequence[Path], split: str) -> Overlap | None:
