@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from gbseg.data.lists import abbreviate
 from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.doctor.label_checks import Masks, judge
-from gbseg.doctor.model_checks import types_in
+from gbseg.doctor.model_checks import one_or_many, types_in
 from gbseg.mm.hooks.train_test_overlap import evaluated_splits, find_overlap, image_paths, unwrap
 
 __all__ = ["check_data", "data_of"]
@@ -99,9 +99,8 @@ def _check_albumentations_seed(config: Config) -> Iterator[Finding]:
         )
 
 
-def _head(config: Config) -> Any:
-    head = (config.get("model") or {}).get("decode_head") or {}
-    return head[-1] if isinstance(head, Sequence) else head
+def _head(config: Config) -> Mapping[str, Any]:
+    return [{}, *one_or_many(config.get("model") or {}, "decode_head").values()][-1]
 
 
 def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Iterator[Finding]:
@@ -165,12 +164,9 @@ def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Ite
         yield Finding(OK, where, f"{count:,} images, first {_file_name(infos[0], load_image)}; {len(sample):,} read.")
     if classes and len(classes) != masks.num_classes:
         names = abbreviate([str(name) for name in classes], 4)
-        yield Finding(
-            ERROR,
-            where,
-            f"the data set has {len(classes)} classes ({names}), decode_head.num_classes is {masks.num_classes}.",
-            f"set num_classes={len(classes)} in decode_head (and auxiliary_head), or the data set's metainfo.classes.",
-        )
+        text = f"the data set has {len(classes)} classes ({names}), decode_head.num_classes is {masks.num_classes}."
+        remedy = f"set num_classes={len(classes)} in decode_head (and auxiliary_head), or the data set's metainfo.classes."
+        yield Finding(ERROR, where, text, remedy)
     for finding in judge(masks):
         yield finding._replace(where=f"{where}, labels")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from gbseg.boosting import CubicBoost, ExponentialBoost
 from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.losses.modules import BoostedLoss
 
-__all__ = ["LOWEST", "STABLE", "STABLE_CLIPPED", "check_model", "types_in"]
+__all__ = ["LOWEST", "STABLE", "STABLE_CLIPPED", "check_model", "one_or_many", "types_in"]
 
 # The strength of an SGD step is r = rate * loss_weight * t_pos / (1 - momentum), with t_pos = 1 for cross-entropy: exp-GB is
 # cross-entropy, t_pos times as strong (gbseg/losses/modules.py). What has been measured on the VOC subset (results/subset,
@@ -39,7 +39,7 @@ def check_model(config: Config) -> Iterator[Finding]:
         yield Finding(ERROR, "model", "the config has no model.", "inherit one, e.g. _base_ = ['gbseg::_base_/pixelnet.py'].")
         return
     yield _check_build(model)
-    main_heads, auxiliary_heads = _heads(model, "decode_head"), _heads(model, "auxiliary_head")
+    main_heads, auxiliary_heads = one_or_many(model, "decode_head"), one_or_many(model, "auxiliary_head")
     if not main_heads:
         yield Finding(NOTE, "loss", "the model has no decode_head: its losses were not looked at.")
     heads = {**main_heads, **auxiliary_heads}
@@ -52,25 +52,20 @@ def check_model(config: Config) -> Iterator[Finding]:
     yield from _check_weights(config)
 
 
-def _heads(model: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
-    heads = model.get(key) or []
-    if isinstance(heads, Mapping):
-        return {key: heads}
-    return {f"{key}[{index}]": head for index, head in enumerate(heads)}
-
-
-def _loss_configs(head: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    configs = head.get("loss_decode") or []
-    return [configs] if isinstance(configs, Mapping) else configs
+def one_or_many(config: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
+    """The settings under a key that holds those of one head or loss, or a list of them, by their key in the config."""
+    parts = config.get(key) or []
+    if isinstance(parts, Mapping):
+        return {key: parts}
+    return {f"{key}[{index}]": part for index, part in enumerate(parts)}
 
 
 def _losses(head_name: str, head: Mapping[str, Any]) -> dict[str, nn.Module]:
     """The losses of a head by their key in the config; `_check_build` reports those that cannot be built."""
-    single = isinstance(head.get("loss_decode"), Mapping)
     losses = {}
-    for index, config in enumerate(_loss_configs(head)):
+    for name, config in one_or_many(head, "loss_decode").items():
         with warnings.catch_warnings(action="ignore"), contextlib.suppress(KeyError, TypeError, ValueError):
-            losses[f"{head_name}.loss_decode" + ("" if single else f"[{index}]")] = MODELS.build(dict(config))
+            losses[f"{head_name}.{name}"] = MODELS.build(dict(config))
     return losses
 
 
@@ -169,7 +164,8 @@ def _check_auxiliary_losses(main: Mapping[str, Any], auxiliary: Mapping[str, Any
             text = f"{name} has {kind} while decode_head has {kinds}."
             yield Finding(WARNING, "auxiliary", text, "give both heads losses of one family.")
             continue
-        config = next(config for head in main.values() for config in _loss_configs(head) if _is_boosted(config))
+        configs = [config for head in main.values() for config in one_or_many(head, "loss_decode").values()]
+        config = next(config for config in configs if _is_boosted(config))
         settings = {key: value for key, value in config.items() if key not in ("type", "loss_weight", "_delete_")}
         args = "".join(f", {key}={value!r}" for key, value in settings.items())
         weight = float(getattr(differing[0], "loss_weight", 1.0)) * boosted.loss_weight
@@ -189,13 +185,9 @@ def _check_heads(model: Mapping[str, Any], heads: Mapping[str, Mapping[str, Any]
     for name, head in heads.items():
         ignore_index = head.get("ignore_index", 255)
         if padding != ignore_index:
-            yield Finding(
-                ERROR,
-                "labels",
-                f"what a batch is padded with gets the label {padding} (data_preprocessor.seg_pad_val), which {name} does not "
-                f"ignore (ignore_index={ignore_index}).",
-                f"set model.data_preprocessor.seg_pad_val={ignore_index}.",
-            )
+            text = f"what a batch is padded with gets the label {padding} (data_preprocessor.seg_pad_val)"
+            text += f", which {name} does not ignore (ignore_index={ignore_index})."
+            yield Finding(ERROR, "labels", text, f"set model.data_preprocessor.seg_pad_val={ignore_index}.")
     counts = {name: head.get("num_classes") for name, head in heads.items()}
     if len(set(counts.values())) > 1:
         text = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -208,13 +200,9 @@ def _check_nonfinite_guard(config: Config, boosted: bool) -> Iterator[Finding]:
         text = "NonFiniteGuardHook stops before a loss that is not finite reaches weights or checkpoint."
         yield Finding(OK, "guard", text)
     elif boosted:
-        yield Finding(
-            WARNING,
-            "guard",
-            "there is no NonFiniteGuardHook: boosted gradients are unbounded, and a run that diverges would write NaN into its "
-            "checkpoints.",
-            "add custom_hooks = [dict(type='NonFiniteGuardHook')] and 'gbseg.mm' to custom_imports.",
-        )
+        text = "boosted gradients are unbounded, and a run that diverges would write NaN into its checkpoints."
+        remedy = "add custom_hooks = [dict(type='NonFiniteGuardHook')] and 'gbseg.mm' to custom_imports."
+        yield Finding(WARNING, "guard", f"there is no NonFiniteGuardHook: {text}", remedy)
 
 
 def _check_imports(config: Config) -> Iterator[Finding]:
@@ -235,13 +223,9 @@ def _check_imports(config: Config) -> Iterator[Finding]:
     missing = [name for name in named if not registered(name)]
     if missing:
         required = sorted({"gbseg" if module_of[n].startswith("gbseg.losses") else module_of[n] for n in missing})
-        yield Finding(
-            ERROR,
-            "imports",
-            f"{', '.join(missing)} would be unknown to MMSegmentation's own tools: custom_imports does not name "
-            f"{', '.join(required)}.",
-            f"custom_imports = dict(imports={sorted({*imports, *required})!r})",
-        )
+        text = f"{', '.join(missing)} would be unknown to MMSegmentation's own tools"
+        remedy = f"custom_imports = dict(imports={sorted({*imports, *required})!r})"
+        yield Finding(ERROR, "imports", f"{text}: custom_imports does not name {', '.join(required)}.", remedy)
     elif named:
         yield Finding(OK, "imports", f"custom_imports brings all {len(named)} parts of gbseg that the config names.")
 

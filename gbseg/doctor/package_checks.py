@@ -23,9 +23,8 @@ def check_packages() -> Iterator[Finding]:
     try:
         requirements = [Requirement(line) for line in metadata.requires("gbseg") or ()]
     except metadata.PackageNotFoundError:
-        yield Finding(
-            NOTE, "packages", "gbseg itself is not installed, so its requirements are unknown.", "pip install '.[mm]'"
-        )
+        text = "gbseg itself is not installed, so its requirements are unknown."
+        yield Finding(NOTE, "packages", text, "pip install '.[mm]'")
         requirements = []
     problems = [*_unmet(requirements), *_overwritten()]
     yield from problems
@@ -56,22 +55,17 @@ def _overwritten() -> Iterator[Finding]:
     for name in ORIGINALS:
         maintained = f"onedl-{name.partition('-')[0]}"
         if (installed := _version(name)) is not None:
-            yield Finding(
-                ERROR,
-                "packages",
-                f"{name} {installed} is installed beside {maintained}: both own the same folder, and parts of each are in it.",
-                f"pip uninstall {name} {maintained}, then pip install {maintained}",
+            text = (
+                f"{name} {installed} is installed beside {maintained}: both own the same folder, and parts of each are in it."
             )
+            remedy = f"pip uninstall {name} {maintained}, then pip install {maintained}"
+            yield Finding(ERROR, "packages", text, remedy)
     opencv = {name: version for name in OPENCV if (version := _version(name)) is not None}
     if len(set(opencv.values())) > 1:
         versions = ", ".join(f"{name} {version}" for name, version in opencv.items())
         newest = max(opencv.values(), key=Version)
-        yield Finding(
-            ERROR,
-            "packages",
-            f"two versions of OpenCV share the folder cv2: {versions}.",
-            f"pip install {' '.join(f'{name}=={newest}' for name in opencv)}",
-        )
+        text = f"two versions of OpenCV share the folder cv2: {versions}."
+        yield Finding(ERROR, "packages", text, f"pip install {' '.join(f'{name}=={newest}' for name in opencv)}")
 
 
 def _version(name: str) -> str | None:

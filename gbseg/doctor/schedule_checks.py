@@ -24,11 +24,8 @@ def check_schedule(config: Config) -> Iterator[Finding]:
     if length is None:
         return
     if end > length:
-        yield Finding(
-            WARNING,
-            "schedule",
-            f"the last scheduler ends at {unit} {end:,}, training at {length:,}: the rate does not fall as it is meant to.",
-            f"set param_scheduler[-1].end={length} (a variable that a base config computed it from is not read again).",
-        )
+        text = f"the last scheduler ends at {unit} {end:,}, training at {length:,}: the rate does not fall as it is meant to."
+        remedy = f"set param_scheduler[-1].end={length} (a variable that a base config computed it from is not read again)."
+        yield Finding(WARNING, "schedule", text, remedy)
     else:
         yield Finding(OK, "schedule", f"the rate's schedule ends at {unit} {end:,} of {length:,}.")

@@ -309,8 +309,7 @@ class Segmenter:
 def _names_and_colours(metas: Sequence[Mapping], num_classes: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """Those of the first source with as many classes as the network; otherwise numbers and VOC's colours."""
     names = next((tuple(m["classes"]) for m in metas if len(m.get("classes") or ()) == num_classes), None)
-    colours = next((m["palette"] for m in metas if len(m.get("palette") or ()) == num_classes), None)
-    if colours is None:
-        colours = [VOC_PALETTE[label % 255] for label in range(num_classes)]
+    voc_colours = [VOC_PALETTE[label % 255] for label in range(num_classes)]
+    colours = next((m["palette"] for m in metas if len(m.get("palette") or ()) == num_classes), voc_colours)
     palette = tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
     return names or tuple(map(str, range(num_classes))), palette
