@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from gbseg.data.lists import abbreviate
 from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.doctor.label_checks import Masks, judge
-from gbseg.doctor.model_checks import one_or_many, types_in
+from gbseg.doctor.model_checks import sub_configs, types_in
 from gbseg.mm.hooks.train_test_overlap import evaluated_splits, find_overlap, image_paths, unwrap
 
 __all__ = ["check_data", "data_of"]
@@ -100,7 +100,7 @@ def _check_albumentations_seed(config: Config) -> Iterator[Finding]:
 
 
 def _head(config: Config) -> Mapping[str, Any]:
-    return [{}, *one_or_many(config.get("model") or {}, "decode_head").values()][-1]
+    return [{}, *sub_configs(config.get("model") or {}, "decode_head").values()][-1]
 
 
 def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Iterator[Finding]:

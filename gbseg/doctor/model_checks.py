@@ -21,7 +21,7 @@ from gbseg.boosting import CubicBoost, ExponentialBoost
 from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.losses.modules import BoostedLoss
 
-__all__ = ["LOWEST", "STABLE", "STABLE_CLIPPED", "check_model", "one_or_many", "types_in"]
+__all__ = ["LOWEST", "STABLE", "STABLE_CLIPPED", "check_model", "sub_configs", "types_in"]
 
 # The strength of an SGD step is r = rate * loss_weight * t_pos / (1 - momentum), with t_pos = 1 for cross-entropy: exp-GB is
 # cross-entropy, t_pos times as strong (gbseg/losses/modules.py). What has been measured on the VOC subset (results/subset,
@@ -39,7 +39,7 @@ def check_model(config: Config) -> Iterator[Finding]:
         yield Finding(ERROR, "model", "the config has no model.", "inherit one, e.g. _base_ = ['gbseg::_base_/pixelnet.py'].")
         return
     yield _check_build(model)
-    main_heads, auxiliary_heads = one_or_many(model, "decode_head"), one_or_many(model, "auxiliary_head")
+    main_heads, auxiliary_heads = sub_configs(model, "decode_head"), sub_configs(model, "auxiliary_head")
     if not main_heads:
         yield Finding(NOTE, "loss", "the model has no decode_head: its losses were not looked at.")
     heads = {**main_heads, **auxiliary_heads}
@@ -52,7 +52,7 @@ def check_model(config: Config) -> Iterator[Finding]:
     yield from _check_weights(config)
 
 
-def one_or_many(config: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
+def sub_configs(config: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
     """The settings under a key that holds those of one head or loss, or a list of them, by their key in the config."""
     parts = config.get(key) or []
     if isinstance(parts, Mapping):
@@ -63,7 +63,7 @@ def one_or_many(config: Mapping[str, Any], key: str) -> dict[str, Mapping[str, A
 def _losses(head_name: str, head: Mapping[str, Any]) -> dict[str, nn.Module]:
     """The losses of a head by their key in the config; `_check_build` reports those that cannot be built."""
     losses = {}
-    for name, config in one_or_many(head, "loss_decode").items():
+    for name, config in sub_configs(head, "loss_decode").items():
         with warnings.catch_warnings(action="ignore"), contextlib.suppress(KeyError, TypeError, ValueError):
             losses[f"{head_name}.{name}"] = MODELS.build(dict(config))
     return losses
@@ -164,7 +164,7 @@ def _check_auxiliary_losses(main: Mapping[str, Any], auxiliary: Mapping[str, Any
             text = f"{name} has {kind} while decode_head has {kinds}."
             yield Finding(WARNING, "auxiliary", text, "give both heads losses of one family.")
             continue
-        configs = [config for head in main.values() for config in one_or_many(head, "loss_decode").values()]
+        configs = [config for head in main.values() for config in sub_configs(head, "loss_decode").values()]
         config = next(config for config in configs if _is_boosted(config))
         settings = {key: value for key, value in config.items() if key not in ("type", "loss_weight", "_delete_")}
         args = "".join(f", {key}={value!r}" for key, value in settings.items())
