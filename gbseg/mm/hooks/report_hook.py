@@ -73,9 +73,8 @@ class ReportHook(Hook):
         metric = self._metric(runner)
         self.num_seen = 0
         self.ranking = Ranking(self.pictures)
-        self.calibration: Calibration | None = None
+        self.calibration = Calibration(ignore_index=metric.ignore_index) if self.with_calibration else None
         if self.with_calibration:
-            self.calibration = Calibration(ignore_index=metric.ignore_index)
             self.link = probabilities_of(runner.model)
 
     def after_test_iter(
