@@ -5,8 +5,6 @@ root registry, so that ``custom_imports = dict(imports=['gbseg'])`` is all that 
 (prediction) needs the MM packages. Everything is loaded when it is asked for: preparing data needs no torch.
 """
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 from importlib.machinery import ModuleSpec

@@ -3,8 +3,6 @@
 They work until 1.0, with a warning that names the new place.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import warnings

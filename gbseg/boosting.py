@@ -22,8 +22,6 @@ A boost of your own is a subclass of `Boost`. Every loss takes an instance of it
 by its name, ``dict(type='MyBoost', ...)``.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

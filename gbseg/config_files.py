@@ -1,7 +1,5 @@
 """Where config files are: paths, and ``gbseg::NAME.py`` for those that came with a package. No config is read."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

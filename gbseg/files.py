@@ -1,7 +1,5 @@
 """Atomic file writes, folder locks and readable system errors. Standard library only."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

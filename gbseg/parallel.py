@@ -5,8 +5,6 @@ killed parent and import everything anew; joblib's multiprocessing backend waits
 ``process_map`` takes no initializer, by which workers end with their parent.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import multiprocessing

@@ -7,8 +7,6 @@ torch and the MM packages inside that function: help and refused arguments must 
 after Ctrl-C or with a full disk by ``parser.set_defaults(resume_hint=...)``. For a checkout, write ``tools/my_command.py``.
 """
 
-from __future__ import annotations
-
 import argparse
 import errno
 import inspect

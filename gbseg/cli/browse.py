@@ -4,8 +4,6 @@ Example:
     gbseg browse gbseg::demo_expgb.py --number 24 --out sheets
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The options that several commands share, and how arguments are read."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from contextlib import suppress

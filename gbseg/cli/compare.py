@@ -4,8 +4,6 @@ Example:
     gbseg compare gbseg::demo_expgb.py
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 

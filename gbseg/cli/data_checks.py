@@ -1,7 +1,5 @@
 """``--verify`` and ``--stats``, which the commands that prepare data share."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Example:
     gbseg doctor gbseg::pixelnet_expgb.py
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 

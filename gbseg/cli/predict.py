@@ -4,8 +4,6 @@ Example:
     gbseg predict gbseg::pixelnet_expgb.py iter_80000.pth photos --out masks --overlay
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable

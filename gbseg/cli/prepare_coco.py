@@ -4,8 +4,6 @@ Example:
     gbseg prepare-coco data/coco --out data/coco_voc --splits train
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ Example:
     gbseg prepare-imagenet data/imagenet --splits val
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ Example:
     gbseg prepare-voc data --verify
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

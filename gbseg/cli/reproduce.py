@@ -4,8 +4,6 @@ Example:
     gbseg reproduce fig1b --budget reduced
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from importlib.metadata import metadata

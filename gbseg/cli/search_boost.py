@@ -4,8 +4,6 @@ Example:
     gbseg search-boost gbseg::classification/cifar5_expgb.py --trials 10
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

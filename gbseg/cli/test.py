@@ -4,8 +4,6 @@ Example:
     gbseg test gbseg::pixelnet_expgb.py work_dirs/pixelnet_expgb/iter_80000.pth --ci --out predictions
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

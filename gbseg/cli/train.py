@@ -4,8 +4,6 @@ Example:
     gbseg train gbseg::demo_expgb.py --cfg-options train_cfg.max_iters=100
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 

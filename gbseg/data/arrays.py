@@ -3,8 +3,6 @@
 Shapes: N images of C channels and H x W pixels; B images in a batch.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import pickle

@@ -1,7 +1,5 @@
 """Images for prediction, from files or from memory, as (H, W, 3) uint8 BGR arrays."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

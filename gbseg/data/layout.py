@@ -4,8 +4,6 @@
 ``ImageSets/Segmentation/<list>.txt``.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import NamedTuple

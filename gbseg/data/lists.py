@@ -1,7 +1,5 @@
 """The image lists of VOC 2012 and SBD: which images are for training, and which for evaluation."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Label maps as files: indexed PNGs whose palette indices are the class indices."""
 
-from __future__ import annotations
-
 import io
 import zlib
 from collections.abc import Sequence

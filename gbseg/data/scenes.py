@@ -7,8 +7,6 @@ gives the label.
 H, W: height and width of a scene in pixels. N: number of points. Unit coordinates of a silhouette: x to the right, y downwards.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -4,8 +4,6 @@ C: number of classes. A *region* is a connected component of the pixels of one c
 class are one region. Its *box* is its bounding box.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass

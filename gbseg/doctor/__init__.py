@@ -1,7 +1,5 @@
 """Checks of a config before it trains: packages, data, labels, model, losses, rate. Nothing is trained, no GPU needed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Checks of a config's data sets: lists, folders, images and masks."""
 
-from __future__ import annotations
-
 import contextlib
 import traceback
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 C: number of classes; valid labels are 0..C-1 and the ignored one.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Checks whether a config's model, losses, learning rate and hooks fit each other."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import warnings

@@ -1,7 +1,5 @@
 """The packages of this environment against gbseg's requirements."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from importlib import metadata
 

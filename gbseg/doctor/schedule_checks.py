@@ -1,7 +1,5 @@
 """Whether the learning rate's schedule fits the length of the training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from mmengine.config import Config

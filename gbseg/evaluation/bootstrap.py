@@ -4,8 +4,6 @@ N observations (images or trials), C classes, B resamples. IoU is not a mean ove
 off; a resample draws N images with replacement, adds up their counts and computes the IoU of that set.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 M bins of equal width over the confidences, C classes.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Shapes: C classes; label maps may have any shape, (H, W) as a rule. Scores are fractions in 0..1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

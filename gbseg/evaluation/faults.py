@@ -1,7 +1,5 @@
 """Impossible values in predictions and label maps: recorded on the device, described at the end with the image's name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """From a trained network's logits to probabilities, through the link function of the loss that it was trained with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

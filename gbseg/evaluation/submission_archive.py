@@ -1,7 +1,5 @@
 """The archive that PASCAL VOC's evaluation server accepts. All predictions are checked before anything is packed."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import tarfile

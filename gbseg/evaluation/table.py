@@ -1,7 +1,5 @@
 """The scores of a set as a plain-text table for the log."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

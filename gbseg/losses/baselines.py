@@ -4,8 +4,6 @@ They are called like the boosted losses. Shapes: N rows or images, C classes, ``
 logits, ``y`` the label, ``t`` target values (``t_pos`` for the label's class, ``t_neg`` for the others), sums over the classes.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from typing import Any

@@ -4,8 +4,6 @@
 ``*`` any trailing dimensions.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from functools import cache, partial

@@ -3,8 +3,6 @@
 `gbseg.losses.functional.find_bad_labels` finds them. Shapes: N images or rows, C classes, ``*`` any trailing dimensions.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -8,8 +8,6 @@ gradients of the features.
 Shapes: N rows, D features, C classes (of this process), B classes of a block.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """From a loss to what its logits mean: probabilities, and the logits at which training may start."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: N images or rows, C classes, ``*`` any trailing dimensions (none for a classifier, H x W for a segmentation).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -7,8 +7,6 @@ the next one starts.
 Shapes: N images, C classes, h x w the logits, H x W the labels.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

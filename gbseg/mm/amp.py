@@ -1,7 +1,5 @@
 """Mixed precision on CUDA (mmengine's wrapper) and on a CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

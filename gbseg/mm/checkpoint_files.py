@@ -1,7 +1,5 @@
 """Atomic writes of checkpoints, and the search for the newest checkpoint that is not damaged."""
 
-from __future__ import annotations
-
 import logging
 import re
 import zipfile

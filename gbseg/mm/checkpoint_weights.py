@@ -1,7 +1,5 @@
 """Load a checkpoint's weights strictly: a tensor that is missing or of another shape would stay random, and be scored."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from os import PathLike
 

@@ -5,8 +5,6 @@ Tried with onedl-mmengine 0.10.12, onedl-mmcv 2.3.6, onedl-mmsegmentation 1.4.2 
 names what to change in this module; no other module of the package touches a private name of these libraries.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import logging

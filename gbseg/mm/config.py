@@ -1,7 +1,5 @@
 """Read configs: files, inheritance by ``gbseg::`` and ``mmseg::``, options of the command line, and configs of several runs."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path

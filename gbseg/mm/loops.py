@@ -3,8 +3,6 @@
 What happens on ``--resume``, step by step, is in the docstring of `gbseg.mm.training`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmengine.dist import get_world_size

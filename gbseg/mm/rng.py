@@ -3,8 +3,6 @@
 numpy's legacy global generator is used on purpose: the transforms of mmcv, mmseg and mmpretrain draw from it.
 """
 
-from __future__ import annotations
-
 import logging
 import random
 from collections.abc import Iterator

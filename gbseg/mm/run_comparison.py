@@ -1,7 +1,5 @@
 """Compare the runs of a config: a table, their curves, and their predictions side by side."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """mmengine's runner, with a quiet terminal, and able to train by several processes without a GPU."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Show what a network sees: the samples of a config's own data set, pipeline, batches and pixel sampler."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

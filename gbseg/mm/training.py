@@ -16,8 +16,6 @@ What happens on ``--resume``
 On a CPU the weights are those of the run without interruption, bit for bit.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

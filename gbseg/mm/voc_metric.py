@@ -1,7 +1,5 @@
 """PASCAL VOC's mIoU as a metric for MMEngine's runners, which can also write the predictions as PNGs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest

@@ -6,8 +6,6 @@ whose two likeliest classes are close. All other logits are interpolated.
 Shapes: C classes, P points, H x W the image, h x w the grid of a level.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

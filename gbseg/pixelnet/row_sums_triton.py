@@ -1,7 +1,5 @@
 """Weighted sums of rows of a table on a GPU: each sum is computed in registers, in float32, and written once."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import torch

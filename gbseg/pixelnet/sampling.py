@@ -3,8 +3,6 @@
 Shapes: N images of H x W pixels, P points per image.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Load pretrained VGG-16 weights into a trunk, and the input normalisation that they need."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Prediction of image files: find the images, plan the output files, and predict all of them."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

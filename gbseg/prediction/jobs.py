@@ -1,7 +1,5 @@
 """Which images are meant on the command line, and where their predictions go. Only paths: nothing is read or loaded."""
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Sequence
 from dataclasses import dataclass

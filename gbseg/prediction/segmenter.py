@@ -1,7 +1,5 @@
 """Prediction of single images from Python: a config, a checkpoint, and an image in any common form."""
 
-from __future__ import annotations
-
 import copy
 import os
 import warnings

@@ -1,7 +1,5 @@
 """``--submit``: predict a test set without labels, and pack the predictions for VOC's evaluation server."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Test a checkpoint: its scores, its predictions as indexed PNGs, and pictures of them."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

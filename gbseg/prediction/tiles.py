@@ -4,8 +4,6 @@ There are two grids: the network's, with n positions along a side, on which logi
 image's, with N pixels, to which they are upsampled. Every function treats one side; the two sides are independent.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

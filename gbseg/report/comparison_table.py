@@ -1,7 +1,5 @@
 """Runs side by side: a metric by step, the best value of each, and when each first reaches the baseline's best."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

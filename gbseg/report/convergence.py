@@ -1,7 +1,5 @@
 """How fast an error falls: when it first reaches a value, and the area under its curve. n measured points of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

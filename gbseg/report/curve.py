@@ -4,8 +4,6 @@ Runs are drawn as lines with their names beside their ends, bands of uncertainty
 training losses in a panel of their own below.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

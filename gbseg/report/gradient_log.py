@@ -1,7 +1,5 @@
 """The gradient statistics that ``GradientStatsHook`` recorded, as arrays: the data of Fig. 2, 3 and 5 of the paper."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

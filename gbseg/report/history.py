@@ -1,7 +1,5 @@
 """A run's training and validation, read from the scalars that MMEngine's LocalVisBackend wrote."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable

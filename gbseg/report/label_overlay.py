@@ -1,7 +1,5 @@
 """Label maps blended into their images, and sheets of them: image, ground truth, one column a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

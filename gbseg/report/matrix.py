@@ -1,7 +1,5 @@
 """Figures of a test: the confusion matrix, and the reliability diagram."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

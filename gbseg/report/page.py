@@ -1,7 +1,5 @@
 """``report.html``: one self-contained file. ``page.html`` beside this module is its template."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

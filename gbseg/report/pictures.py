@@ -3,8 +3,6 @@
 H, W: height and width of an image in pixels. C classes.
 """
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Sequence

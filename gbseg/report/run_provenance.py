@@ -1,7 +1,5 @@
 """The provenance of a result: what is stored with it so that it can be reproduced."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

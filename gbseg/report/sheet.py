@@ -1,7 +1,5 @@
 """Contact sheets of a network's inputs, pixel for pixel: images, their labels and the pixels sampled in training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO

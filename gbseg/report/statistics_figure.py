@@ -1,7 +1,5 @@
 """The figure and the files of a list's statistics: class frequencies, region sizes, what a crop holds, image sizes."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """The files of a test: ``scores.json``, ``confusion.png``, ``reliability.png`` and ``report.html``."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

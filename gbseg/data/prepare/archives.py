@@ -1,7 +1,5 @@
 """Safe unpacking of tar archives: nothing outside of the folder, nothing in part, no existing file replaced."""
 
-from __future__ import annotations
-
 import lzma
 import os
 import shutil

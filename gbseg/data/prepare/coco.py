@@ -1,7 +1,5 @@
 """COCO as a data set for pre-training, with the 20 classes and the folder layout of VOC."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

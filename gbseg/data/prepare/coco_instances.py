@@ -3,8 +3,6 @@
 H, W: height and width of an image in pixels. Polygons: x to the right, y downwards; pixel (0, 0) covers 0..1 in both.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from array import array

@@ -1,7 +1,5 @@
 """Resumable download of large files over http(s), verified before they get their final name."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import http.client

@@ -4,8 +4,6 @@ Layout: ``<root>/train/<WNID>/<WNID>_<number>.JPEG`` and ``<root>/val/<WNID>/ILS
 class's WordNet ID such as n01440764. The class indices of training are the positions in the sorted WNIDs.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -4,8 +4,6 @@ Not read by torchvision's ``parse_devkit_archive``, which drops the number of tr
 in the data folder, imports torch, and reports a damaged archive by a traceback from within SciPy or tarfile.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """SBD (Hariharan et al., 2011): find its folder, and convert its labels from MATLAB files to PNGs."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """Verify a data set in VOC's layout before training on it: every image, mask and list."""
 
-from __future__ import annotations
-
 import functools
 import os
 import sys

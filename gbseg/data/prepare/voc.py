@@ -1,7 +1,5 @@
 """Prepare VOC 2012 and SBD for training: download and unpack what is missing, convert masks, write lists."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ is summed and its gradient written while it is in the cache.
 Shapes: N images or rows, C classes, ``*`` any trailing dimensions (P pixels together), n and p those of a block.
 """
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 import math

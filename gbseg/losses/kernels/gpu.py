@@ -4,8 +4,6 @@ A program takes some pixels and loops over their classes. The label's class is l
 that all others have one target and no branch. Shapes: N images or rows, C classes, P pixels of an image.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from contextlib import AbstractContextManager, nullcontext

@@ -4,8 +4,6 @@ A data set whose `__getitems__` returns a whole batch, for an ordinary DataLoade
 ``collate_fn=dict(type='as_is')``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Images with one folder per class, as in ImageNet, for MMPretrain's pipelines."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Data sets for MMSegmentation with helpful errors for missing files: PASCAL VOC 2012, and folders of images and masks."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path

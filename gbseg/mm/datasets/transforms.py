@@ -1,7 +1,5 @@
 """Transforms of our own: the colour augmentation of PixelNet's authors, and a reproducible ``Albu``."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from importlib.util import find_spec

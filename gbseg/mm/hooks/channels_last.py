@@ -1,7 +1,5 @@
 """The channels-last memory format, in which convolutions are fastest."""
 
-from __future__ import annotations
-
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS

@@ -1,7 +1,5 @@
 """Check the number of classes of data and head: with a wrong number a classifier trains, and is scored, without an error."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmengine.hooks import Hook

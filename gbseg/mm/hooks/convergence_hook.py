@@ -1,7 +1,5 @@
 """The speed of convergence of a run, written after every validation."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

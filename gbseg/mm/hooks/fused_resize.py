@@ -1,7 +1,5 @@
 """Loss and accuracy of MMSegmentation's decode heads class by class, without the upsampled logits of all classes."""
 
-from __future__ import annotations
-
 from types import MethodType
 from typing import Any, TypeGuard
 

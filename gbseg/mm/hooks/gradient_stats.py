@@ -3,8 +3,6 @@
 Shapes: N rows (images, or pixels) of a batch, C classes.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

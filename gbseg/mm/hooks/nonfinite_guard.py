@@ -1,7 +1,5 @@
 """Stop training at the first loss that is not finite, before it reaches the parameters or a checkpoint."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from itertools import islice

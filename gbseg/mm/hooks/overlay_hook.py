@@ -1,7 +1,5 @@
 """Write every image of a test beside its ground truth and its prediction."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

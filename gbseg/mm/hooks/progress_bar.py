@@ -1,7 +1,5 @@
 """A progress bar on a terminal; elsewhere only mmengine's plain log lines."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 import sys

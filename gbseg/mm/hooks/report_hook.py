@@ -1,7 +1,5 @@
 """Write the report of a test: scores, the worst and best images, calibration, figures and the page."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

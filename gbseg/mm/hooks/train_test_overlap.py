@@ -1,7 +1,5 @@
 """Find images that are both trained on and evaluated on: the score on them is not a held-out score."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

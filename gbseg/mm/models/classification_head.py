@@ -1,7 +1,5 @@
 """The classification head: an affine layer, any loss, and scores through that loss's link instead of a softmax."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ Each takes images (N, C, H, W) and returns one feature vector per image, as a tu
 MMPretrain's backbones. Where the paper gives no widths, the docstring says what was assumed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from mmengine.model import BaseModule

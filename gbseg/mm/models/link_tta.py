@@ -1,7 +1,5 @@
 """Test-time augmentation: the mean of probabilities over scales and flips, by the link of the model's loss."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch.nn.functional as F

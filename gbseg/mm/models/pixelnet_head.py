@@ -3,8 +3,6 @@
 Shapes: N images, P points per image, K channels of a hypercolumn, C classes, H x W the image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import cast

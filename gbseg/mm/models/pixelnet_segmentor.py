@@ -1,7 +1,5 @@
 """PixelNet as a segmentor: the size at which it predicts, and how labels are upsampled to the original size."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from mmengine.structures import PixelData
