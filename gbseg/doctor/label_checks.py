@@ -7,7 +7,7 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ __all__ = ["Masks", "judge"]
 _SCALES = {"1": 1, "L;2": 85, "L;4": 17}
 
 # problem -> level, text and remedy
-_PROBLEMS = tomllib.loads(files("gbseg.doctor").joinpath("label_problems.toml").read_text(encoding="utf-8"))
+_PROBLEMS = tomllib.loads(Path(__file__).with_name("label_problems.toml").read_text(encoding="utf-8"))
 
 
 @dataclass
