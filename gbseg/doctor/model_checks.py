@@ -207,8 +207,8 @@ def _check_imports(config: Config) -> Iterator[Finding]:
     """Whether ``custom_imports`` registers every part of gbseg that the config names, for mmseg's own tools."""
     imports = [name for name in (config.get("custom_imports") or {}).get("imports", []) if name.split(".")[0] == "gbseg"]
     registries = (DATA_SAMPLERS, DATASETS, HOOKS, LOOPS, METRICS, MODELS, OPTIM_WRAPPERS, TRANSFORMS)
-    registered = chain.from_iterable(registry.module_dict.items() for registry in registries)
-    module_of = {name: kind.__module__ for name, kind in registered if kind.__module__.split(".")[0] == "gbseg"}
+    entries = chain.from_iterable(registry.module_dict.items() for registry in registries)
+    module_of = {name: kind.__module__ for name, kind in entries if kind.__module__.split(".")[0] == "gbseg"}
     # importing any part imports gbseg as well
     imported = [import_module(name) for name in ([*imports, "gbseg"] if imports else [])]
     # gbseg.mm registers everything, under its old names as well
