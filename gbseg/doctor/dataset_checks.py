@@ -2,7 +2,7 @@
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 from PIL import Image, UnidentifiedImageError
 
-from gbseg.doctor.finding import Finding
+from gbseg.data.lists import abbreviate
+from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.doctor.label_checks import Masks, judge
-from gbseg.doctor.model_checks import types_in
-from gbseg.mm.hooks.train_test_overlap import evaluated_splits, find_overlap, image_paths
+from gbseg.doctor.model_checks import sub_configs, types_in
+from gbseg.mm.hooks.train_test_overlap import evaluated_splits, find_overlap, image_paths, unwrap
 
 __all__ = ["check_data", "data_of"]
 
@@ -40,14 +41,14 @@ def check_data(config: Config, every: bool = False, prepare: dict | None = None)
     """
     yield from _check_albumentations_seed(config)
     if prepare and prepare.get("root") and not Path(prepare["root"]).exists():
-        yield Finding.note("data", f"{prepare['root']} is made by {prepare['type']} when training starts.")
+        yield Finding(NOTE, "data", f"{prepare['root']} is made by {prepare['type']} when training starts.")
         return
     loaders = {"train": config.get("train_dataloader"), **evaluated_splits(config)}
     paths: dict[str, list[Path]] = {}
     for split, loader in loaders.items():
         where = f"{split} data"
         if not loader:
-            yield Finding.note(where, f"the config has no {split}_dataloader.")
+            yield Finding(NOTE, where, f"the config has no {split}_dataloader.")
             continue
         try:
             dataset = DATASETS.build(dict(loader["dataset"]))
@@ -57,13 +58,13 @@ def check_data(config: Config, every: bool = False, prepare: dict | None = None)
             *_, (frame, _) = traceback.walk_tb(error.__traceback__)
             # gbseg's own messages already say what to do
             if frame.f_globals.get("__name__", "").startswith("gbseg."):
-                yield Finding.error(where, str(error))
+                yield Finding(ERROR, where, str(error))
             else:
                 text = f"{loader['dataset'].get('type')} cannot be built: {type(error).__name__}: {error}"
                 settings = " and ".join(f"{name}_dataloader.dataset" for name in split.split("/"))
-                yield Finding.error(where, text, f"correct {settings}.")
+                yield Finding(ERROR, where, text, f"correct {settings}.")
             continue
-        for part in _unwrap(dataset):
+        for part in unwrap(dataset):
             yield from _check_dataset(part, where, config, every)
     train_paths = paths.pop("train", None)
     if train_paths is None:
@@ -71,9 +72,9 @@ def check_data(config: Config, every: bool = False, prepare: dict | None = None)
     for split, evaluated in paths.items():
         overlap = find_overlap(train_paths, evaluated, split)
         if overlap is None:
-            yield Finding.ok("overlap", f"no image of {split} is trained on.")
+            yield Finding(OK, "overlap", f"no image of {split} is trained on.")
         else:
-            yield Finding.warning("overlap", overlap.sentence() + ".", overlap.meaning())
+            yield Finding(WARNING, "overlap", overlap.sentence() + ".", overlap.meaning())
 
 
 def _check_albumentations_seed(config: Config) -> Iterator[Finding]:
@@ -86,7 +87,8 @@ def _check_albumentations_seed(config: Config) -> Iterator[Finding]:
     if "Albu" in types and not types & {"ResumableIterLoop", "SeededDataset"}:
         workers = loader.get("num_workers", 0)
         same = f"all {workers} workers of the data loader augment with the same numbers, and " if workers > 1 else ""
-        yield Finding.warning(
+        yield Finding(
+            WARNING,
             "train data",
             "Albu draws from generators of albumentations' own, which no seed of the config reaches: "
             f"{same}no run can be repeated.",
@@ -95,36 +97,24 @@ def _check_albumentations_seed(config: Config) -> Iterator[Finding]:
         )
 
 
-def _head(config: Config) -> Any:
-    head = (config.get("model") or {}).get("decode_head") or {}
-    return head[-1] if isinstance(head, Sequence) else head
-
-
-def _unwrap(dataset: Any) -> Iterator[Any]:
-    """The data sets inside wrappers."""
-    if getattr(dataset, "datasets", None):
-        for part in dataset.datasets:
-            yield from _unwrap(part)
-    elif "dataset" in vars(dataset):
-        yield from _unwrap(dataset.dataset)
-    else:
-        yield dataset
+def _head(config: Config) -> Mapping[str, Any]:
+    return [{}, *sub_configs(config.get("model") or {}, "decode_head").values()][-1]
 
 
 def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Iterator[Finding]:
     name = type(dataset).__name__
     if not hasattr(dataset, "get_data_info"):
-        yield Finding.note(where, f"{name} does not say where its files are: not looked at.")
+        yield Finding(NOTE, where, f"{name} does not say where its files are: not looked at.")
         return
     count = len(dataset)
     if count == 0:
-        yield Finding.error(where, f"{name} is empty.", "check data_root, data_prefix, ann_file and suffixes.")
+        yield Finding(ERROR, where, f"{name} is empty.", "check data_root, data_prefix, ann_file and suffixes.")
         return
     infos = [dataset.get_data_info(index) for index in range(count)]
     files = [info[key] for info in infos for key in ("img_path", "seg_map_path") if info.get(key)]
     if missing := [path for path in files if not Path(path).is_file()]:
         text = f"{len(missing)} files of its {count} images are missing, first {missing[0]}."
-        yield Finding.error(where, text, "put them there.")
+        yield Finding(ERROR, where, text, "put them there.")
         return
     transforms = getattr(getattr(dataset, "pipeline", None), "transforms", ())
     load_image = next((t for t in transforms if isinstance(t, LoadImageFromFile)), None)
@@ -157,10 +147,11 @@ def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Ite
             size_mismatches.append((info["seg_map_path"], info["gt_seg_map"].shape[:2], info["img"].shape[:2]))
     if unreadable:
         text = f"{len(unreadable)} of {len(sample)} samples cannot be read, first {unreadable[0]}"
-        yield Finding.error(where, text, "replace the damaged files.")
+        yield Finding(ERROR, where, text, "replace the damaged files.")
     if size_mismatches:
         path, mask, image = size_mismatches[0]
-        yield Finding.error(
+        yield Finding(
+            ERROR,
             where,
             f"{len(size_mismatches)} masks are not of their image's size, first {path}: {mask[0]} x {mask[1]}, image "
             f"{image[0]} x {image[1]}.",
@@ -168,14 +159,12 @@ def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Ite
             "which color_type='color_ignore_orientation' in LoadImageFromFile leaves be.",
         )
     if not unreadable and not size_mismatches:
-        yield Finding.ok(where, f"{count:,} images, first {_file_name(infos[0], load_image)}; {len(sample):,} read.")
+        yield Finding(OK, where, f"{count:,} images, first {_file_name(infos[0], load_image)}; {len(sample):,} read.")
     if classes and len(classes) != masks.num_classes:
-        names = ", ".join(map(str, classes[:4])) + (", ..." if len(classes) > 4 else "")
-        yield Finding.error(
-            where,
-            f"the data set has {len(classes)} classes ({names}), decode_head.num_classes is {masks.num_classes}.",
-            f"set num_classes={len(classes)} in decode_head (and auxiliary_head), or the data set's metainfo.classes.",
-        )
+        names = abbreviate([str(name) for name in classes], 4)
+        text = f"the data set has {len(classes)} classes ({names}), decode_head.num_classes is {masks.num_classes}."
+        remedy = f"set num_classes={len(classes)} in decode_head (and auxiliary_head), or the data set's metainfo.classes."
+        yield Finding(ERROR, where, text, remedy)
     for finding in judge(masks):
         yield finding._replace(where=f"{where}, labels")
 

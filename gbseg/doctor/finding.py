@@ -24,23 +24,3 @@ class Finding(NamedTuple):
     where: str
     text: str
     remedy: str = ""
-
-    @classmethod
-    def ok(cls, where: str, text: str) -> Finding:
-        """A finding of level 'ok'."""
-        return cls(OK, where, text)
-
-    @classmethod
-    def note(cls, where: str, text: str, remedy: str = "") -> Finding:
-        """A finding of level 'note'."""
-        return cls(NOTE, where, text, remedy)
-
-    @classmethod
-    def warning(cls, where: str, text: str, remedy: str) -> Finding:
-        """A finding of level 'warning'."""
-        return cls(WARNING, where, text, remedy)
-
-    @classmethod
-    def error(cls, where: str, text: str, remedy: str = "") -> Finding:
-        """A finding of level 'error'."""
-        return cls(ERROR, where, text, remedy)

@@ -3,8 +3,9 @@
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch import nn
 
 from gbseg._moved import MODULES as MOVED
 from gbseg.boosting import CubicBoost, ExponentialBoost
-from gbseg.doctor.finding import Finding
+from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.losses.modules import BoostedLoss
 
-__all__ = ["LOWEST", "STABLE", "STABLE_CLIPPED", "check_model", "types_in"]
+__all__ = ["LOWEST", "STABLE", "STABLE_CLIPPED", "check_model", "sub_configs", "types_in"]
 
 # The strength of an SGD step is r = rate * loss_weight * t_pos / (1 - momentum), with t_pos = 1 for cross-entropy: exp-GB is
 # cross-entropy, t_pos times as strong (gbseg/losses/modules.py). What has been measured on the VOC subset (results/subset,
@@ -33,12 +34,12 @@ def check_model(config: Config) -> Iterator[Finding]:
     """Check that the model builds, and that losses, rate, auxiliary heads, hooks, imports and weights fit together."""
     model = config.get("model")
     if not model:
-        yield Finding.error("model", "the config has no model.", "inherit one, e.g. _base_ = ['gbseg::_base_/pixelnet.py'].")
+        yield Finding(ERROR, "model", "the config has no model.", "inherit one, e.g. _base_ = ['gbseg::_base_/pixelnet.py'].")
         return
     yield _check_build(model)
-    main_heads, auxiliary_heads = _heads(model, "decode_head"), _heads(model, "auxiliary_head")
+    main_heads, auxiliary_heads = sub_configs(model, "decode_head"), sub_configs(model, "auxiliary_head")
     if not main_heads:
-        yield Finding.note("loss", "the model has no decode_head: its losses were not looked at.")
+        yield Finding(NOTE, "loss", "the model has no decode_head: its losses were not looked at.")
     heads = {**main_heads, **auxiliary_heads}
     losses = {name: loss for head_name, head in heads.items() for name, loss in _losses(head_name, head).items()}
     yield from _check_rates(config, losses)
@@ -49,25 +50,20 @@ def check_model(config: Config) -> Iterator[Finding]:
     yield from _check_weights(config)
 
 
-def _heads(model: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
-    heads = model.get(key) or []
-    if isinstance(heads, Mapping):
-        return {key: heads}
-    return {f"{key}[{index}]": head for index, head in enumerate(heads)}
-
-
-def _loss_configs(head: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    configs = head.get("loss_decode") or []
-    return [configs] if isinstance(configs, Mapping) else configs
+def sub_configs(config: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
+    """The settings under a key that holds those of one head or loss, or a list of them, by their key in the config."""
+    parts = config.get(key) or []
+    if isinstance(parts, Mapping):
+        return {key: parts}
+    return {f"{key}[{index}]": part for index, part in enumerate(parts)}
 
 
 def _losses(head_name: str, head: Mapping[str, Any]) -> dict[str, nn.Module]:
     """The losses of a head by their key in the config; `_check_build` reports those that cannot be built."""
-    single = isinstance(head.get("loss_decode"), Mapping)
     losses = {}
-    for index, config in enumerate(_loss_configs(head)):
+    for name, config in sub_configs(head, "loss_decode").items():
         with warnings.catch_warnings(action="ignore"), contextlib.suppress(KeyError, TypeError, ValueError):
-            losses[f"{head_name}.loss_decode" + ("" if single else f"[{index}]")] = MODELS.build(dict(config))
+            losses[f"{head_name}.{name}"] = MODELS.build(dict(config))
     return losses
 
 
@@ -84,19 +80,17 @@ def _check_build(model: Mapping[str, Any]) -> Finding:
                 network = MODELS.build(copy.deepcopy(model))
         # any exception: a user's model may refuse its settings with any of them
         except Exception as error:
-            return Finding.error("model", f"it cannot be built: {error}", "correct the key that the message names.")
+            return Finding(ERROR, "model", f"it cannot be built: {error}", "correct the key that the message names.")
     size = sum(parameter.numel() for parameter in network.parameters())
-    return Finding.ok("model", f"{model.get('type', 'the model')} builds, {size / 1e6:,.1f} million parameters.")
+    return Finding(OK, "model", f"{model.get('type', 'the model')} builds, {size / 1e6:,.1f} million parameters.")
 
 
 def _lr_mult(wrapper: Mapping[str, Any], head: str) -> float:
     """The factor of the rate that ``paramwise_cfg`` gives a head; mmengine takes the longest key that a name contains."""
     keys = (wrapper.get("paramwise_cfg") or {}).get("custom_keys") or {}
     name = f"{head.partition('[')[0]}.weight"
-    for key in sorted(sorted(keys), key=len, reverse=True):
-        if key in name:
-            return keys[key].get("lr_mult", 1.0)
-    return 1.0
+    matches = [keys[key].get("lr_mult", 1.0) for key in sorted(sorted(keys), key=len, reverse=True) if key in name]
+    return matches[0] if matches else 1.0
 
 
 def _check_rates(config: Config, losses: Mapping[str, nn.Module]) -> Iterator[Finding]:
@@ -104,7 +98,7 @@ def _check_rates(config: Config, losses: Mapping[str, nn.Module]) -> Iterator[Fi
     optimizer = wrapper.get("optimizer")
     if not optimizer:
         if config.get("train_cfg"):
-            yield Finding.error("rate", "the config trains and has no optim_wrapper.optimizer.", "add one.")
+            yield Finding(ERROR, "rate", "the config trains and has no optim_wrapper.optimizer.", "add one.")
         return
     rate = optimizer.get("lr")
     for name, loss in losses.items():
@@ -114,7 +108,7 @@ def _check_rates(config: Config, losses: Mapping[str, nn.Module]) -> Iterator[Fi
         if optimizer.get("type") != "SGD" or rate is None or (boosted is None and kind != "CrossEntropyLoss"):
             if unbounded:
                 text = f"{name}: {optimizer.get('type')} scales its steps itself; the rate of a softmax suits {kind} too."
-                yield Finding.ok("rate", text)
+                yield Finding(OK, "rate", text)
             continue
         t_pos = abs(boosted.targets[1]) if boosted is not None else 1.0
         loss_weight = float(getattr(loss, "loss_weight", 1.0))
@@ -127,11 +121,8 @@ def _check_rates(config: Config, losses: Mapping[str, nn.Module]) -> Iterator[Fi
         clipped = bool(wrapper.get("clip_grad")) or (boosted is not None and boosted.max_delta is not None)
         limit = STABLE_CLIPPED if clipped or not unbounded else STABLE
         if r > limit and not unbounded:
-            yield Finding.warning(
-                "rate",
-                f"{step}; at 10 the softmax fell apart on the VOC subset.",
-                f"lower optim_wrapper.optimizer.lr, e.g. to {rate * 1.0 / r:.2g}.",
-            )
+            text = f"{step}; at 10 the softmax fell apart on the VOC subset."
+            remedy = f"lower optim_wrapper.optimizer.lr, e.g. to {rate * 1.0 / r:.2g}."
         elif r > limit:
             measured = "without clipping it trained at 0.3 and diverged at 0.48"
             remedy = f"set loss_weight=1 / {t_pos:g} in the loss (rate, decay and clip norm then keep their meaning)"
@@ -142,23 +133,19 @@ def _check_rates(config: Config, losses: Mapping[str, nn.Module]) -> Iterator[Fi
             else:
                 remedy += f", or clip: optim_wrapper.clip_grad=dict(max_norm={5 * t_pos:g}) (5 times t_pos)"
                 remedy += ", or bound it by max_delta"
-            yield Finding.warning(
-                "rate",
-                f"{name}: a rate that is meant for a softmax? {kind} is {t_pos:g} times as strong, so the step is {formula}; "
-                f"{measured}.",
-                f"{remedy}; and start the output bias at init_bias='prior' where the head has it.",
-            )
+            remedy += "; and start the output bias at init_bias='prior' where the head has it."
+            strength = f"{kind} is {t_pos:g} times as strong, so the step is {formula}"
+            text = f"{name}: a rate that is meant for a softmax? {strength}; {measured}."
         elif r < LOWEST:
             guess = ": a rate as it is given for exp-GB, whose loss is t_pos times as strong?"
             if boosted is not None:
                 guess = ". Perhaps the rate was divided by t_pos and the loss was weighted by 1 / t_pos as well."
-            yield Finding.warning(
-                "rate",
-                f"{step}; the smallest that is known to learn is 0.005{guess}",
-                f"raise optim_wrapper.optimizer.lr: {max(0.005, LOWEST) / r * rate:.2g} would be at that limit.",
-            )
+            text = f"{step}; the smallest that is known to learn is 0.005{guess}"
+            remedy = f"raise optim_wrapper.optimizer.lr: {max(0.005, LOWEST) / r * rate:.2g} would be at that limit."
         else:
-            yield Finding.ok("rate", f"{step}, {'clipped' if clipped else 'not clipped'}.")
+            yield Finding(OK, "rate", f"{step}, {'clipped' if clipped else 'not clipped'}.")
+            continue
+        yield Finding(WARNING, "rate", text, remedy)
 
 
 def _check_auxiliary_losses(main: Mapping[str, Any], auxiliary: Mapping[str, Any]) -> Iterator[Finding]:
@@ -173,17 +160,16 @@ def _check_auxiliary_losses(main: Mapping[str, Any], auxiliary: Mapping[str, Any
         if boosted is None:
             kinds = ", ".join(type(loss).__name__ for loss in main_losses) or "no known loss"
             text = f"{name} has {kind} while decode_head has {kinds}."
-            yield Finding.warning("auxiliary", text, "give both heads losses of one family.")
+            yield Finding(WARNING, "auxiliary", text, "give both heads losses of one family.")
             continue
-        config = next(config for head in main.values() for config in _loss_configs(head) if _is_boosted(config))
+        configs = [config for head in main.values() for config in sub_configs(head, "loss_decode").values()]
+        config = next(config for config in configs if _is_boosted(config))
         settings = {key: value for key, value in config.items() if key not in ("type", "loss_weight", "_delete_")}
         args = "".join(f", {key}={value!r}" for key, value in settings.items())
         weight = float(getattr(differing[0], "loss_weight", 1.0)) * boosted.loss_weight
-        yield Finding.warning(
-            "auxiliary",
-            f"{name} is left on {kind} while decode_head has {type(boosted).__name__}: both train the same backbone.",
-            f"convert it: {name}=dict(loss_decode=dict(_delete_=True, type='{config['type']}'{args}, loss_weight={weight:g})).",
-        )
+        loss_decode = f"dict(_delete_=True, type='{config['type']}'{args}, loss_weight={weight:g})"
+        text = f"{name} is left on {kind} while decode_head has {type(boosted).__name__}: both train the same backbone."
+        yield Finding(WARNING, "auxiliary", text, f"convert it: {name}=dict(loss_decode={loss_decode}).")
 
 
 def _is_boosted(config: Mapping[str, Any]) -> bool:
@@ -197,42 +183,32 @@ def _check_heads(model: Mapping[str, Any], heads: Mapping[str, Mapping[str, Any]
     for name, head in heads.items():
         ignore_index = head.get("ignore_index", 255)
         if padding != ignore_index:
-            yield Finding.error(
-                "labels",
-                f"what a batch is padded with gets the label {padding} (data_preprocessor.seg_pad_val), which {name} does not "
-                f"ignore (ignore_index={ignore_index}).",
-                f"set model.data_preprocessor.seg_pad_val={ignore_index}.",
-            )
+            text = f"what a batch is padded with gets the label {padding} (data_preprocessor.seg_pad_val)"
+            text += f", which {name} does not ignore (ignore_index={ignore_index})."
+            yield Finding(ERROR, "labels", text, f"set model.data_preprocessor.seg_pad_val={ignore_index}.")
     counts = {name: head.get("num_classes") for name, head in heads.items()}
     if len(set(counts.values())) > 1:
         text = ", ".join(f"{name} {count}" for name, count in counts.items())
-        yield Finding.error("model", f"the heads have different num_classes: {text}.", "set the same in all of them.")
+        yield Finding(ERROR, "model", f"the heads have different num_classes: {text}.", "set the same in all of them.")
 
 
 def _check_nonfinite_guard(config: Config, boosted: bool) -> Iterator[Finding]:
     hooks = [*(config.get("default_hooks") or {}).values(), *(config.get("custom_hooks") or [])]
     if any(hook and hook.get("type") == "NonFiniteGuardHook" for hook in hooks):
         text = "NonFiniteGuardHook stops before a loss that is not finite reaches weights or checkpoint."
-        yield Finding.ok("guard", text)
+        yield Finding(OK, "guard", text)
     elif boosted:
-        yield Finding.warning(
-            "guard",
-            "there is no NonFiniteGuardHook: boosted gradients are unbounded, and a run that diverges would write NaN into its "
-            "checkpoints.",
-            "add custom_hooks = [dict(type='NonFiniteGuardHook')] and 'gbseg.mm' to custom_imports.",
-        )
+        text = "boosted gradients are unbounded, and a run that diverges would write NaN into its checkpoints."
+        remedy = "add custom_hooks = [dict(type='NonFiniteGuardHook')] and 'gbseg.mm' to custom_imports."
+        yield Finding(WARNING, "guard", f"there is no NonFiniteGuardHook: {text}", remedy)
 
 
 def _check_imports(config: Config) -> Iterator[Finding]:
     """Whether ``custom_imports`` registers every part of gbseg that the config names, for mmseg's own tools."""
     imports = [name for name in (config.get("custom_imports") or {}).get("imports", []) if name.split(".")[0] == "gbseg"]
     registries = (DATA_SAMPLERS, DATASETS, HOOKS, LOOPS, METRICS, MODELS, OPTIM_WRAPPERS, TRANSFORMS)
-    module_of = {
-        name: kind.__module__
-        for registry in registries
-        for name, kind in registry.module_dict.items()
-        if kind.__module__.split(".")[0] == "gbseg"
-    }
+    entries = chain.from_iterable(registry.module_dict.items() for registry in registries)
+    module_of = {name: kind.__module__ for name, kind in entries if kind.__module__.split(".")[0] == "gbseg"}
     # importing any part imports gbseg as well
     imported = [import_module(name) for name in ([*imports, "gbseg"] if imports else [])]
     # gbseg.mm registers everything, under its old names as well
@@ -245,14 +221,11 @@ def _check_imports(config: Config) -> Iterator[Finding]:
     missing = [name for name in named if not registered(name)]
     if missing:
         required = sorted({"gbseg" if module_of[n].startswith("gbseg.losses") else module_of[n] for n in missing})
-        yield Finding.error(
-            "imports",
-            f"{', '.join(missing)} would be unknown to MMSegmentation's own tools: custom_imports does not name "
-            f"{', '.join(required)}.",
-            f"custom_imports = dict(imports={sorted({*imports, *required})!r})",
-        )
+        text = f"{', '.join(missing)} would be unknown to MMSegmentation's own tools"
+        remedy = f"custom_imports = dict(imports={sorted({*imports, *required})!r})"
+        yield Finding(ERROR, "imports", f"{text}: custom_imports does not name {', '.join(required)}.", remedy)
     elif named:
-        yield Finding.ok("imports", f"custom_imports brings all {len(named)} parts of gbseg that the config names.")
+        yield Finding(OK, "imports", f"custom_imports brings all {len(named)} parts of gbseg that the config names.")
 
 
 def types_in(node: Any) -> set[str]:
@@ -276,9 +249,9 @@ def _check_weights(config: Config) -> Iterator[Finding]:
         if not isinstance(source, str):
             continue
         if "://" in source or source == "torchvision":
-            yield Finding.note("weights", f"{name}={source!r} is fetched when training starts, unless it was before.")
+            yield Finding(NOTE, "weights", f"{name}={source!r} is fetched when training starts, unless it was before.")
         elif Path(source).is_file():
-            yield Finding.ok("weights", f"{name}: {source} is there.")
+            yield Finding(OK, "weights", f"{name}: {source} is there.")
         else:
             text = f"{name}: there is no file {Path(source).resolve()}."
-            yield Finding.error("weights", text, f"put it there, or change {name}.")
+            yield Finding(ERROR, "weights", text, f"put it there, or change {name}.")

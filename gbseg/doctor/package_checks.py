@@ -7,19 +7,12 @@ import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from gbseg.doctor.finding import Finding
+from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 
 __all__ = ["check_packages"]
 
 # distributions that install into the same folders as the maintained ones: the one installed last has overwritten the other
-ORIGINALS = {
-    "mmengine": "onedl-mmengine",
-    "mmcv": "onedl-mmcv",
-    "mmcv-lite": "onedl-mmcv",
-    "mmcv-full": "onedl-mmcv",
-    "mmsegmentation": "onedl-mmsegmentation",
-    "mmpretrain": "onedl-mmpretrain",
-}
+ORIGINALS = ("mmengine", "mmcv", "mmcv-lite", "mmcv-full", "mmsegmentation", "mmpretrain")
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 
 
@@ -28,19 +21,18 @@ def check_packages() -> Iterator[Finding]:
     try:
         requirements = [Requirement(line) for line in metadata.requires("gbseg") or ()]
     except metadata.PackageNotFoundError:
-        yield Finding.note("packages", "gbseg itself is not installed, so its requirements are unknown.", "pip install '.[mm]'")
+        text = "gbseg itself is not installed, so its requirements are unknown."
+        yield Finding(NOTE, "packages", text, "pip install '.[mm]'")
         requirements = []
     problems = [*_unmet(requirements), *_overwritten()]
     yield from problems
     if requirements and not problems:
-        yield Finding.ok("packages", f"torch {_version('torch')} and {len(requirements) - 1} others are what gbseg asks for.")
+        yield Finding(OK, "packages", f"torch {_version('torch')} and {len(requirements) - 1} others are what gbseg asks for.")
     if torch.cuda.is_available():
-        yield Finding.ok("device", f"{torch.cuda.device_count()} GPU(s), {torch.cuda.get_device_name()}.")
-    elif torch.version.cuda:
-        text = f"torch is built for CUDA {torch.version.cuda}, and no GPU is visible: training runs on the CPU."
-        yield Finding.note("device", text)
+        yield Finding(OK, "device", f"{torch.cuda.device_count()} GPU(s), {torch.cuda.get_device_name()}.")
     else:
-        yield Finding.note("device", "torch is built without CUDA: training runs on the CPU.")
+        built = f"for CUDA {torch.version.cuda}, and no GPU is visible" if torch.version.cuda else "without CUDA"
+        yield Finding(NOTE, "device", f"torch is built {built}: training runs on the CPU.")
 
 
 def _unmet(requirements: list[Requirement]) -> Iterator[Finding]:
@@ -50,30 +42,28 @@ def _unmet(requirements: list[Requirement]) -> Iterator[Finding]:
             continue
         installed, command = _version(requirement.name), f"pip install '{requirement.name}{requirement.specifier}'"
         if installed is None:
-            yield Finding.error("packages", f"{requirement.name} is not installed.", command)
+            yield Finding(ERROR, "packages", f"{requirement.name} is not installed.", command)
         elif not requirement.specifier.contains(installed, prereleases=True):
             text = f"{requirement.name} {installed} is installed, gbseg was tried with {requirement.specifier}."
-            yield Finding.warning("packages", text, command)
+            yield Finding(WARNING, "packages", text, command)
 
 
 def _overwritten() -> Iterator[Finding]:
     """Distributions that overwrite files of each other."""
-    for name, maintained in ORIGINALS.items():
+    for name in ORIGINALS:
+        maintained = f"onedl-{name.partition('-')[0]}"
         if (installed := _version(name)) is not None:
-            yield Finding.error(
-                "packages",
-                f"{name} {installed} is installed beside {maintained}: both own the same folder, and parts of each are in it.",
-                f"pip uninstall {name} {maintained}, then pip install {maintained}",
+            text = (
+                f"{name} {installed} is installed beside {maintained}: both own the same folder, and parts of each are in it."
             )
+            remedy = f"pip uninstall {name} {maintained}, then pip install {maintained}"
+            yield Finding(ERROR, "packages", text, remedy)
     opencv = {name: version for name in OPENCV if (version := _version(name)) is not None}
     if len(set(opencv.values())) > 1:
         versions = ", ".join(f"{name} {version}" for name, version in opencv.items())
         newest = max(opencv.values(), key=Version)
-        yield Finding.error(
-            "packages",
-            f"two versions of OpenCV share the folder cv2: {versions}.",
-            f"pip install {' '.join(f'{name}=={newest}' for name in opencv)}",
-        )
+        text = f"two versions of OpenCV share the folder cv2: {versions}."
+        yield Finding(ERROR, "packages", text, f"pip install {' '.join(f'{name}=={newest}' for name in opencv)}")
 
 
 def _version(name: str) -> str | None:

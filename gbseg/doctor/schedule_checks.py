@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from mmengine.config import Config
 
-from gbseg.doctor.finding import Finding
+from gbseg.doctor.finding import OK, WARNING, Finding
 
 __all__ = ["check_schedule"]
 
@@ -22,10 +22,8 @@ def check_schedule(config: Config) -> Iterator[Finding]:
     if length is None:
         return
     if end > length:
-        yield Finding.warning(
-            "schedule",
-            f"the last scheduler ends at {unit} {end:,}, training at {length:,}: the rate does not fall as it is meant to.",
-            f"set param_scheduler[-1].end={length} (a variable that a base config computed it from is not read again).",
-        )
+        text = f"the last scheduler ends at {unit} {end:,}, training at {length:,}: the rate does not fall as it is meant to."
+        remedy = f"set param_scheduler[-1].end={length} (a variable that a base config computed it from is not read again)."
+        yield Finding(WARNING, "schedule", text, remedy)
     else:
-        yield Finding.ok("schedule", f"the rate's schedule ends at {unit} {end:,} of {length:,}.")
+        yield Finding(OK, "schedule", f"the rate's schedule ends at {unit} {end:,} of {length:,}.")

@@ -147,11 +147,6 @@ def bootstrap_intervals(
             warnings.filterwarnings("ignore", "Mean of empty slice")
             return percentile_interval(np.nanmean(values, axis=1), level)
 
-    return Intervals(
-        level=level,
-        resamples=resamples,
-        seed=seed,
-        miou=of_mean(iou),
-        iou=tuple(percentile_interval(values, level) for values in iou.T),
-        headline_miou=None if headline is None else of_mean(iou[:, list(headline)]),
-    )
+    of_classes = tuple(percentile_interval(values, level) for values in iou.T)
+    of_headline = None if headline is None else of_mean(iou[:, list(headline)])
+    return Intervals(level, resamples, seed, of_mean(iou), of_classes, of_headline)

@@ -105,15 +105,10 @@ class Calibration:
             )
         if not total:
             raise ValueError("no pixel counts: every label is ignored, or no image was seen, so there is no calibration error.")
-        means = [c / n if n else math.nan for c, n in zip(confidence, pixels, strict=False)]
-        accuracy = [c / n if n else math.nan for c, n in zip(correct, pixels, strict=False)]
+        means = tuple(c / n if n else math.nan for c, n in zip(confidence, pixels, strict=False))
+        accuracy = tuple(c / n if n else math.nan for c, n in zip(correct, pixels, strict=False))
         gaps = [abs(a - b) for a, b in zip(means, accuracy, strict=True)]
-        return Reliability(
-            pixels=tuple(map(int, pixels)),
-            confidence=tuple(means),
-            accuracy=tuple(accuracy),
-            ece=math.fsum(gap * n for gap, n in zip(gaps, pixels, strict=True) if n) / total,
-            mce=max(gap for gap in gaps if not math.isnan(gap)),
-            mean_confidence=math.fsum(confidence[:-1]) / total,
-            mean_accuracy=sum(correct[:-1]) / total,
-        )
+        ece = math.fsum(gap * n for gap, n in zip(gaps, pixels, strict=True) if n) / total
+        mce = max(gap for gap in gaps if not math.isnan(gap))
+        mean_confidence, mean_accuracy = math.fsum(confidence[:-1]) / total, sum(correct[:-1]) / total
+        return Reliability(tuple(map(int, pixels)), means, accuracy, ece, mce, mean_confidence, mean_accuracy)

@@ -62,13 +62,19 @@ def scatter_count(index: Tensor, length: int) -> Tensor:
     return index.new_zeros(length).scatter_add_(0, index, index.new_ones(()).expand_as(index))
 
 
-def _describe_wrong(name: str, values: Tensor, wrong: Tensor, num_classes: int) -> str:
-    """Which values of a label map are out of range, the number of their pixels, and the position of the first."""
+def _describe_wrong(name: str, values: Tensor, num_classes: int, ignore_index: int | None = None) -> list[str]:
+    """Which values of a label map are out of range, the number of their pixels, and the position of the first; [] if none."""
+    values = values.long()  # torch does not compare uint16
+    wrong = (values < 0) | (values >= num_classes)
+    if ignore_index is not None:
+        wrong &= values != ignore_index
     where = wrong.nonzero()
+    if not len(where):
+        return []
     bad = values[wrong].unique().tolist()
     listed = ", ".join(str(value) for value in bad[:SHOWN]) + (", ..." if len(bad) > SHOWN else "")
     first = tuple(where[0].tolist())
-    return f"{len(where)} of {values.numel()} {name}s are out of range 0..{num_classes - 1}: {listed}, first at {first}"
+    return [f"{len(where)} of {values.numel()} {name}s are out of range 0..{num_classes - 1}: {listed}, first at {first}"]
 
 
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int | None = 255) -> Tensor:
@@ -94,18 +100,9 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore
     """
     bins = count_bins(prediction, label, num_classes, ignore_index)
     if int(bins[:, num_classes].sum() + bins[num_classes].sum()):
-        prediction, label = prediction.long(), label.long()  # torch does not compare uint16
-        problems = []
-        wrong = (prediction < 0) | (prediction >= num_classes)
-        if wrong.any():
-            problems.append(_describe_wrong("prediction", prediction, wrong, num_classes))
-        wrong = (label < 0) | (label >= num_classes)
-        if ignore_index is not None:
-            wrong &= label != ignore_index
-        if wrong.any():
-            ignored = "nothing is ignored" if ignore_index is None else f"{ignore_index} is ignored"
-            problems.append(f"{_describe_wrong('label', label, wrong, num_classes)} ({ignored})")
-        raise ValueError("; ".join(problems))
+        ignored = "nothing is ignored" if ignore_index is None else f"{ignore_index} is ignored"
+        labels = [f"{text} ({ignored})" for text in _describe_wrong("label", label, num_classes, ignore_index)]
+        raise ValueError("; ".join(_describe_wrong("prediction", prediction, num_classes) + labels))
     return bins[:num_classes, :num_classes]
 
 

@@ -79,12 +79,11 @@ def plan_outputs(
         if first != job.image:
             raise ValueError(f"{first} and {job.image} would both be written as {job.labels}: predict them into two folders.")
     inputs = {image.resolve() for image in images}
-    existing = []
-    for path in (path for job in jobs for path in job.outputs):
+    outputs = [path for job in jobs for path in job.outputs]
+    for path in outputs:
         if path.resolve() in inputs:
             raise ValueError(f"{path} is one of the images, and its prediction would overwrite it: name another --out.")
-        if path.exists():
-            existing.append(path)
+    existing = [path for path in outputs if path.exists()]
     if existing and not overwrite:
         more = f" and {len(existing) - SHOWN} more" if len(existing) > SHOWN else ""
         raise FileExistsError(

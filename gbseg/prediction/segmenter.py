@@ -158,6 +158,7 @@ class Segmenter:
         if self.num_classes == 1:
             raise ValueError("a head of one output channel gives no probability for every class: use num_classes=2.")
         self._link = probabilities_of(network)
+        self._label_type = np.uint8 if self.num_classes <= 256 else np.int32
         metas = (stored.get("meta", {}).get("dataset_meta") or {}, metainfo)
         self.class_names, self.palette = _names_and_colours(metas, self.num_classes)
         self.network = network.to(self.device).eval()
@@ -191,13 +192,10 @@ class Segmenter:
         labels, computed = self._predict(loaded, probabilities)
         shown = loaded["img"] if loaded["img"].ndim == 3 else loaded["img"][..., None].repeat(3, 2)
         shown = np.ascontiguousarray(shown[..., 2::-1].astype(np.uint8, copy=False))
-
-        def predict() -> np.ndarray:
-            values = self._predict(loaded, True)[1] if computed is None else computed
-            assert values is not None  # they were asked for
-            return values
-
-        return Segmentation(labels, shown, self.class_names, self.palette, predict)
+        result = Segmentation(labels, shown, self.class_names, self.palette, lambda: self._predict(loaded, True)[1])
+        if probabilities:
+            result.probabilities = computed
+        return result
 
     def _load(self, image: str | os.PathLike | Image.Image | np.ndarray, bgr: bool) -> dict:
         """The output of the pipeline's loader."""
@@ -216,8 +214,8 @@ class Segmenter:
         shape = array.shape[:2]
         return {"img": array, "img_path": None, "img_shape": shape, "ori_shape": shape, "seg_fields": []}
 
-    def _predict(self, loaded: dict, probabilities: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """Labels (H, W), and probabilities (C, H, W) if they are asked for."""
+    def _predict(self, loaded: dict, probabilities: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (H, W) and probabilities (C, H, W), which are empty unless they are asked for."""
         dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
         height, width = loaded["ori_shape"][:2]
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=self.amp):
@@ -232,12 +230,8 @@ class Segmenter:
             if max(height * width, inputs.shape[-2] * inputs.shape[-1]) > 2 * self.tile**2:
                 return self._predict_in_tiles(inputs, sample, probabilities)
             values, labels = self._run(inputs, sample)
-            arrays = self._to_probabilities(values).float().cpu().numpy() if probabilities else None
+            arrays = self._to_probabilities(values).float().cpu().numpy() if probabilities else np.empty(0)
             return labels.cpu().numpy().astype(self._label_type), arrays
-
-    @property
-    def _label_type(self) -> type:
-        return np.uint8 if self.num_classes <= 256 else np.int32
 
     def _run(self, inputs: Tensor, sample: SegDataSample) -> tuple[Tensor, Tensor]:
         """Logits (with tta probabilities) (C, H, W) and labels (H, W) of one input, at the sample's ``ori_shape``."""
@@ -260,13 +254,11 @@ class Segmenter:
     def _to_probabilities(self, values: Tensor) -> Tensor:
         return values if self.model is not self.network else self._link(values.unsqueeze(0)).squeeze(0)
 
-    def _predict_in_tiles(
-        self, inputs: Tensor, sample: SegDataSample, probabilities: bool
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def _predict_in_tiles(self, inputs: Tensor, sample: SegDataSample, probabilities: bool) -> tuple[np.ndarray, np.ndarray]:
         """As `_predict`, with the logits of one tile, and of a strip of it at the original size, in memory at a time."""
         height, width = sample.ori_shape[:2]
         labels = np.empty((height, width), self._label_type)
-        arrays = np.empty((self.num_classes, height, width), np.float32) if probabilities else None
+        arrays = np.empty((self.num_classes, height, width) if probabilities else 0, np.float32)
         nearest = isinstance(self.network, PixelNet)
         aligned = bool(getattr(self.network, "align_corners", False))
         if getattr(self.network, "input_size", None) is None:
@@ -283,7 +275,7 @@ class Segmenter:
             Axis(extent, upsampled, nearest, aligned) for extent, upsampled in ((grid_height, height), (grid_width, width))
         )
         for rows, columns, values in tiles:
-            if nearest and arrays is None:
+            if nearest and not probabilities:
                 values = values.argmax(0, keepdim=True)
             down, across = vertical.pixels(rows), horizontal.pixels(columns)
             step = max(1, STRIP // (len(values) * max(len(across), 1)))
@@ -292,7 +284,7 @@ class Segmenter:
                 block = horizontal.read(vertical.read(values, rows, strip, 1), columns, across, 2)
                 region = np.s_[strip.start : strip.stop, across.start : across.stop]
                 labels[region] = (block.argmax(0) if block.is_floating_point() else block[0]).cpu().numpy()
-                if arrays is not None:
+                if probabilities:
                     arrays[:, region[0], region[1]] = self._to_probabilities(block).float().cpu().numpy()
         return labels, arrays
 
@@ -310,8 +302,7 @@ class Segmenter:
 def _names_and_colours(metas: Sequence[Mapping], num_classes: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """Those of the first source with as many classes as the network; otherwise numbers and VOC's colours."""
     names = next((tuple(m["classes"]) for m in metas if len(m.get("classes") or ()) == num_classes), None)
-    colours = next((m["palette"] for m in metas if len(m.get("palette") or ()) == num_classes), None)
-    if colours is None:
-        colours = [VOC_PALETTE[label % 255] for label in range(num_classes)]
+    voc_colours = [VOC_PALETTE[label % 255] for label in range(num_classes)]
+    colours = next((m["palette"] for m in metas if len(m.get("palette") or ()) == num_classes), voc_colours)
     palette = tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
     return names or tuple(map(str, range(num_classes))), palette

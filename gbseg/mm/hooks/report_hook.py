@@ -67,16 +67,13 @@ class ReportHook(Hook):
         self.command = command
 
     def before_test(self, runner: Runner) -> None:
-        """Refuse settings that cannot work before the test takes its time."""
-        self._metric(runner)
-        if self.with_calibration:
-            self.link = probabilities_of(runner.model)
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        """Reset the state."""
+        """Reset the state, and refuse settings that cannot work before the test takes its time."""
+        metric = self._metric(runner)
         self.num_seen = 0
         self.ranking = Ranking(self.pictures)
-        self.calibration = Calibration(ignore_index=self._metric(runner).ignore_index) if self.with_calibration else None
+        self.calibration = Calibration(ignore_index=metric.ignore_index) if self.with_calibration else None
+        if self.with_calibration:
+            self.link = probabilities_of(runner.model)
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence[SegDataSample] | None = None

@@ -1,8 +1,7 @@
 """Find images that are both trained on and evaluated on: the score on them is not a held-out score."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,16 +53,20 @@ def image_paths(dataset: Any) -> list[Path]:
     """The image files of a data set of the MM packages, also of a wrapped one; [] where it gives no ``img_path``."""
     if hasattr(dataset, "full_init"):
         dataset.full_init()
-    paths: Iterable[Path] = ()
-    # wrappers first: the length of a repeated data set is that of all repetitions
-    if parts := getattr(dataset, "datasets", None):
-        paths = chain.from_iterable(map(image_paths, parts))
+    parts = [part for part in unwrap(dataset) if hasattr(part, "get_data_info")]
+    paths = [part.get_data_info(index).get("img_path") for part in parts for index in range(len(part))]
+    return [Path(path) for path in dict.fromkeys(str(path) for path in paths if path is not None)]
+
+
+def unwrap(dataset: Any) -> Iterator[Any]:
+    """The data sets inside wrappers, whose own length may be that of all repetitions."""
+    if getattr(dataset, "datasets", None):
+        for part in dataset.datasets:
+            yield from unwrap(part)
     elif "dataset" in vars(dataset):
-        paths = image_paths(dataset.dataset)
-    elif hasattr(dataset, "get_data_info"):
-        infos = map(dataset.get_data_info, range(len(dataset)))
-        paths = (Path(info["img_path"]) for info in infos if info.get("img_path") is not None)
-    return list(dict.fromkeys(paths))
+        yield from unwrap(dataset.dataset)
+    else:
+        yield dataset
 
 
 def find_overlap(train: Sequence[Path], evaluated: Sequence[Path], split: str) -> Overlap | None:
