@@ -151,8 +151,8 @@ def _require_file(title: str, path: Path, source: Source, mirror: str | None, ve
 def _build_lists(voc: Path, sbd: Path, noval: Path | None, verify: bool) -> dict[str, list[str]]:
     """Make and check all lists; writes nothing."""
     folder = voc / LISTS
-    official = [read_ids(parent / f"{name}.txt") for parent in (folder, sbd) for name in ("train", "val")]
-    lists = build_lists(*official, read_ids(noval) if noval else None)
+    paths = [parent / f"{name}.txt" for parent in (folder, sbd) for name in ("train", "val")]
+    lists = build_lists(*(read_ids(path) for path in [*paths, noval] if path is not None))
     problems = count_problems(lists)
     trainval = folder / "trainval.txt"
     if trainval.is_file() and sorted(read_ids(trainval)) != lists["trainval"]:
