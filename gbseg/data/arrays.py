@@ -112,20 +112,13 @@ def read_mnist(root: Path | str, train: bool) -> Images:
 class _PlainUnpickler(pickle.Unpickler):
     """Unpickles numpy arrays of numbers and nothing else, because a pickle can run any code."""
 
-    ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
+    ALLOWED = ("numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype", "_codecs.encode")
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
+        current = module.replace("numpy.core", "numpy._core")  # its name since NumPy 2
+        if f"{current}.{name}" not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return super().find_class(current, name)
 
 
 def _read_cifar_batch(path: Path, remedy: str) -> Images:

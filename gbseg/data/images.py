@@ -27,18 +27,18 @@ def require_readable(path: str | os.PathLike) -> None:
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as image:
-            if image.width * image.height > PIXELS:
-                size = f"{image.width} x {image.height} pixels"
-                raise ImageError(f"{path} has {size}; at most {PIXELS:,} (2**30) can be read: cut it into parts")
-            image.load()
-    except ImageError:
-        raise
+            width, height = image.size
+            if width * height <= PIXELS:
+                image.load()
     except FileNotFoundError as error:
         raise ImageError(f"{path} is missing") from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(f"{path} cannot be read as an image: {error}") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+    if width * height > PIXELS:
+        size = f"{width} x {height} pixels"
+        raise ImageError(f"{path} has {size}; at most {PIXELS:,} (2**30) can be read: cut it into parts")
 
 
 def read_bgr(path: str | os.PathLike) -> np.ndarray:
@@ -72,9 +72,8 @@ def to_bgr(image: np.ndarray | Image.Image, bgr: bool = False) -> np.ndarray:
         ImageError: the image has another shape or type, or no pixels.
     """
     if isinstance(image, Image.Image):
-        array, bgr = _pil_to_array(image), False
-    else:
-        array = np.asarray(image)
+        image, bgr = _pil_to_array(image), False
+    array = np.asarray(image)
     shape = array.shape
     if array.ndim == 2:
         array = array[..., None]

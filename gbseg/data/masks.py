@@ -76,7 +76,8 @@ def read_mask(path: str | Path) -> np.ndarray:
             image.verify()
         with Image.open(path) as image:
             # grey of 1, 2 or 4 bits is scaled to 0..255 by Pillow and OpenCV alike: 1 becomes 255, 85 or 17
-            depth = _bit_depth(path)
+            with Path(path).open("rb") as file:
+                depth = file.read(25)[24]  # from the header, because Pillow's mode does not tell
             if image.mode not in ("P", "L") or (image.mode == "L" and depth != 8):
                 what = f"mode {image.mode}, {depth} bits"
                 raise MaskError(f"{path} has {what}; label maps are indexed (P) or grey (L) PNGs of 8 bits")
@@ -87,9 +88,3 @@ def read_mask(path: str | Path) -> np.ndarray:
         raise MaskError(f"{path} is missing") from error
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MaskError(f"{path} cannot be decoded: {error}") from error
-
-
-def _bit_depth(path: str | Path) -> int:
-    """Bits per sample of a PNG, from its header, because Pillow's mode does not tell."""
-    with Path(path).open("rb") as file:
-        return file.read(25)[24]

@@ -85,17 +85,16 @@ def _kinds() -> dict[str, _Kind]:
     lines = [line for line in _OBJECTS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     for row in re.split(r"\n(?! )", "\n".join(lines)):
         (name, *body), second, (pattern, period, angle), _ = (field.split() for field in row.split("|"))
-        drawn = []
-        for tone, shape, *numbers in (part.split() for part in re.split("[;\n]", row.rpartition("|")[2])):
-            drawn.append((_TONES[tone], _contours(shape, *map(float, numbers))))
+        parts = (part.split() for part in re.split("[;\n]", row.rpartition("|")[2]))
+        drawn = [(_TONES[tone], _contours(shape, *map(float, numbers))) for tone, shape, *numbers in parts]
         corners = np.concatenate([contour for _, contours in drawn for contour in contours])
         centre, mask = (corners.min(axis=0) + corners.max(axis=0)) / 2, np.zeros((300, 300), np.uint8)
         for _, contours in drawn:
             cv2.fillPoly(mask, [np.rint(100 * (contour - centre) + 150).astype(np.int32) for contour in contours], 1)
         unit = float(np.sqrt(mask.sum()) / 100)
-        parts = [(tone, [(contour - centre) / unit for contour in contours]) for tone, contours in drawn]
+        scaled = [(tone, [(contour - centre) / unit for contour in contours]) for tone, contours in drawn]
         texture = pattern, float(period) / unit, float(angle)
-        kinds[name] = _Kind(tuple(map(float, body)), tuple(map(float, second)), texture, parts)
+        kinds[name] = _Kind(tuple(map(float, body)), tuple(map(float, second)), texture, scaled)
     return kinds
 
 

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -122,9 +122,7 @@ class Statistics:
             "void": {"pixels": self.void, "share_of_pixels": self.void / total},
             "classes": rows,
             "area_bins": [2**k for k in range(last + 2)],
-            "sizes": [
-                {"height": h, "width": w, "images": n} for (h, w), n in zip(sizes.tolist(), counts.tolist(), strict=True)
-            ],
+            "sizes": [{"height": h, "width": w, "images": n} for h, w, n in np.column_stack([sizes, counts]).tolist()],
             "fitting": {str(side): self.fitting(side) for side in (128, 224, 256, 321, 384, 473, 512, 640)},
         }
 
@@ -133,18 +131,9 @@ class Statistics:
         total = int(self.pixels.sum()) + self.void
         absent = [name for name, images in zip(self.classes, self.images, strict=True) if not images]
         without = f" (without {', '.join(absent)})" if absent else ""
-        return (
-            f"{len(self.sizes):,} images, {len(self.regions):,} regions of {int((self.images > 0).sum())} of "
-            f"{len(self.classes)} classes{without}, "
-            f"{100 * self.void / total:.1f}% of the pixels void"
-        )
-
-
-class _Counts(NamedTuple):
-    size: tuple[int, int]
-    pixels: np.ndarray
-    void: int
-    regions: np.ndarray
+        classes = f"{int((self.images > 0).sum())} of {len(self.classes)} classes{without}"
+        counts = f"{len(self.sizes):,} images, {len(self.regions):,} regions of {classes}"
+        return f"{counts}, {100 * self.void / total:.1f}% of the pixels void"
 
 
 def dataset_statistics(
@@ -181,26 +170,30 @@ def dataset_statistics(
         raise ValueError(f"{path}: line {faulty.number} {faulty.fault}")
     ids = [line.id for line in lines]
     folder = mask_folders(root, name)[0] if folder is None else folder
-    counts: list[_Counts] = []
+    counts: list[tuple[tuple[int, ...], np.ndarray, int, np.ndarray]] = []
     count = functools.partial(_count_mask, folder=root / folder, classes=len(classes), ignore_index=ignore_index)
     if failed := run_in_processes(count, ids, f"count {name}", processes, lambda _, mask_counts: counts.append(mask_counts)):
         first = "; ".join(str(error) for _, error in failed[:3])
         raise ValueError(f"{len(failed):,} of {len(ids):,} masks cannot be counted (--verify lists them all): {first}")
-    pixels = np.stack([mask.pixels for mask in counts])
+    sizes, pixels_by_image, void, regions = zip(*counts, strict=True)
+    pixels = np.stack(pixels_by_image)
     return Statistics(
         name,
         folder,
         tuple(classes),
-        np.array([mask.size for mask in counts], np.int64),
+        np.array(sizes, np.int64),
         pixels.sum(0),
-        sum(mask.void for mask in counts),
+        sum(void),
         (pixels > 0).sum(0),
         ((pixels > 0) * pixels.sum(1, keepdims=True)).sum(0),
-        np.concatenate([mask.regions for mask in counts]),
+        np.concatenate(regions),
     )
 
 
-def _count_mask(name: str, folder: Path, classes: int, ignore_index: int) -> _Counts:
+def _count_mask(
+    name: str, folder: Path, classes: int, ignore_index: int
+) -> tuple[tuple[int, ...], np.ndarray, int, np.ndarray]:
+    """Size, pixels of each class, void pixels and regions of a mask, as in `Statistics`."""
     path = folder / f"{name}.png"
     labels = read_mask(path)
     pixels = np.bincount(labels.ravel(), minlength=256)
@@ -213,7 +206,7 @@ def _count_mask(name: str, folder: Path, classes: int, ignore_index: int) -> _Co
         components = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8), connectivity=8)[2][1:]
         columns = components[:, [cv2.CC_STAT_AREA, cv2.CC_STAT_HEIGHT, cv2.CC_STAT_WIDTH]].astype(np.int64)
         regions.append(np.column_stack([np.full(len(columns), label, np.int64), columns]))
-    return _Counts((labels.shape[0], labels.shape[1]), pixels[:classes].astype(np.int64), void, np.concatenate(regions))
+    return labels.shape, pixels[:classes].astype(np.int64), void, np.concatenate(regions)
 
 
 __getattr__ = moved_names(__name__)

@@ -6,7 +6,8 @@ logits, ``y`` the label, ``t`` target values (``t_pos`` for the label's class, `
 
 import math
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +21,6 @@ from gbseg.losses.reference import mask_ignored, reduce_loss, target_values
 __all__ = ["L1Loss", "SigmoidBCELoss", "SigmoidMSELoss", "SoftmaxLoss", "TanhMSELoss", "WestonWatkinsLoss"]
 
 
-def _check_targets(name: str, targets: tuple[float, float], low: float, high: float) -> tuple[float, float]:
-    t_neg, t_pos = target_pair(targets)
-    if not low <= t_neg < t_pos <= high:
-        raise ValueError(
-            f"{name}: targets (t_neg, t_pos) must be in [{low:g}, {high:g}], which its outputs reach, got {targets!r}."
-        )
-    return t_neg, t_pos
-
-
 class _Baseline(GuardedLoss):
     """A loss of pixels.
 
@@ -36,8 +28,10 @@ class _Baseline(GuardedLoss):
         ValueError: there is a ``class_weight``, which baselines do not take.
     """
 
+    LOSS_NAME: ClassVar[str]
+
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**{"loss_name": self.LOSS_NAME, **options})
         if self.class_weight is not None:
             raise ValueError(f"{type(self).__name__} takes no class_weight: it is a baseline, compared as it is.")
 
@@ -62,9 +56,6 @@ class _Baseline(GuardedLoss):
         """``softmax(x)``; of a margin or an absolute error, which have no link to probabilities, only a ranking."""
         return softmax(logits, dim)
 
-    def _targets(self, x: Tensor, label: Tensor, targets: tuple[float, float]) -> Tensor:
-        return target_values(label, x.shape[1], targets, x.dtype)
-
 
 class SoftmaxLoss(_Baseline):
     """Softmax with cross-entropy, and the controls that separate what exponential boosting adds to it.
@@ -87,10 +78,11 @@ class SoftmaxLoss(_Baseline):
         ValueError: a factor out of its range.
     """
 
+    LOSS_NAME = "loss_softmax"
+
     def __init__(
         self, scale: float = 1.0, penalty: float = 0.0, alpha: float = 0.1, t_pos: float = 16.0, **options: Any
     ) -> None:
-        options.setdefault("loss_name", "loss_softmax")
         super().__init__(**options)
         for name, value in (("scale", scale), ("alpha", alpha), ("t_pos", t_pos)):
             if not (math.isfinite(value) and value > 0):
@@ -117,18 +109,19 @@ class _SquaredLoss(_Baseline):
     """Half the squared error of squashed outputs (paper, section 1.3 and Table 1)."""
 
     LIMITS = (0.0, 1.0)
+    squash: Callable[[Tensor], Tensor]  # the output activation
 
     def __init__(self, targets: tuple[float, float], **options: Any) -> None:
         super().__init__(**options)
-        self.targets = _check_targets(type(self).__name__, targets, *self.LIMITS)
-
-    @abstractmethod
-    def squash(self, x: Tensor) -> Tensor:
-        """The output activation."""
+        (low, high), (t_neg, t_pos) = self.LIMITS, target_pair(targets)
+        if not low <= t_neg < t_pos <= high:
+            limits = f"[{low:g}, {high:g}], which its outputs reach"
+            raise ValueError(f"{type(self).__name__}: targets (t_neg, t_pos) must be in {limits}, got {targets!r}.")
+        self.targets = t_neg, t_pos
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
         """``1/2 sum_j (squash(x_j) - t_j)^2``."""
-        return 0.5 * (self.squash(x) - self._targets(x, label, self.targets)).square().sum(1)
+        return 0.5 * (self.squash(x) - target_values(label, x.shape[1], self.targets, x.dtype)).square().sum(1)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """The share of the targets' span that an output reaches, ``(squash(x) - t_neg) / (t_pos - t_neg)``, normalised."""
@@ -141,36 +134,33 @@ class _SquaredLoss(_Baseline):
 class SigmoidMSELoss(_SquaredLoss):
     """``1/2 sum_j (sigmoid(x_j) - t_j)^2``, targets in [0, 1]."""
 
-    def __init__(self, targets: tuple[float, float] = (0.0, 1.0), **options: Any) -> None:
-        super().__init__(targets, **{"loss_name": "loss_sigmoid_mse", **options})
+    LOSS_NAME = "loss_sigmoid_mse"
+    squash = staticmethod(torch.sigmoid)
 
-    def squash(self, x: Tensor) -> Tensor:
-        """``sigmoid(x)``."""
-        return torch.sigmoid(x)
+    def __init__(self, targets: tuple[float, float] = (0.0, 1.0), **options: Any) -> None:
+        super().__init__(targets, **options)
 
 
 class TanhMSELoss(_SquaredLoss):
     """``1/2 sum_j (tanh(x_j) - t_j)^2``, targets in [-1, 1]."""
 
+    LOSS_NAME = "loss_tanh_mse"
     LIMITS = (-1.0, 1.0)
+    squash = staticmethod(torch.tanh)
 
     def __init__(self, targets: tuple[float, float] = (-1.0, 1.0), **options: Any) -> None:
-        super().__init__(targets, **{"loss_name": "loss_tanh_mse", **options})
-
-    def squash(self, x: Tensor) -> Tensor:
-        """``tanh(x)``."""
-        return torch.tanh(x)
+        super().__init__(targets, **options)
 
 
 class SigmoidBCELoss(_Baseline):
     """``sum_j -t_j ln sigmoid(x_j) - (1 - t_j) ln(1 - sigmoid(x_j))``, targets 0 and 1: no normaliser, no larger targets."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"loss_name": "loss_sigmoid_bce", **options})
+    LOSS_NAME = "loss_sigmoid_bce"
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
         """``(N, *)`` losses of the formula above."""
-        return F.binary_cross_entropy_with_logits(x, self._targets(x, label, (0.0, 1.0)), reduction="none").sum(1)
+        t = target_values(label, x.shape[1], (0.0, 1.0), x.dtype)
+        return F.binary_cross_entropy_with_logits(x, t, reduction="none").sum(1)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """``sigmoid(x)``, normalised."""
@@ -184,8 +174,10 @@ class WestonWatkinsLoss(_Baseline):
         ValueError: ``margin`` is not positive, or the labels are soft.
     """
 
+    LOSS_NAME = "loss_hinge"
+
     def __init__(self, margin: float = 1.0, **options: Any) -> None:
-        super().__init__(**{"loss_name": "loss_hinge", **options})
+        super().__init__(**options)
         if not margin > 0:
             raise ValueError(f"WestonWatkinsLoss: margin must be > 0, got {margin!r}.")
         self.margin = float(margin)
@@ -202,10 +194,12 @@ class WestonWatkinsLoss(_Baseline):
 class L1Loss(_Baseline):
     """``sum_j |x_j - t_j|`` on linear outputs: gradients of one size whatever the error; its optimum is the targets' median."""
 
+    LOSS_NAME = "loss_l1"
+
     def __init__(self, targets: tuple[float, float] = (0.0, 1.0), **options: Any) -> None:
-        super().__init__(**{"loss_name": "loss_l1", **options})
+        super().__init__(**options)
         self.targets = target_pair(targets)
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
         """``(N, *)`` losses of the formula above."""
-        return (x - self._targets(x, label, self.targets)).abs().sum(1)
+        return (x - target_values(label, x.shape[1], self.targets, x.dtype)).abs().sum(1)

@@ -24,9 +24,8 @@ def probabilities_of_losses(losses: Iterable[nn.Module]) -> Callable[[Tensor], T
     for loss in losses:
         if (probabilities := getattr(loss, "probabilities", None)) is not None:
             return probabilities
-    for loss in losses:
-        if getattr(loss, "use_sigmoid", False):
-            return normalised_sigmoids
+    if any(getattr(loss, "use_sigmoid", False) for loss in losses):
+        return normalised_sigmoids
     names = [type(loss).__name__ for loss in losses]
     if any(name in _SOFTMAX for name in names):
         return softmax

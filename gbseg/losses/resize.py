@@ -15,12 +15,7 @@ from torch import Tensor
 
 from gbseg._moved import moved_names
 from gbseg.boosting import Boost, LossInputs, LossSpec
-from gbseg.losses.functional import (
-    BoostedLossFunction,
-    check_reduction,
-    is_traced,
-    require_labels,
-)
+from gbseg.losses.functional import BoostedLossFunction, check_reduction, is_traced, require_labels
 from gbseg.losses.kernels.cpu import loss_terms_and_gradient
 from gbseg.losses.reference import reference_loss
 

@@ -183,9 +183,7 @@ class Comparison:
         return content
 
 
-def _metric_curve(
-    name: str, history: RunHistory, metric: str, unit: str, epoch_length: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _curve(name: str, history: RunHistory, metric: str, unit: str, epoch_length: int | None) -> tuple[np.ndarray, np.ndarray]:
     """A run's validation steps in the comparison's unit, and the metric at them."""
     steps = history.val_steps
     if not len(steps):
@@ -244,7 +242,7 @@ def compare(
         raise ValueError(f"epoch_length must be at least 1 iteration, not {epoch_length}")
     histories = {name: read_history(path) for name, path in runs.items()}
     unit: Literal["iteration", "epoch"] = "epoch" if xlabel == "epoch" and epoch_length is None else "iteration"
-    curves = {name: _metric_curve(name, history, metric, unit, epoch_length) for name, history in histories.items()}
+    curves = {name: _curve(name, history, metric, unit, epoch_length) for name, history in histories.items()}
     finite = {name: (steps[np.isfinite(values)], values[np.isfinite(values)]) for name, (steps, values) in curves.items()}
     if not len(finite[baseline][0]):
         raise ValueError(f"the baseline {baseline!r} has no value of {metric}, so there is nothing to reach")
@@ -280,14 +278,12 @@ def compare(
 
     out_dir = Path(out_dir)
     scale = 1.0 if unit == xlabel else 1.0 / (epoch_length or math.nan)
-    with_loss = loss_panel and unit == "iteration"
-    lines = []
-    for run in comparison.runs:
-        line = Line(run.name, np.array(run.steps) * scale, np.array(run.values), note=run.failure)
-        if with_loss:
-            history = histories[run.name]
-            line = replace(line, loss_steps=history.train_steps * scale, loss=history.loss)
-        lines.append(line)
+    lines = [Line(run.name, np.array(run.steps) * scale, np.array(run.values), note=run.failure) for run in results]
+    if loss_panel and unit == "iteration":
+        logs = histories.values()
+        lines = [
+            replace(line, loss_steps=log.train_steps * scale, loss=log.loss) for line, log in zip(lines, logs, strict=True)
+        ]
     draw_curves(lines, out_dir / "curve.png", metric, xlabel, baseline, comparison.target, lower_is_better)
     (out_dir / "comparison.json").write_text(json.dumps(comparison.as_dict(), indent=2, allow_nan=False) + "\n")
     (out_dir / "comparison.md").write_text(comparison.markdown())

@@ -1,13 +1,12 @@
 """How fast an error falls: when it first reaches a value, and the area under its curve. n measured points of a run."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 __all__ = ["area_under", "first_below"]
 
 
-def _curve(steps: Sequence[float] | np.ndarray, error: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _curve(steps: ArrayLike, error: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(steps, np.float64), np.asarray(error, np.float64)
     if x.ndim != 1 or x.shape != y.shape:
         raise ValueError(f"a curve is as many steps as errors, got {x.shape} and {y.shape}")
@@ -16,13 +15,7 @@ def _curve(steps: Sequence[float] | np.ndarray, error: Sequence[float] | np.ndar
     return x, y
 
 
-def first_below(
-    steps: Sequence[float] | np.ndarray,
-    error: Sequence[float] | np.ndarray,
-    target: float,
-    *,
-    interpolate: bool = False,
-) -> int | float | None:
+def first_below(steps: ArrayLike, error: ArrayLike, target: float, *, interpolate: bool = False) -> int | float | None:
     """The first step with an error of at most ``target``.
 
     A point that is NaN or infinite (a run that diverged) does not reach the target; a point before it may.
@@ -54,12 +47,7 @@ def first_below(
     return np.asarray(steps)[first].item()
 
 
-def area_under(
-    steps: Sequence[float] | np.ndarray,
-    error: Sequence[float] | np.ndarray,
-    start: float | None = None,
-    end: float | None = None,
-) -> float | None:
+def area_under(steps: ArrayLike, error: ArrayLike, start: float | None = None, end: float | None = None) -> float | None:
     """The integral of the error from ``start`` to ``end``, straight lines between the measured points.
 
     Runs are comparable over the same range only: a run that stopped while its error was still large would otherwise have the

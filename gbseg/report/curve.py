@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,20 +26,8 @@ Dashes = str | tuple[int, tuple[float, ...]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 BASELINE = "#404040"
 DASHES: tuple[Dashes, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1, 1.5)))
-STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.edgecolor": "#404040",
-    "axes.labelcolor": "#404040",
-    "xtick.color": "#404040",
-    "ytick.color": "#404040",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-}
+# a dict, so that `STYLE | {...}` changes some of it
+STYLE: Any = dict(rc_params_from_file(Path(__file__).with_name("figures.mplstyle"), use_default_template=False))
 WIDTH, METRIC_HEIGHT, LOSS_HEIGHT, DPI = 7.2, 3.4, 1.9, 200  # inches and dots an inch
 
 
@@ -121,9 +109,8 @@ def _label(axes: Axes, labels: Sequence[tuple[str, str, Dashes, float]], samples
     sizes = [0.155 * (text.count("\n") + 1) / height for text, *_ in labels]
     renderer = FigureCanvasAgg(figure).get_renderer()
     room, start = 0.0, 0.36 if samples else 0.08
-    for (text, colour, dashes, _), y in zip(
-        labels, spread([preferred for *_, preferred in labels], sizes, 0.0, 1.0), strict=True
-    ):
+    positions = spread([preferred for *_, preferred in labels], sizes, 0.0, 1.0)
+    for (text, colour, dashes, _), y in zip(labels, positions, strict=True):
         # offsets in points: the axes become narrower once the width of the labels is known
         style: dict[str, Any] = dict(color=colour, va="center", linespacing=1.1, parse_math=False)  # a name may hold dollars
         drawn = axes.annotate(text, (1, y), (72 * start, 0), xycoords="axes fraction", textcoords="offset points", **style)
@@ -199,9 +186,7 @@ def render_curves(
             _mark_target(upper, f"best of {baseline}", target, lower_is_better)
         upper.get_ylim()  # sets the limits, which matplotlib computes at the first drawing otherwise
         labels = []
-        for line in lines:
-            if not len(line.values) and not line.note:
-                continue
+        for line in (line for line in lines if len(line.values) or line.note):
             height_share = _height_of(upper, float(line.values[-1])) if len(line.values) else 0.0
             text = line.name + (f"\n({line.note})" if line.note else "")
             labels.append((text, *look[line.name], height_share))
@@ -211,13 +196,7 @@ def render_curves(
 
 
 def draw_curves(
-    lines: Sequence[Line],
-    path: Path,
-    metric: str,
-    xlabel: str,
-    baseline: str,
-    target: float,
-    lower_is_better: bool = False,
+    lines: Sequence[Line], path: Path, metric: str, xlabel: str, baseline: str, target: float, lower_is_better: bool = False
 ) -> None:
     """Write what `render_curves` draws to a PNG, atomically."""
     write_atomically(render_curves(lines, metric, xlabel, baseline, target, lower_is_better), path)

@@ -108,10 +108,8 @@ def read_gradients(work_dir: str | Path) -> GradientHistory:
             begins = record.get("start", record.get("iter"))
             if isinstance(begins, bool) or not isinstance(begins, int):
                 raise ValueError(f"{path}: a line is none of GradientStatsHook's: {record}")
-            repeated = [iteration for iteration in kept if iteration >= begins]
-            superseded += len(repeated)
-            for iteration in repeated:
-                del kept[iteration]
+            superseded += sum(iteration >= begins for iteration in kept)
+            kept = {iteration: earlier for iteration, earlier in kept.items() if iteration < begins}
             if "start" not in record:
                 kept[begins] = record
     if not kept:

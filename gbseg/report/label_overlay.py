@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
 
 from gbseg.files import write_atomically
 from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
@@ -21,12 +22,7 @@ LEGEND: dict[str, Any] = dict(loc="upper center", frameon=False, fontsize=8, bor
 SWATCH: dict[str, Any] = dict(handlelength=1.1, handleheight=1.1, handletextpad=0.5, columnspacing=1.2)
 
 
-def overlay(
-    image_bgr: np.ndarray,
-    label: np.ndarray,
-    palette: Sequence[Sequence[int]] | np.ndarray,
-    alpha: float | np.ndarray = 0.6,
-) -> np.ndarray:
+def overlay(image_bgr: np.ndarray, label: np.ndarray, palette: ArrayLike, alpha: float | np.ndarray = 0.6) -> np.ndarray:
     """Blend the colours of a label map into its image.
 
     ``result = round((1 - alpha) * image + alpha * colour(label))`` for every pixel and channel. Label 255 (void) is white

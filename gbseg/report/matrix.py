@@ -45,14 +45,13 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
         axes.set_ylabel("labelled", labelpad=6)
         axes.xaxis.set_label_position("top")
         axes.xaxis.tick_top()
-        axes.tick_params(length=0)
+        axes.tick_params(which="both", length=0)
         if named:
             axes.set_xticks(range(count), class_names, rotation=90, fontsize=7.5, parse_math=False)
             axes.set_yticks(range(count), class_names, fontsize=7.5, parse_math=False)
             axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
             axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
             axes.grid(which="minor", color="#e6e6e6", linewidth=0.5)
-            axes.tick_params(which="minor", length=0)
         for row in range(count):
             if np.isnan(shares[row, 0]):
                 axes.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor="#c0c0c0", hatch="////", linewidth=0)

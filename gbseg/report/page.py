@@ -1,5 +1,6 @@
 """``report.html``: one self-contained file. ``page.html`` beside this module is its template."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from gbseg.report.pictures import ERROR_COLOURS, Picture, jpeg_uri, panels
 
 __all__ = ["TestReport", "render_page"]
 
-MATRIX_CLASSES = 200  # with more, the page lists the largest confusions alone
 CONFUSIONS = 12
 DOT = 1.5  # width of a dot of the strip in percent IoU: closer dots are stacked
 PANELS = ("image", "truth", "prediction", "errors")
@@ -58,10 +58,6 @@ class TestReport:
     best: list[Picture] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
-
-
-def _css(colour: Sequence[int]) -> str:
-    return "rgb({} {} {})".format(*map(int, colour))
 
 
 def _percent(fraction: float | None, digits: int = 1) -> str:
@@ -121,32 +117,23 @@ def render_page(report: TestReport) -> str:
 
     The card of an image that cannot be read says why instead of showing it.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "thousands": lambda value: f"{value:,}"}
+    templates = FileSystemLoader(Path(__file__).parent)
+    options: dict[str, Any] = dict(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(loader=templates, **options)
+    environment.filters |= {"percent": _percent, "thousands": "{:,}".format, "css": lambda rgb: "rgb({} {} {})".format(*rgb)}
     shares, strip = row_shares(report.matrix), _strip(report.scores.iou)
     background = 0 if report.scores.class_names[0] == "background" else None
     sections = {"Worst images": report.worst, "Best images": report.best}
+    card = functools.partial(_card, palette=report.palette, background=background)
     return environment.get_template("page.html").render(
         vars(report),
         report=report,
         names=report.scores.class_names,
-        colours=[_css(colour) for colour in report.palette],
         strip=strip,
         pixels=sum(report.scores.labelled) or math.nan,
         most_confused=_most_confused(shares),
-        sections={
-            title: [_card(picture, report.palette, background) for picture in pictures]
-            for title, pictures in sections.items()
-            if pictures
-        },
-        error_colours={kind: _css(colour) for kind, colour in ERROR_COLOURS.items() if background == 0 or kind == "confused"},
+        sections={title: list(map(card, pictures)) for title, pictures in sections.items() if pictures},
+        error_colours={kind: rgb for kind, rgb in ERROR_COLOURS.items() if background == 0 or kind == "confused"},
         shares=shares.tolist(),
-        matrix_classes=MATRIX_CLASSES,
         confusions=_confusions(report.matrix),
     )

@@ -31,11 +31,9 @@ def _version(distributions: tuple[str, ...]) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """The output of git in this package's folder; None where git is missing or fails."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
-        folder = Path(__file__).parent
-        return subprocess.check_output(
-            ["git", *arguments], cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=30
-        ).strip()
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=30).strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -43,7 +41,7 @@ def _git(*arguments: str) -> str | None:
 def _code() -> dict[str, Any]:
     """The commit, and whether the working tree differs from it. Both None where git does not track this file."""
     # a package installed below another project's folder must not get that project's commit
-    if _git("ls-files", "--error-unmatch", "provenance.py") is None:
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "dirty": None}
     # results that a command wrote are not code
     changes = _git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")
@@ -51,10 +49,9 @@ def _code() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    try:
+    lines: list[str] = []
+    with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
 

@@ -16,9 +16,6 @@ from gbseg.report.page import TestReport, render_page
 __all__ = ["TestReport", "scores_json", "write_test_report"]
 
 
-FILES = ("scores.json", "confusion.png", "reliability.png", "report.html")
-
-
 def _strict(value: Any) -> Any:
     """A value as JSON can hold it: NumPy scalars as Python's, non-finite numbers as None."""
     if isinstance(value, np.generic):
@@ -68,19 +65,16 @@ def write_test_report(report: TestReport, folder: str | Path, page: bool = True)
         gbseg.files.FileWriteError: a file could not be written.
     """
     reliability = report.reliability
-    contents: dict[str, Callable[[], bytes]] = {
-        "scores.json": lambda: (json.dumps(scores_json(report), indent=1, allow_nan=False) + "\n").encode()
-    }
-    if page:
-        contents["confusion.png"] = lambda: draw_confusion(report.matrix, report.scores.class_names)
-    if reliability is not None:
-        contents["reliability.png"] = lambda: draw_reliability(reliability, report.name)
-    if page:
+    contents: dict[str, Callable[[], bytes] | None] = {
+        "scores.json": lambda: (json.dumps(scores_json(report), indent=1, allow_nan=False) + "\n").encode(),
+        "confusion.png": (lambda: draw_confusion(report.matrix, report.scores.class_names)) if page else None,
+        "reliability.png": None if reliability is None else lambda: draw_reliability(reliability, report.name),
         # a file name need not be UTF-8
-        contents["report.html"] = lambda: render_page(report).encode(errors="backslashreplace")
-    for name in FILES:
-        if name not in contents:
+        "report.html": (lambda: render_page(report).encode(errors="backslashreplace")) if page else None,
+    }
+    # earlier files go first, then one is written after the other: if a later one fails, the scores are safe
+    for name, make in sorted(contents.items(), key=lambda item: item[1] is not None):
+        if make is None:
             (Path(folder) / name).unlink(missing_ok=True)
-    # one by one, the scores first: if a later file fails, they are safe
-    for name, make in contents.items():
-        write_atomically(make(), Path(folder) / name)
+        else:
+            write_atomically(make(), Path(folder) / name)

@@ -42,7 +42,15 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
     try:
         finish_unpacking(folder)
         partial.mkdir(parents=True)
-        _extract(archive, partial)
+        with open_tar(archive) as tar:
+            for member in tar:
+                try:
+                    tar.extract(member, partial, filter=_only_inside)
+                except tarfile.FilterError as error:
+                    raise ArchiveError(
+                        f"{archive} holds {member.name!r}, which is refused: {error}. Nothing was unpacked; this is not the "
+                        "official archive, do not trust it."
+                    ) from error
         # the new name means that all files are there, also after a power cut
         sync_disks()
         partial.rename(folder / _UNPACKED.format(archive.name))
@@ -67,13 +75,12 @@ def finish_unpacking(folder: str | Path) -> None:
 
 def _merge(source: Path, target: Path) -> None:
     """Move what ``target`` lacks of ``source``, and the files of which it has a first part."""
-    if not os.path.lexists(target):
+    in_part = source.is_file() and target.is_file() and _is_first_part(target, source)
+    if in_part or not os.path.lexists(target):
         shutil.move(source, target, _copy_atomically)
     elif source.is_dir() and target.is_dir():
         for entry in source.iterdir():
             _merge(entry, target / entry.name)
-    elif source.is_file() and target.is_file() and _is_first_part(target, source):
-        shutil.move(source, target, _copy_atomically)
 
 
 def _copy_atomically(source: str | Path, target: str | Path) -> None:
@@ -94,18 +101,6 @@ def _only_inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None
     return tarfile.data_filter(member, folder)
 
 
-def _extract(archive: Path, folder: Path) -> None:
-    with open_tar(archive) as tar:
-        for member in tar:
-            try:
-                tar.extract(member, folder, filter=_only_inside)
-            except tarfile.FilterError as error:
-                raise ArchiveError(
-                    f"{archive} holds {member.name!r}, which is refused: {error}. Nothing was unpacked; this is not the "
-                    "official archive, do not trust it."
-                ) from error
-
-
 _ANOTHER = "Nothing was unpacked: give another copy, or remove it (and leave its option away) to download it."
 
 
@@ -123,18 +118,24 @@ def open_tar(archive: str | Path, remedy: str = _ANOTHER, file: IO[bytes] | None
     Raises:
         ArchiveError: no tar archive, damaged or cut short.
     """
-    with _readable_damage(archive, remedy), ExitStack() as stack:
-        if file is None:
-            progress = stack.enter_context(byte_progress())
-            file = stack.enter_context(progress.open(archive, "rb", description=f"unpacking {Path(archive).name}"))
-        try:
-            tar = stack.enter_context(tarfile.open(fileobj=file))
-        except tarfile.ReadError as error:
-            file.seek(0)
-            # tarfile's own message has a line for every kind of compression
-            raise ArchiveError(f"{archive} is no tar archive: it begins with {file.read(20)!r}. {remedy}") from error
-        yield tar
-        _require_end(tar)
+    try:
+        with ExitStack() as stack:
+            if file is None:
+                progress = stack.enter_context(byte_progress())
+                file = stack.enter_context(progress.open(archive, "rb", description=f"unpacking {Path(archive).name}"))
+            try:
+                tar = stack.enter_context(tarfile.open(fileobj=file))
+            except tarfile.ReadError as error:
+                file.seek(0)
+                # tarfile's own message has a line for every kind of compression
+                raise ArchiveError(f"{archive} is no tar archive: it begins with {file.read(20)!r}. {remedy}") from error
+            yield tar
+            _require_end(tar)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError, OSError) as error:
+        # gzip and bz2 report damage by an OSError without errno; those with one come from the system
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ArchiveError(f"{archive} is damaged or cut short: {error}. {remedy}") from error
 
 
 def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -142,17 +143,6 @@ def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
     assert file is not None
     return file.read()
-
-
-@contextmanager
-def _readable_damage(archive: str | Path, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError, OSError) as error:
-        # gzip and bz2 report damage by an OSError without errno; those with one come from the system
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise ArchiveError(f"{archive} is damaged or cut short: {error}. {remedy}") from error
 
 
 def _require_end(tar: tarfile.TarFile) -> None:

@@ -1,5 +1,6 @@
 """COCO as a data set for pre-training, with the 20 classes and the folder layout of VOC."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -97,24 +98,19 @@ def prepare_coco(
         for folder in (IMAGES, MASKS, LISTS):
             (out / folder).mkdir(parents=True, exist_ok=True)
             remove_temporary_files(out / folder)
-        ids: list[str] = []
-
-        def collect(image: CocoImage, pixels: int) -> None:
-            if pixels >= min_pixels:
-                ids.append(image.id)
-
+        results: list[tuple[CocoImage, int]] = []
         prepare = functools.partial(_prepare, source=source, out=out, min_pixels=min_pixels, mode=images)
-        if failed := run_in_processes(prepare, coco_images, f"COCO {split}", processes, collect):
+        if failed := run_in_processes(prepare, coco_images, f"COCO {split}", processes, lambda *result: results.append(result)):
+            faults = "".join(f"\n  {error}" for _, error in failed[:10])
             more = f"\n  and {len(failed) - 10:,} more" if len(failed) > 10 else ""
             raise ValueError(
                 f"{len(failed):,} of {len(coco_images):,} images of COCO {split} could not be prepared, so there is no list "
-                "yet; repair these and start again, what is done stays done:"
-                + "".join(f"\n  {error}" for _, error in failed[:10])
-                + more
+                f"yet; repair these and start again, what is done stays done:{faults}{more}"
             )
+        ids = sorted(image.id for image, pixels in results if pixels >= min_pixels)
         if not ids:
             raise ValueError(f"no image of COCO {split} has {min_pixels:,} pixels of VOC's classes: lower --min-pixels")
-        path, content = out / LISTS / f"coco_{split}.txt", list_bytes(sorted(ids))
+        path, content = out / LISTS / f"coco_{split}.txt", list_bytes(ids)
         if not path.exists() or path.read_bytes() != content:
             # the list must not reach the disk before the files that it names
             sync_disks()
@@ -163,10 +159,9 @@ def _prepare(image: CocoImage, source: Path, out: Path, min_pixels: int, mode: s
     """Write an image's mask, unless it exists, and link or copy the image. Returns its number of pixels of VOC's classes."""
     mask_path = out / MASKS / f"{image.id}.png"
     shape = (image.height, image.width)
-    try:
+    mask = None
+    with contextlib.suppress(MaskError):
         mask = read_mask(mask_path)
-    except MaskError:
-        mask = None
     exists = mask is not None and mask.shape == shape
     if mask is None or not exists:
         mask = draw_mask(image)
@@ -177,10 +172,9 @@ def _prepare(image: CocoImage, source: Path, out: Path, min_pixels: int, mode: s
     try:
         with Image.open(image_path) as file:
             height, width = file.height, file.width
-    except FileNotFoundError as error:
-        raise ValueError(f"{image_path} is missing: unpack {source.name}.zip again") from error
-    except (UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"{image_path} is no image: unpack {source.name}.zip again") from error
+    except (FileNotFoundError, UnidentifiedImageError, SyntaxError) as error:
+        fault = "is missing" if isinstance(error, FileNotFoundError) else "is no image"
+        raise ValueError(f"{image_path} {fault}: unpack {source.name}.zip again") from error
     if (height, width) != shape:
         expected = f"{image.width} x {image.height}"
         raise ValueError(

@@ -84,7 +84,7 @@ def read_instances(path: str | Path) -> list[CocoImage]:
     remedy = "get it again (annotations_trainval2017.zip)"
     try:
         with path.open(encoding="utf-8") as file:
-            content = json.load(file, object_hook=_compact)
+            return _parse_images(json.load(file, object_hook=_compact))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there are no annotations {path}: unpack annotations_trainval2017.zip there") from error
     except json.JSONDecodeError as error:
@@ -92,8 +92,6 @@ def read_instances(path: str | Path) -> list[CocoImage]:
         raise ValueError(f"{path} ({size:,} bytes) is damaged at character {error.pos:,} ({error.msg}): {remedy}") from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
-    try:
-        return _parse_images(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {remedy}") from error
 

@@ -89,7 +89,8 @@ def prepare_imagenet(
     paths = {key: Path((archives or {}).get(key) or root / name) for key, name in ARCHIVES.items()}
     with readable_os_errors(), lock_folder(root):
         counts = {split: count_images(root / split) for split in splits}
-        missing = [split for split in splits if not _is_complete(counts[split], split, release)]
+        complete = {split: (release.classes, release.images[split]) for split in splits}
+        missing = [split for split in splits if (len(counts[split]), counts[split].total()) != complete[split]]
         for split in splits:
             if split in missing:
                 _require_archives(paths, split)
@@ -227,10 +228,6 @@ def _members(
                 "not the official archive, do not trust it."
             )
         yield member, match
-
-
-def _is_complete(counts: Counter[str], split: str, release: Release) -> bool:
-    return len(counts) == release.classes and counts.total() == release.images[split]
 
 
 def _require_archives(paths: Mapping[str, Path], split: str) -> None:

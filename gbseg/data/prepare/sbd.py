@@ -17,27 +17,15 @@ from gbseg.parallel import run_in_processes
 
 __all__ = ["convert_sbd", "find_sbd", "is_complete_png", "read_segmentation"]
 
-# below the data folder; the last two are torchvision's layout
-_SUBFOLDERS = (
-    "benchmark_RELEASE/dataset",
-    "dataset",
-    "sbd/benchmark_RELEASE/dataset",
-    "SBD/benchmark_RELEASE/dataset",
-    "sbd/dataset",
-    "SBD/dataset",
-    ".",
-    "sbd",
-    "SBD",
-)
+# below the data folder: Berkeley's layout in any of these, or torchvision's, which is the folder itself
+_PARENTS = (".", "sbd", "SBD")
+_SUBFOLDERS = (*(f"{parent}/{name}" for parent in _PARENTS for name in ("benchmark_RELEASE/dataset", "dataset")), *_PARENTS)
 
 
 def find_sbd(root: str | Path) -> Path | None:
     """The folder with ``cls/``, ``train.txt`` and ``val.txt``, in Berkeley's or torchvision's layout; None if there is none."""
-    for subfolder in _SUBFOLDERS:
-        folder = Path(root, subfolder)
-        if (folder / "cls").is_dir() and (folder / "train.txt").is_file() and (folder / "val.txt").is_file():
-            return folder
-    return None
+    folders = (Path(root, subfolder) for subfolder in _SUBFOLDERS if Path(root, subfolder, "cls").is_dir())
+    return next((folder for folder in folders if (folder / "train.txt").is_file() and (folder / "val.txt").is_file()), None)
 
 
 def read_segmentation(path: str | Path) -> np.ndarray:
@@ -97,14 +85,8 @@ def _decompressed(data: bytes) -> bytes:
 
 def is_complete_png(path: Path) -> bool:
     """Whether a file begins and ends like a PNG, which it does not after a power cut or an interrupted copy."""
-    try:
-        with path.open("rb") as file:
-            if file.read(8) != b"\x89PNG\r\n\x1a\n":
-                return False
-            file.seek(-8, io.SEEK_END)
-            return file.read() == b"IEND\xaeB`\x82"
-    except FileNotFoundError:
-        return False
+    data = path.read_bytes() if path.is_file() else b""
+    return data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82")
 
 
 def _convert(files: tuple[Path, Path]) -> None:

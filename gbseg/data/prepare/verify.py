@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from gbseg._moved import moved_names
@@ -79,9 +79,8 @@ class Verification:
         # no line is folded in a pipe, so that it can be searched
         terminal = file.isatty()
         console = Console(file=file, width=None if terminal else 100_000, highlight=False)
-        rows = Table(box=box.SIMPLE_HEAD if terminal else box.ASCII2, title=None, show_edge=False)
-        for heading in ("file", "problem", "remedy"):
-            rows.add_column(heading, overflow="fold")
+        columns = (Column(heading, overflow="fold") for heading in ("file", "problem", "remedy"))
+        rows = Table(*columns, box=box.SIMPLE_HEAD if terminal else box.ASCII2, show_edge=False)
         for problem in self.problems:
             # Text, because a file name may look like markup
             rows.add_row(*(Text(cell) for cell in (problem.file, problem.what, problem.remedy)))
@@ -125,9 +124,8 @@ def verify_dataset(
         raise ValueError("there must be at least one class")
     if not 0 <= ignore_index <= 255:
         raise ValueError(f"a mask holds values from 0 to 255, so ignore_index cannot be {ignore_index}")
-    names = find_lists(root)
     files = {folder: _ids(root / folder, suffix) for folder, suffix in _SUFFIX.items()}
-    problems, counts, unlabelled = _check_lists(root, names, files)
+    problems, counts, unlabelled = _check_lists(root, files)
     ids = sorted(set().union(*files.values()))
     check = functools.partial(_check_files, root=root, classes=tuple(classes), ignore_index=ignore_index)
     run_in_processes(check, ids, "verify", processes, lambda _, file_problems: problems.extend(file_problems))
@@ -144,15 +142,13 @@ def _ids(folder: Path, suffix: str) -> set[str]:
     }
 
 
-def _check_lists(
-    root: Path, names: Sequence[str], files: dict[str, set[str]]
-) -> tuple[list[Problem], dict[str, int], list[str]]:
+def _check_lists(root: Path, files: dict[str, set[str]]) -> tuple[list[Problem], dict[str, int], list[str]]:
     """Check every line of every list and the files that it names: problems, number of ids by list, lists without labels."""
     problems: list[Problem] = []
     counts: dict[str, int] = {}
     unlabelled = []
     missing: dict[str, list[str]] = defaultdict(list)  # file -> the lists that name it
-    for name in names:
+    for name in find_lists(root):
         path = f"{LISTS}/{name}.txt"
         try:
             lines = read_list(root / path)
@@ -187,7 +183,7 @@ def _check_lists(
 def _check_files(image_id: str, root: Path, classes: tuple[str, ...], ignore_index: int) -> list[Problem]:
     """Decode the image and the masks of an id, as far as they exist."""
     problems = []
-    size = None
+    size, fault = None, ""
     path = f"{IMAGES}/{image_id}.jpg"
     # lexists, so that a link to a missing file counts
     if has_image := os.path.lexists(root / path):
@@ -195,9 +191,8 @@ def _check_files(image_id: str, root: Path, classes: tuple[str, ...], ignore_ind
             size, fault = _decode(root / path)
         except ValueError as error:
             problems.append(Problem(path, str(error), "get this image again: unpack or copy it from where it came"))
-        else:
-            if fault:
-                problems.append(Problem(path, fault, "store its pixels upright and remove the tag (for a copy of your own)"))
+        if fault:
+            problems.append(Problem(path, fault, "store its pixels upright and remove the tag (for a copy of your own)"))
     for path in (f"{folder}/{image_id}.png" for folder in (MASKS, MASKS_AUG)):
         if not os.path.lexists(root / path):
             continue

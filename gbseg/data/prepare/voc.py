@@ -105,7 +105,11 @@ def prepare_voc(
         finish_unpacking(root)
         voc = _find_or_unpack("VOC 2012", find_voc, root, voc_tar, VOC_ARCHIVE, mirrors.get("voc"), verify)
         sbd = _find_or_unpack("SBD", find_sbd, root, sbd_tar, SBD_ARCHIVE, mirrors.get("sbd"), verify)
-        noval_list = _find_or_download_noval(root, sbd, mirrors.get("noval"), verify) if noval else None
+        noval_list = None
+        if noval:
+            found = (path for path in (root / NOVAL.name, sbd / NOVAL.name) if path.is_file())
+            noval_list = next(found, root / NOVAL.name)
+            _require_file("SBD's train_noval", noval_list, NOVAL, mirrors.get("noval"), verify)
         lists = _build_lists(voc, sbd, noval_list, verify)
         _write_data_set(voc, sbd, lists, processes)
     _print_lists(lists)
@@ -134,12 +138,6 @@ def _find_or_unpack(
     return folder
 
 
-def _find_or_download_noval(root: Path, sbd: Path, mirror: str | None, verify: bool) -> Path:
-    path = next((path for path in (root / NOVAL.name, sbd / NOVAL.name) if path.is_file()), root / NOVAL.name)
-    _require_file("SBD's train_noval", path, NOVAL, mirror, verify)
-    return path
-
-
 def _require_file(title: str, path: Path, source: Source, mirror: str | None, verify: bool) -> None:
     """Download a file if it does not exist; refuse it if it is not the official one."""
     md5 = source.md5 if verify else None
@@ -153,13 +151,8 @@ def _require_file(title: str, path: Path, source: Source, mirror: str | None, ve
 def _build_lists(voc: Path, sbd: Path, noval: Path | None, verify: bool) -> dict[str, list[str]]:
     """Make and check all lists; writes nothing."""
     folder = voc / LISTS
-    lists = build_lists(
-        read_ids(folder / "train.txt"),
-        read_ids(folder / "val.txt"),
-        read_ids(sbd / "train.txt"),
-        read_ids(sbd / "val.txt"),
-        read_ids(noval) if noval else None,
-    )
+    paths = [parent / f"{name}.txt" for parent in (folder, sbd) for name in ("train", "val")]
+    lists = build_lists(*(read_ids(path) for path in [*paths, noval] if path is not None))
     problems = count_problems(lists)
     trainval = folder / "trainval.txt"
     if trainval.is_file() and sorted(read_ids(trainval)) != lists["trainval"]:
