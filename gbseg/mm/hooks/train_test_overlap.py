@@ -1,7 +1,7 @@
 """Find images that are both trained on and evaluated on: the score on them is not a held-out score."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
