@@ -33,7 +33,7 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: Sequence[int]
     init_default_scope(config.get("default_scope", "mmseg"))
     dataset = DATASETS.build(config.val_dataloader.dataset)
     if isinstance(images, int):
-        images = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int).tolist()
+        images = [int(index) for index in np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round()]
     rows = []
     for index in images:
         sample = dataset[index]["data_samples"]
