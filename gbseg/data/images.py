@@ -37,8 +37,7 @@ def require_readable(path: str | os.PathLike) -> None:
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     if width * height > PIXELS:
-        size = f"{width} x {height} pixels"
-        raise ImageError(f"{path} has {size}; at most {PIXELS:,} (2**30) can be read: cut it into parts")
+        raise ImageError(f"{path} has {width} x {height} pixels; at most {PIXELS:,} (2**30) can be read: cut it into parts")
 
 
 def read_bgr(path: str | os.PathLike) -> np.ndarray:

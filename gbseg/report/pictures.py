@@ -104,8 +104,7 @@ def error_map(image_bgr: np.ndarray, label: np.ndarray, prediction: np.ndarray, 
     if background is not None:
         kinds[wrong & (prediction == background)] = 1
         kinds[wrong & (label == background)] = 2
-    opacity = np.full(256, 0.8)
-    opacity[0] = 0
+    opacity = np.where(np.arange(256) > 0, 0.8, 0.0)
     return overlay(grey, kinds, [(0, 0, 0), *ERROR_COLOURS.values()], opacity)
 
 

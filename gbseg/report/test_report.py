@@ -46,8 +46,7 @@ def scores_json(report: TestReport) -> dict[str, Any]:
     content["classes"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     content["confusion_matrix"] = report.matrix.tolist()
     if intervals is not None:
-        content["intervals"] = dataclasses.asdict(intervals)
-        del content["intervals"]["iou"]
+        content["intervals"] = {key: value for key, value in dataclasses.asdict(intervals).items() if key != "iou"}
     if report.reliability is not None:
         content["calibration"] = dataclasses.asdict(report.reliability)
     return _strict(content | {"provenance": report.provenance})

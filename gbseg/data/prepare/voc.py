@@ -107,8 +107,8 @@ def prepare_voc(
         sbd = _find_or_unpack("SBD", find_sbd, root, sbd_tar, SBD_ARCHIVE, mirrors.get("sbd"), verify)
         noval_list = None
         if noval:
-            found = (path for path in (root / NOVAL.name, sbd / NOVAL.name) if path.is_file())
-            noval_list = next(found, root / NOVAL.name)
+            existing = (path for path in (root / NOVAL.name, sbd / NOVAL.name) if path.is_file())
+            noval_list = next(existing, root / NOVAL.name)
             _require_file("SBD's train_noval", noval_list, NOVAL, mirrors.get("noval"), verify)
         lists = _build_lists(voc, sbd, noval_list, verify)
         _write_data_set(voc, sbd, lists, processes)
