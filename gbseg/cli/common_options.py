@@ -9,18 +9,6 @@ from typing import Any
 
 from gbseg.config_files import find_config
 
-__all__ = [
-    "HelpFormatter",
-    "PrintCompletion",
-    "add_config",
-    "add_launch",
-    "add_work_dir",
-    "config_name",
-    "existing_file",
-    "key_and_value",
-    "parse_value",
-]
-
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Keeps the lines of an example, and adds defaults to the help of options where they say something."""

@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["add_checks", "check"]
-
 
 def add_checks(parser: argparse.ArgumentParser) -> None:
     """``--processes``, ``--verify`` and ``--stats``."""
