@@ -125,7 +125,7 @@ class VGG16Trunk(BaseModule):
         # torchvision numbers all layers of one flat sequence, also those without weights
         flat = (module for module in chain.from_iterable(features) if not isinstance(module, nn.Sequential))
         modules = {f"features.{i}": module for i, module in enumerate(flat) if list(module.parameters())}
-        return modules | {names[name]: layer[0] for name, layer in self.layers.items() if name in names}
+        return modules | {names[name]: next(layer.children()) for name, layer in self.layers.items() if name in names}
 
     def init_weights(self) -> None:
         """He initialisation, or the weights that the config names."""
@@ -135,7 +135,8 @@ class VGG16Trunk(BaseModule):
         for module in self.layers.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def train(self, mode: bool = True) -> VGG16Trunk:
         """Set training mode; frozen batch normalisations keep their statistics."""
