@@ -15,8 +15,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["MODULES", "NAMES", "MovedModuleFinder", "moved_names", "register_as_before"]
-
 _TABLE: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("moved_names.json").read_text(encoding="utf-8"))
 
 MODULES = _TABLE["modules"]

@@ -125,7 +125,7 @@ class VGG16Trunk(BaseModule):
         # torchvision numbers all layers of one flat sequence, also those without weights
         flat = (module for module in chain.from_iterable(features) if not isinstance(module, nn.Sequential))
         modules = {f"features.{i}": module for i, module in enumerate(flat) if list(module.parameters())}
-        return modules | {names[name]: layer.get_submodule("0") for name, layer in self.layers.items() if name in names}
+        return modules | {names[name]: next(layer.children()) for name, layer in self.layers.items() if name in names}
 
     def init_weights(self) -> None:
         """He initialisation, or the weights that the config names."""
