@@ -18,7 +18,7 @@ from gbseg.losses.kernels import cpu
 from gbseg.losses.labels import bad_label_error
 from gbseg.losses.reference import reference_loss
 
-__all__ = ["IMPLEMENTATIONS", "REDUCTIONS", "fused_boosted_loss", "require_labels"]
+__all__ = ["IMPLEMENTATIONS", "REDUCTIONS", "find_bad_labels", "fused_boosted_loss", "require_labels"]
 
 REDUCTIONS = ("none", "sum", "mean")
 
