@@ -150,14 +150,11 @@ def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Ite
         yield Finding(ERROR, where, text, "replace the damaged files.")
     if size_mismatches:
         path, mask, image = size_mismatches[0]
-        yield Finding(
-            ERROR,
-            where,
-            f"{len(size_mismatches)} masks are not of their image's size, first {path}: {mask[0]} x {mask[1]}, image "
-            f"{image[0]} x {image[1]}.",
-            "make masks of the size of their images. If the sides are swapped: images are read turned by their EXIF tag, "
-            "which color_type='color_ignore_orientation' in LoadImageFromFile leaves be.",
-        )
+        sizes = f"{mask[0]} x {mask[1]}, image {image[0]} x {image[1]}"
+        text = f"{len(size_mismatches)} masks are not of their image's size, first {path}: {sizes}."
+        remedy = "make masks of the size of their images. If the sides are swapped: images are read turned by their EXIF tag, "
+        remedy += "which color_type='color_ignore_orientation' in LoadImageFromFile leaves be."
+        yield Finding(ERROR, where, text, remedy)
     if not unreadable and not size_mismatches:
         yield Finding(OK, where, f"{count:,} images, first {_file_name(infos[0], load_image)}; {len(sample):,} read.")
     if classes and len(classes) != masks.num_classes:

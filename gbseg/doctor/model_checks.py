@@ -195,8 +195,7 @@ def _check_heads(model: Mapping[str, Any], heads: Mapping[str, Mapping[str, Any]
 def _check_nonfinite_guard(config: Config, boosted: bool) -> Iterator[Finding]:
     hooks = [*(config.get("default_hooks") or {}).values(), *(config.get("custom_hooks") or [])]
     if any(hook and hook.get("type") == "NonFiniteGuardHook" for hook in hooks):
-        text = "NonFiniteGuardHook stops before a loss that is not finite reaches weights or checkpoint."
-        yield Finding(OK, "guard", text)
+        yield Finding(OK, "guard", "NonFiniteGuardHook stops before a loss that is not finite reaches weights or checkpoint.")
     elif boosted:
         text = "boosted gradients are unbounded, and a run that diverges would write NaN into its checkpoints."
         remedy = "add custom_hooks = [dict(type='NonFiniteGuardHook')] and 'gbseg.mm' to custom_imports."
