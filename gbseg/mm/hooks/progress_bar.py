@@ -80,7 +80,9 @@ class ProgressHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Add a bar for the validation."""
-        self._validation = self._progress.add_task("validation", total=len(runner.val_dataloader), values="")
+        # without a terminal nothing asks for the length, which an iterable data set does not have
+        total = None if self._progress.disable else len(runner.val_dataloader)
+        self._validation = self._progress.add_task("validation", total=total, values="")
         self._progress.refresh()
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
