@@ -118,7 +118,7 @@ def main(packages: Path) -> None:
         results.append([segmenter(photograph) for photograph in photographs])
     images = [np.asarray(Image.open(photograph).convert("RGB")) for photograph in photographs]
     shown = sorted({int(label) for row in results for result in row for label in np.unique(result.labels)} - {0})
-    figure = Figure(figsize=(9, 9.4), layout="constrained")
+    figure = Figure(figsize=(7, 7.3), layout="constrained")
     axes = figure.subplots(3, 3)
     for column, (title, row) in enumerate([("image", images), *zip(TITLES.values(), results, strict=True)]):
         axes[0, column].set_title(title)
