@@ -18,7 +18,7 @@ def _brackets(ends: tuple[float, float] | None) -> str:
 
 
 def score_table(images: int, scores: Scores, metrics: Mapping[str, float], intervals: Intervals | None = None) -> str:
-    """One line a class (IoU, Dice, accuracy, labelled pixels), then the metrics; headline classes have a star.
+    """A table with one line per class (IoU, Dice, accuracy, labelled pixels), then the metrics; headline classes have a star.
 
     Args:
         images: number of images.

@@ -117,7 +117,7 @@ def _choose_kernels(spec: LossSpec, inputs: LossInputs, logits: Tensor) -> Modul
 
 
 class BoostedLossFunction(torch.autograd.Function):
-    """Autograd of a loss whose kernel writes the gradient in the forward or, asked again, in the backward.
+    """Joins kernels to autograd: they compute the gradient with the loss in forward or, where it was not kept, in backward.
 
     ``compute(logits, needs_grad, grad_output=None)`` gives the loss and, if asked for, the gradient times ``grad_output``;
     ``rescale_`` multiplies a gradient in place; ``reference(logits)`` is the same loss for second derivatives.

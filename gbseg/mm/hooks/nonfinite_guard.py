@@ -156,7 +156,7 @@ class NonFiniteGuardHook(Hook):
         fine = [f"{name} = {value:.6g}" for name, value in loss_terms.items() if math.isfinite(value)]
         raise NonFiniteLossError(
             f"the loss is not finite at iteration {runner.iter + 1}: {', '.join(bad) or 'the sum of the terms'}"
-            f"{f' (finite: {chr(44).join(fine)})' if fine else ''}; learning rate: {_learning_rates(runner)}. "
+            f"{' (finite: ' + ', '.join(fine) + ')' if fine else ''}; learning rate: {_learning_rates(runner)}. "
             f"No checkpoint was written, and {consequence}. {_ADVICE}",
             runner.iter + 1,
         )
