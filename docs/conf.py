@@ -4,6 +4,7 @@ import pkgutil
 import pydoc
 import re
 from pathlib import Path
+from types import BuiltinFunctionType, BuiltinMethodType
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
@@ -111,6 +112,11 @@ def resolve_like_python(
     return None
 
 
+def skip_functions_of_others(app: Sphinx, what: str, name: str, value: object, skip: bool, options: object) -> bool | None:
+    """Leave out attributes that hold a function of another package (``torch.sigmoid``), with its docstring."""
+    return True if isinstance(value, BuiltinFunctionType | BuiltinMethodType) else None
+
+
 def link_to_repository(app: Sphinx, name: str, source: list[str]) -> None:
     """Point links that leave ``docs/`` at the repository, so that a page reads the same here and on GitHub."""
     up = r"\.\./" * (name.count("/") + 1)
@@ -120,5 +126,6 @@ def link_to_repository(app: Sphinx, name: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> None:
     """Register the above."""
     app.connect("builder-inited", write_api_pages)
+    app.connect("autodoc-skip-member", skip_functions_of_others)
     app.connect("missing-reference", resolve_like_python)
     app.connect("source-read", link_to_repository)
