@@ -19,7 +19,7 @@ from benchmarks.table import Row, Settings, facts, write_table
 BENCHMARKS: dict[str, tuple[str, Callable[[Settings], list[Row]]]] = {
     "loss": ("exp-GB against cross-entropy and focal loss: time, peak memory, share of the bandwidth", loss.run),
     "loss_memory": ("the same losses: memory of the forward and of both, and what is held between them", loss.run_memory),
-    "resized": ("loss of enlarged logits", resized.run),
+    "resized": ("loss of upsampled logits", resized.run),
     "linear": ("a last layer of 100,000 classes and its loss", linear.run),
     "gather": ("PixelNet's hypercolumns and first layer, forward and backward; also against the points", head.run_gather),
     "head": ("the training step of PixelNet's head", head.run_head),

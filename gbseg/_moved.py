@@ -6,7 +6,6 @@ They work until 1.0, with a warning that names the new place.
 import json
 import sys
 import warnings
-from collections.abc import Callable
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -33,8 +32,11 @@ def _load(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def moved_names(module: str) -> Callable[[str], Any]:
-    """A module-level ``__getattr__`` (PEP 562) for a module that still exists and has lost names."""
+def add_moved_names(module: str) -> None:
+    """Give a module that still exists and has lost names a ``__getattr__`` (PEP 562) that finds them.
+
+    It is set on the module, so that a type checker goes on reporting names that are in neither place.
+    """
 
     def __getattr__(name: str) -> Any:
         old = f"{module}.{name}"
@@ -43,7 +45,7 @@ def moved_names(module: str) -> Callable[[str], Any]:
         _warn(old, NAMES[old])
         return _load(NAMES[old])
 
-    return __getattr__
+    vars(sys.modules[module])["__getattr__"] = __getattr__
 
 
 class _MovedModule(ModuleType):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 
 __all__ = [
     "FileWriteError",
@@ -164,4 +164,4 @@ def lock_folder(folder: str | Path, timeout: float = 10) -> Iterator[None]:
         os.close(descriptor)
 
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

@@ -19,7 +19,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 
 __all__ = ["available_cores", "run_in_processes"]
 
@@ -125,4 +125,4 @@ def _exit_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

@@ -55,6 +55,7 @@ def _summary(command: str) -> str:
 def _add_command(parser: argparse.ArgumentParser, command: str) -> None:
     parser.formatter_class = HelpFormatter
     parser.description = inspect.cleandoc(_module(command).__doc__ or "")
+    parser.set_defaults(resume_hint="")
     parser.set_defaults(run=_module(command).add(parser))
     for action in parser._actions:
         if action.type in (Path, config_name, existing_file) or action.dest == "inputs":
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
     else:
         program, parser = f"tools/{command.replace('-', '_')}.py", argparse.ArgumentParser()
         _add_command(parser, command)
-    arguments = argparse.Namespace(command_line=shlex.join([program, *argv]), resume_hint="")
+    arguments = argparse.Namespace(command_line=shlex.join([program, *argv]))
     # said by the MM packages at every start, about nothing that a user of gbseg can change
     for message in ("Fail to import ``MultiScaleDeformableAttention``", "The draw is False", "__array_wrap__"):
         warnings.filterwarnings("ignore", message=message)

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 from gbseg.data.layout import LISTS, mask_folders, read_list
 from gbseg.data.masks import read_mask
 from gbseg.palettes import VOC_CLASSES
@@ -209,4 +209,4 @@ def _count_mask(
     return labels.shape, pixels[:classes].astype(np.int64), void, np.concatenate(regions)
 
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

@@ -3,11 +3,11 @@
 Only torch is needed. `gbseg.mm.voc_metric.VOCMetric` is the metric for MMEngine.
 """
 
-from gbseg._moved import moved_names, register_as_before
+from gbseg._moved import add_moved_names, register_as_before
 from gbseg.evaluation.calibration import Calibration, Reliability
 from gbseg.evaluation.confusion import Scores, confusion_matrix, scores
 
 __all__ = ["Calibration", "Reliability", "Scores", "confusion_matrix", "scores"]
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)
 register_as_before()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 
 __all__ = ["describe_faults", "image_name", "non_finite_logits", "value_range"]
 
@@ -72,4 +72,4 @@ def describe_faults(names: Sequence[str], records: Sequence[Tensor], num_classes
     return described
 
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

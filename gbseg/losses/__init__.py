@@ -5,7 +5,7 @@ the layer before it, ``modules`` are the losses that configs name, with the chec
 labels, ``links`` turns logits into probabilities, and ``baselines`` are the losses that boosting is compared with.
 """
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 from gbseg.losses.baselines import (
     L1Loss,
     SigmoidBCELoss,
@@ -37,4 +37,4 @@ __all__ = [
     "fused_boosted_loss",
 ]
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 
 __all__ = ["BadLabelError", "LabelRecord", "bad_label_error", "require_soft_labels"]
 
@@ -115,4 +115,4 @@ class LabelRecord:
         return _describe(values, count, positions, num_classes, ignore_index)
 
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 from gbseg.boosting import Boost, LossInputs, LossSpec
 
 __all__ = ["boosted_loss", "bounded_divergence", "mask_ignored", "reduce_loss", "reference_loss", "target_values"]
@@ -138,4 +138,4 @@ def reduce_loss(
     return total / max(pixels.numel(), 1)
 
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 from gbseg.boosting import Boost, LossInputs, LossSpec
 from gbseg.losses.functional import BoostedLossFunction, check_reduction, is_traced, require_labels
 from gbseg.losses.kernels.cpu import loss_terms_and_gradient
@@ -217,4 +217,4 @@ def resized_accuracy(logits: Tensor, label: Tensor, ignore_index: int | None, al
     return 100 * correct / valid
 
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

@@ -89,12 +89,17 @@ def observe_losses(model: nn.Module, observe: Callable[[dict[str, Tensor]], None
         observe(log_vars)
         return total, log_vars
 
+    # what `stop_observing_losses` puts back: somebody else may have wrapped the method on the instance
+    parse_losses.replaced = vars(network).get("parse_losses")  # type: ignore[attr-defined]
     vars(network)["parse_losses"] = parse_losses
 
 
 def stop_observing_losses(model: nn.Module) -> None:
-    """Undo `observe_losses`."""
-    vars(unwrap_model(model)).pop("parse_losses", None)
+    """Undo `observe_losses`; a ``parse_losses`` that somebody else put on the instance stays."""
+    attributes = vars(unwrap_model(model))
+    if hasattr(attributes.get("parse_losses"), "replaced"):
+        replaced = attributes.pop("parse_losses").replaced
+        attributes.update({} if replaced is None else {"parse_losses": replaced})
 
 
 def replace_dataset(loader: DataLoader, dataset: Dataset) -> None:

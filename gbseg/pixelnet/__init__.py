@@ -3,10 +3,10 @@
 The network itself, as MMSegmentation components, is `gbseg.mm.models`.
 """
 
-from gbseg._moved import moved_names, register_as_before
+from gbseg._moved import add_moved_names, register_as_before
 from gbseg.pixelnet.sampling import BalancedPixelSampler, UniformPixelSampler
 
 __all__ = ["BalancedPixelSampler", "UniformPixelSampler"]
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)
 register_as_before()

@@ -74,7 +74,7 @@ def line_styles(names: Iterable[str], baseline: str) -> dict[str, tuple[str, Das
     return styles
 
 
-def spread(centres: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
+def spread_labels(centres: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
     """Move labels along an axis such that they do not overlap and keep their order.
 
     Args:
@@ -109,7 +109,7 @@ def _label(axes: Axes, labels: Sequence[tuple[str, str, Dashes, float]], samples
     sizes = [0.155 * (text.count("\n") + 1) / height for text, *_ in labels]
     renderer = FigureCanvasAgg(figure).get_renderer()
     room, start = 0.0, 0.36 if samples else 0.08
-    positions = spread([preferred for *_, preferred in labels], sizes, 0.0, 1.0)
+    positions = spread_labels([preferred for *_, preferred in labels], sizes, 0.0, 1.0)
     for (text, colour, dashes, _), y in zip(labels, positions, strict=True):
         # offsets in points: the axes become narrower once the width of the labels is known
         style: dict[str, Any] = dict(color=colour, va="center", linespacing=1.1, parse_math=False)  # a name may hold dollars

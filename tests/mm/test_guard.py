@@ -74,6 +74,26 @@ def test_nothing_is_left_on_the_model(tmp_path: Path) -> None:
     assert "parse_losses" not in vars(model)
 
 
+def test_a_wrapper_of_somebody_else_stays(tmp_path: Path) -> None:
+    """One on the instance is called through while training, and stays afterwards."""
+    model = tiny.TinyModel()
+    runner = SimpleNamespace(model=model, iter=0)
+    calls: list[str] = []
+    plain = model.parse_losses
+
+    def wrapper(losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        calls.append("wrapper")
+        return plain(losses)
+
+    model.parse_losses = wrapper
+    hook = NonFiniteGuardHook()
+    hook.before_train(runner)
+    hook.before_train(runner)
+    model.parse_losses({"loss": torch.tensor(1.0)})
+    hook.after_train(runner)
+    assert calls == ["wrapper"] and model.parse_losses is wrapper
+
+
 class OnDevice(Tensor):
     """A value that claims to be on a device, and counts how often the host waits for one."""
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gbseg.report.comparison_table import compare
-from gbseg.report.curve import COLOURS, Line, draw_curves, line_styles, render_curves, spread
+from gbseg.report.curve import COLOURS, Line, draw_curves, line_styles, render_curves, spread_labels
 
 
 def _run(root: Path, name: str, values: dict[int, float], losses: dict[int, float], epoch_length: int | None = None) -> Path:
@@ -220,7 +220,7 @@ def test_band_and_lines_without_a_value(tmp_path: Path) -> None:
 def test_spread(centres: Sequence[float]) -> None:
     """Labels end up apart, within the room, in their order, and where they were if there was nothing to do."""
     sizes = [0.2, 0.1, 0.1]
-    placed = spread(centres, sizes, 0.0, 1.0)
+    placed = spread_labels(centres, sizes, 0.0, 1.0)
     order = np.argsort(centres, kind="stable")
     for below, above in itertools.pairwise(order):
         assert placed[above] - placed[below] >= (sizes[above] + sizes[below]) / 2 - 1e-12

@@ -1,5 +1,5 @@
 """Preparation of data sets: download, unpack, convert, check."""
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG
 from gbseg.data.lists import list_bytes
 from gbseg.data.masks import MaskError, encode_mask, read_mask
@@ -219,4 +219,4 @@ def _link_or_copy(source: Path, target: Path, mode: str) -> None:
         ) from error
 
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 from gbseg.palettes import VOC_CLASSES
 
 __all__ = ["CROWD", "VOC_LABELS", "CocoImage", "Instance", "draw_mask", "read_instances"]
@@ -236,4 +236,4 @@ def _decompress(text: str) -> list[int]:
     return counts
 
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

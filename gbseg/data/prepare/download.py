@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 from gbseg.files import FileWriteError, free_space, sync_folder
 
 __all__ = ["DownloadError", "byte_progress", "download_file", "file_md5", "require_md5"]
@@ -191,4 +191,4 @@ def _write(file: io.FileIO, chunk: bytes, part: Path) -> None:
         ) from error
 
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 from gbseg.data.masks import encode_mask
 from gbseg.files import write_atomically
 from gbseg.palettes import VOC_CLASSES
@@ -122,4 +122,4 @@ def convert_sbd(
     return len(missing) - len(failed), [(mat.stem, error) for (mat, _), error in failed]
 
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from gbseg._moved import moved_names
+from gbseg._moved import add_moved_names
 from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG, find_lists, mask_folders, read_list
 from gbseg.data.masks import MaskError, read_mask
 from gbseg.palettes import VOC_CLASSES
@@ -241,4 +241,4 @@ def _decode(path: Path) -> tuple[tuple[int, int], str]:
     return size, "" if orientation in (0, 1) else f"is stored turned (EXIF orientation {orientation})"
 
 
-__getattr__ = moved_names(__name__)
+add_moved_names(__name__)

@@ -59,7 +59,7 @@ def fuse_resize(head: BaseDecodeHead) -> BaseDecodeHead:
         )
     if head.sampler is not None:
         raise ValueError(
-            f"{name} has the pixel sampler {type(head.sampler).__name__}, which needs all enlarged logits at once."
+            f"{name} has the pixel sampler {type(head.sampler).__name__}, which needs all upsampled logits at once."
         )
     if not_boosted := [type(loss).__name__ for loss in _losses(head) if not _is_boosted(loss)]:
         raise ValueError(f"{name} has the loss {', '.join(not_boosted)}; only boosted losses can be computed class by class.")
