@@ -9,7 +9,7 @@ import io
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +28,7 @@ from mmengine.hooks import CheckpointHook, IterTimerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel, BaseTTAModel, ImgDataPreprocessor, MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import DefaultScope
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.structures import PixelData
 from mmpretrain.models.heads import ClsHead
@@ -194,7 +195,17 @@ def test_validation_interval() -> None:
     assert -1 not in positions and positions == sorted(positions)
 
 
+@pytest.fixture
+def keep_default_scope() -> Iterator[None]:
+    """A runner makes its scope the current one of the process, for all tests behind it."""
+    scopes = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)
+
+
 @rests_on("compat.resumes, checkpoint_to_load and resume_from")
+@pytest.mark.usefixtures("keep_default_scope")
 def test_what_is_resumed(tmp_path: Path) -> None:
     """The runner decides by three private fields, right after the hooks' ``before_run``."""
     runner = Runner(
