@@ -35,7 +35,7 @@ from gbseg.pixelnet.hypercolumn import hypercolumns_reference
 
 ROOT = Path(__file__).parents[2]
 WORK_DIR = Path("work_dirs/photographs")
-PIXELS, ITERATIONS, WARM_UP, IMAGES_PER_BATCH, PIXELS_PER_IMAGE = 500, 1500, 50, 20, 100
+PIXELS, ITERATIONS, WARM_UP, IMAGES_PER_BATCH, PIXELS_PER_IMAGE = 500, 300, 50, 20, 100
 RATES = {"expgb": 0.003, "softmax": 0.3}
 TITLES = {"expgb": "exp-GB", "softmax": "softmax"}
 
