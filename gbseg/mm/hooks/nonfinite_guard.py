@@ -123,9 +123,10 @@ class NonFiniteGuardHook(Hook):
         """Check the losses that are on the host: all of them on a CPU, those that mmengine has fetched on a device."""
         losses: dict[str, Any] = {}
         for name, value in (outputs or {}).items():
-            if "loss" in name:
-                on_device = isinstance(value, Tensor) and value.device.type != "cpu"
-                losses[name] = logged_value(runner, name) if on_device else value
+            if "loss" in name and isinstance(value, Tensor):
+                losses[name] = value.detach() if value.device.type == "cpu" else logged_value(runner, name)
+            elif "loss" in name:
+                losses[name] = value
         on_host = {name: value for name, value in losses.items() if value is not None}
         self._check(runner, on_host, "the step with it was taken, in memory only")
 
