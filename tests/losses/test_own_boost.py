@@ -21,7 +21,7 @@ from gbseg.losses.reference import boosted_loss
 
 @register_boost
 @dataclass(frozen=True)
-class SinhBoost(Boost):
+class OwnSinhBoost(Boost):
     """``g(x) = alpha * sinh(x)``."""
 
     alpha: float = 0.5
@@ -46,7 +46,7 @@ class SinhBoost(Boost):
         return self.alpha * (torch.exp(x - largest) - torch.exp(-x - largest)) / 2 - level * torch.exp(-largest)
 
 
-CONFIG, TARGETS = dict(type="SinhBoost", alpha=0.4), (-1.0, 3.0)
+CONFIG, TARGETS = dict(type="OwnSinhBoost", alpha=0.4), (-1.0, 3.0)
 CLASS_WEIGHT = np.array([0.5, 2.0, 1.0])
 
 
@@ -83,9 +83,9 @@ def _assert_mathematics(loss: Tensor, x: Tensor, label: Tensor, bound: float = m
 def test_a_registered_boost(impl: str, options: dict[str, Any], shape: tuple[int, ...]) -> None:
     """The loss that a config builds has the value and the gradient of the formula; an instance gives the same."""
     x, label = _batch(*shape)
-    for boost in (CONFIG, SinhBoost(0.4)):
+    for boost in (CONFIG, OwnSinhBoost(0.4)):
         loss = BoostedLoss(boost, TARGETS, class_weight=CLASS_WEIGHT.tolist(), impl=impl, **options)
-        assert loss.boost == SinhBoost(0.4)
+        assert loss.boost == OwnSinhBoost(0.4)
         loss.class_weight = torch.from_numpy(CLASS_WEIGHT)
         _assert_mathematics(loss(x, label), x, label, options.get("max_delta", math.inf))
 
@@ -112,9 +112,9 @@ def test_functions_of_a_registered_boost() -> None:
 def test_triton_falls_back_on_the_reference() -> None:
     """'auto' computes on a GPU what has no kernel there by the reference; asked for by name, Triton says what it lacks."""
     gpu = pytest.importorskip("gbseg.losses.kernels.gpu")
-    assert SinhBoost not in gpu.KINDS
+    assert OwnSinhBoost not in gpu.KINDS
     x, label = _batch(4)
-    with pytest.raises(ValueError, match="impl='triton' has no kernel for SinhBoost; use impl='auto' or 'reference'"):
+    with pytest.raises(ValueError, match="impl='triton' has no kernel for OwnSinhBoost; use impl='auto' or 'reference'"):
         BoostedLoss(CONFIG, TARGETS, impl="triton")(x.float(), label)
     if torch.cuda.is_available():
         loss = BoostedLoss(CONFIG, TARGETS, class_weight=torch.from_numpy(CLASS_WEIGHT))
@@ -135,7 +135,7 @@ def test_link_of_a_registered_boost() -> None:
 def test_a_registered_boost_in_a_config(scope: str) -> None:
     """MMEngine's registries build the loss with it."""
     registry = pytest.importorskip(f"{scope}.registry").MODELS
-    assert registry.build(dict(type="BoostedLoss", boost=CONFIG, targets=TARGETS)).boost == SinhBoost(0.4)
+    assert registry.build(dict(type="BoostedLoss", boost=CONFIG, targets=TARGETS)).boost == OwnSinhBoost(0.4)
 
 
 @pytest.mark.parametrize(
