@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from gbseg import __version__
-from gbseg.cli.common_options import HelpFormatter, PrintCompletion, config_name, existing_file
+from gbseg.cli.common_options import HelpFormatter, PrintCompletion, config_name, existing_checkpoint
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -58,7 +58,7 @@ def _add_command(parser: argparse.ArgumentParser, command: str) -> None:
     parser.set_defaults(resume_hint="")
     parser.set_defaults(run=_module(command).add(parser))
     for action in parser._actions:
-        if action.type in (Path, config_name, existing_file) or action.dest == "inputs":
+        if action.type in (Path, config_name, existing_checkpoint) or action.dest == "inputs":
             action.complete = COMPLETE_PATHS  # type: ignore[attr-defined]  # shtab looks for it
 
 

@@ -50,14 +50,14 @@ def config_name(name: str) -> str:
     return name
 
 
-def existing_file(name: str) -> Path:
-    """The path of a file.
+def existing_checkpoint(name: str) -> Path:
+    """The path of a checkpoint.
 
     Raises:
         FileNotFoundError: there is none.
     """
     if not Path(name).is_file():
-        raise FileNotFoundError(f"there is no file {name} (it would be {Path(name).resolve()}).")
+        raise FileNotFoundError(f"there is no checkpoint {name}; training writes them into work_dirs/<config>/.")
     return Path(name)
 
 

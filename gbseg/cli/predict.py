@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from gbseg.cli.common_options import add_config, existing_file
+from gbseg.cli.common_options import add_config, existing_checkpoint
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the options; returns the function that runs the command."""
     add_config(parser)
-    parser.add_argument("checkpoint", type=existing_file, help="the weights")
+    parser.add_argument("checkpoint", type=existing_checkpoint, help="the weights")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a folder of images, or a glob in quotes")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="write <stem>.png there, indexed")
     parser.add_argument("--overlay", action="store_true", help="write the images with the classes' colours to DIR/overlay")

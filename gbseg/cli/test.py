@@ -8,13 +8,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from gbseg.cli.common_options import add_config, add_launch, add_work_dir, existing_file
+from gbseg.cli.common_options import add_config, add_launch, add_work_dir, existing_checkpoint
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Add the options; returns the function that runs the command."""
     add_config(parser)
-    parser.add_argument("checkpoint", type=existing_file, help="the weights")
+    parser.add_argument("checkpoint", type=existing_checkpoint, help="the weights")
     add_work_dir(parser)
     add_launch(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write predictions there as indexed PNGs at original size")
