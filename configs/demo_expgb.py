@@ -4,7 +4,7 @@
 #
 # Not PixelNet's settings but what learns in minutes: a quarter of VGG-16's widths from scratch with batch normalisation, an MLP
 # of 128-128, class-balanced pixels, AdamW with a linear decay. Each loss has the better of two rates, 0.003 and 0.01 (one
-# seed, 240 iterations in bfloat16, mIoU on val: softmax 29.5 and 32.8, exp-GB 30.3 and 29.7). Time and result: README.md.
+# seed, 240 iterations in bfloat16, mIoU on val: softmax 29.5 and 32.8, exp-GB 30.3 and 29.7). Time and result: docs/demo.md.
 _base_ = ["_base_/runtime.py", "_base_/voc.py", "_base_/pixelnet.py"]
 
 data_root = "data/scenes"
