@@ -67,6 +67,8 @@ class ResumableSampler(DefaultSampler):
 
     def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
         super().__init__(dataset, shuffle, seed)
+        # a plain number, since it goes into checkpoints
+        self.seed = int(self.seed)
         self.size = len(dataset)
         if self.size == 0:
             raise ValueError("ResumableSampler: the data set is empty; check data_root, ann_file and filter_cfg")
