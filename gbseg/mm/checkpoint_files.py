@@ -60,6 +60,10 @@ class DurableBackend(LocalBackend):
         """Write bytes by `write_checkpoint`."""
         write_checkpoint(obj, filepath)
 
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
+        """Write text atomically; raises like `write_checkpoint`."""
+        write_checkpoint(obj.encode(encoding), filepath)
+
     def remove(self, filepath: str | Path) -> None:
         """Remove a file, or defer it."""
         if self.deferred is None:
