@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
-from mmengine.dist import get_world_size
+from mmengine.dist import get_world_size, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Dataset, get_worker_info
 
@@ -66,9 +66,9 @@ class ResumableSampler(DefaultSampler):
     """
 
     def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
-        super().__init__(dataset, shuffle, seed)
         # a plain number, since it goes into checkpoints
-        self.seed = int(self.seed)
+        self.seed = int(sync_random_seed() if seed is None else seed)
+        super().__init__(dataset, shuffle, self.seed)
         self.size = len(dataset)
         if self.size == 0:
             raise ValueError("ResumableSampler: the data set is empty; check data_root, ann_file and filter_cfg")
