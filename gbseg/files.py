@@ -1,17 +1,19 @@
-"""Atomic file writes, folder locks and readable system errors. Standard library only."""
+"""Atomic file writes, listed folders, folder locks and readable system errors. Standard library only."""
 
 import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gbseg._moved import add_moved_names
 
 __all__ = [
     "FileWriteError",
+    "class_folders",
     "free_space",
+    "is_dead_link",
     "lock_folder",
     "readable_os_errors",
     "remove_temporary_files",
@@ -19,6 +21,8 @@ __all__ = [
     "sync_disks",
     "sync_folder",
     "temporary_path",
+    "visible_entries",
+    "walk_files",
     "write_atomically",
 ]
 
@@ -114,6 +118,66 @@ def remove_temporary_files(folder: str | Path) -> None:
     """Remove the temporary files that a killed `write_atomically` left in ``folder``."""
     for path in Path(folder).glob(_TEMPORARY.format("*")):
         path.unlink(missing_ok=True)
+
+
+def visible_entries(folder: str | Path) -> list[Path]:
+    """The files and folders in a folder, sorted, without those whose name begins with a dot (``.DS_Store``, ``._x.jpg``)."""
+    return sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
+
+
+def walk_files(folder: str | Path, on_cycle: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Every file below a folder, sorted; a link to a folder is as good as that folder.
+
+    All readers of data use it, so that all of them see the same files: names that begin with a dot are skipped, folders of
+    such a name as well (``.ipynb_checkpoints``). A link to something that does not exist is given like a file.
+
+    Args:
+        folder: the folder.
+        on_cycle: called with a link to a folder that holds the link, which is then left out; by default it is an error.
+
+    Raises:
+        ValueError: a link leads to a folder that holds it; the message names the link.
+        OSError: a folder cannot be read.
+    """
+    yield from _walk(Path(folder), (Path(folder).resolve(),), on_cycle)
+
+
+def _walk(folder: Path, above: tuple[Path, ...], on_cycle: Callable[[Path], None] | None) -> Iterator[Path]:
+    """The files below ``folder``, which was reached through the folders ``above`` (without links, its own last)."""
+    with os.scandir(folder) as entries:
+        visible = sorted((e.name, e.is_symlink(), e.is_dir(follow_symlinks=False)) for e in entries if e.name[0] != ".")
+    for name, is_link, is_folder in visible:
+        path = folder / name
+        # Path, because the entry's own is_dir raises at a link to itself
+        if not (path.is_dir() if is_link else is_folder):
+            yield path
+            continue
+        real = path.resolve() if is_link else above[-1] / name
+        if not is_link or not any(outer.is_relative_to(real) for outer in above):
+            yield from _walk(path, (*above, real), on_cycle)
+        elif on_cycle is not None:
+            on_cycle(path)
+        else:
+            raise ValueError(
+                f"{path} is a link to {real}, which holds the link itself: following it would never end; remove it."
+            )
+
+
+def class_folders(root: str | Path) -> list[str]:
+    """The names of the folders in a folder, sorted; links are as good as folders, names that begin with a dot are skipped.
+
+    Raises:
+        ValueError: one of them is a link to a folder that does not exist; without it the classes would be others.
+    """
+    entries = visible_entries(root)
+    if lost := next((path for path in entries if is_dead_link(path)), None):
+        raise ValueError(f"{lost} is a link to {lost.readlink()}, which does not exist: mend or remove it")
+    return [path.name for path in entries if path.is_dir()]
+
+
+def is_dead_link(path: Path) -> bool:
+    """Whether a path is a link to something that does not exist, such as a folder on a disk that is not mounted."""
+    return path.is_symlink() and not path.exists()
 
 
 @contextlib.contextmanager

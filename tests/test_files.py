@@ -110,3 +110,47 @@ def test_no_posix_module_at_import_time() -> None:
     pattern = re.compile(r"^(import|from) (fcntl|grp|pwd|resource|syslog|termios)\b", re.MULTILINE)
     modules = list(Path(files.__file__).parent.rglob("*.py"))
     assert len(modules) > 50 and [path for path in modules if pattern.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_every_reader_walks_like_this(tmp_path: Path) -> None:
+    """Links are followed, names with a dot skipped at every level, a dead link is given like a file; sorted by parts."""
+    for name in ("in/b.jpg", "in/a/z.jpg", "in/a.jpg", "in/.a.jpg", "in/.ipynb_checkpoints/c.jpg", "out/deep/d.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/linked").symlink_to("../out")
+    (tmp_path / "in/again").symlink_to("../out/deep")
+    (tmp_path / "in/lost").symlink_to("nowhere")
+    (tmp_path / "in/me").symlink_to("me")
+    (tmp_path / "in/.hidden").symlink_to("../out")
+    found = list(files.walk_files(tmp_path / "in"))
+    names = [path.relative_to(tmp_path / "in").as_posix() for path in found]
+    assert names == ["a/z.jpg", "a.jpg", "again/d.jpg", "b.jpg", "linked/deep/d.jpg", "lost", "me"] and found == sorted(found)
+    assert [path.name for path in found if files.is_dead_link(path)] == ["lost", "me"]
+    assert [path.name for path in files.visible_entries(tmp_path / "in")] == [
+        "a",
+        "a.jpg",
+        "again",
+        "b.jpg",
+        "linked",
+        "lost",
+        "me",
+    ]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_a_link_in_a_circle(tmp_path: Path, target: str) -> None:
+    """It is named, whichever folder around it it leads to; a folder between two links closes a circle as well."""
+    (tmp_path / "in/a").mkdir(parents=True)
+    (tmp_path / "in/a/x").touch()
+    link = tmp_path / "in/a/round"
+    link.symlink_to(target)
+    with pytest.raises(ValueError, match=rf"{link} is a link to {link.resolve()}, which holds the link itself"):
+        list(files.walk_files(tmp_path / "in"))
+    links: list[Path] = []
+    assert list(files.walk_files(tmp_path / "in", links.append)) == [tmp_path / "in/a/x"] and links == [link]
+    link.unlink()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "in/over").symlink_to("../out")
+    (tmp_path / "out/back").symlink_to("../in")
+    with pytest.raises(ValueError, match="in/over/back is a link to"):
+        list(files.walk_files(tmp_path / "in"))

@@ -5,6 +5,7 @@ Shapes: N images of C channels and H x W pixels; B images in a batch.
 
 import gzip
 import io
+import math
 import pickle
 import struct
 import zlib
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from gbseg.data.lists import abbreviate
+from gbseg.files import class_folders, visible_entries
 
 __all__ = [
     "BadDataFileError",
@@ -32,6 +34,7 @@ __all__ = [
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MNIST_CLASSES = tuple("0123456789")
+_LIMIT = 2**30  # bytes of a decompressed file: MNIST's largest has 47 million, EMNIST's 547 million
 
 
 class BadDataFileError(ValueError):
@@ -57,7 +60,14 @@ def _read_bytes(path: Path, remedy: str) -> bytes:
         if path.is_file():
             return path.read_bytes()
         if compressed.is_file():
-            return gzip.decompress(compressed.read_bytes())
+            with gzip.open(compressed) as file:
+                data = file.read(_LIMIT + 1)
+            if len(data) <= _LIMIT:
+                return data
+            raise BadDataFileError(
+                f"{compressed} ({compressed.stat().st_size:,} bytes) holds more than {_LIMIT:,} bytes, the most that is read "
+                f"of a compressed file: decompress it yourself if it is meant to. {remedy}"
+            )
     except (OSError, EOFError, zlib.error) as error:
         raise BadDataFileError(f"{path} cannot be read: {error}. {remedy}") from error
     raise BadDataFileError(f"there is no {path}. {remedy}")
@@ -79,9 +89,9 @@ def read_idx(path: Path | str, remedy: str = "") -> np.ndarray:
         raise BadDataFileError(f"{path} is no IDX file of bytes: it begins with {data[:4]!r}. {remedy}")
     shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
     start = 4 + 4 * data[3]
-    if len(data) - start != int(np.prod(shape, dtype=np.int64)):
+    if len(data) - start != math.prod(shape):
         raise BadDataFileError(
-            f"{path} holds {len(data) - start} bytes, its header {shape} asks for {np.prod(shape)}. {remedy}"
+            f"{path} holds {len(data) - start} bytes, its header {shape} asks for {math.prod(shape)}. {remedy}"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
@@ -99,7 +109,7 @@ def read_mnist(root: Path | str, train: bool) -> Images:
     remedy = "MNIST is four files such as train-images-idx3-ubyte(.gz); data/README.md says what goes where."
     root = Path(root)
     folders = root / "MNIST/raw", root / "raw", root
-    folder = next((folder for folder in folders if any(folder.glob("*-ubyte*"))), folders[0])
+    folder = next((folder for folder in folders if any(folder.glob("[!.]*-ubyte*"))), folders[0])
     stem = "train" if train else "t10k"
     pixels = read_idx(folder / f"{stem}-images-idx3-ubyte", remedy)
     labels = read_idx(folder / f"{stem}-labels-idx1-ubyte", remedy)
@@ -167,6 +177,8 @@ def read_cifar10(root: Path | str, train: bool) -> Images:
 def read_folder(root: Path | str) -> tuple[Images, tuple[str, ...]]:
     """Read images of one size from ``<root>/<class>/<image>``, the layout of torchvision's ImageFolder.
 
+    Names that begin with a dot are skipped.
+
     Returns:
         The images, (N, 3, H, W) RGB, and the sorted names of the classes.
 
@@ -176,8 +188,10 @@ def read_folder(root: Path | str) -> tuple[Images, tuple[str, ...]]:
     """
     remedy = "A set in folders is train/<class>/<image> and val/<class>/<image>; data/README.md says what goes where."
     root = Path(root)
-    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
-    files = [(path, label) for label, name in enumerate(classes) for path in sorted((root / name).iterdir()) if path.is_file()]
+    classes = class_folders(root) if root.is_dir() else []
+    # a dead link is given like a file, and cannot be decoded
+    images = ((path, label) for label, name in enumerate(classes) for path in visible_entries(root / name))
+    files = [(path, label) for path, label in images if not path.is_dir()]
     if not files:
         raise BadDataFileError(f"there is no {root} with one folder of images a class. {remedy}")
     if empty := sorted(set(range(len(classes))) - {label for _, label in files}):

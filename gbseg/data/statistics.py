@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from gbseg._moved import add_moved_names
-from gbseg.data.layout import LISTS, mask_folders, read_list
+from gbseg.data.layout import BLANK, LISTS, MARK, mask_folders, read_list
 from gbseg.data.masks import read_mask
 from gbseg.palettes import VOC_CLASSES
 from gbseg.parallel import run_in_processes
@@ -163,7 +163,8 @@ def dataset_statistics(
     path = root / LISTS / f"{name}.txt"
     if not path.is_file():
         raise FileNotFoundError(f"there is no list {path}")
-    lines = read_list(path)
+    # neither training nor evaluation minds them
+    lines = [line._replace(fault="" if line.fault == MARK else line.fault) for line in read_list(path) if line.fault != BLANK]
     if not lines:
         raise ValueError(f"{path} is empty: there is nothing to count")
     if faulty := next((line for line in lines if line.fault), None):

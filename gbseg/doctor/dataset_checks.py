@@ -16,6 +16,7 @@ from gbseg.data.lists import abbreviate
 from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.doctor.label_checks import Masks, judge
 from gbseg.doctor.model_checks import sub_configs, types_in
+from gbseg.mm.datasets.list_faults import find_faults
 from gbseg.mm.hooks.train_test_overlap import evaluated_splits, find_overlap, image_paths, unwrap
 
 __all__ = ["check_data", "data_of"]
@@ -65,6 +66,10 @@ def check_data(config: Config, every: bool = False, prepare: dict | None = None)
                 yield Finding(ERROR, where, text, f"correct {settings}.")
             continue
         for part in unwrap(dataset):
+            for fault in find_faults(part):
+                # authors repeat images of a training list on purpose
+                level = WARNING if fault.usual and split == "train" else ERROR
+                yield Finding(level, where, f"{fault.text}.", f"{fault.remedy}.")
             yield from _check_dataset(part, where, config, every)
     train_paths = paths.pop("train", None)
     if train_paths is None:

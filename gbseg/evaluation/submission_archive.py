@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from gbseg.data.masks import MaskError, read_mask
-from gbseg.files import write_atomically
+from gbseg.files import visible_entries, write_atomically
 
 __all__ = ["MEMBER_FOLDER", "SubmissionError", "check_submission", "pack_submission"]
 
@@ -59,7 +59,7 @@ def check_submission(
             problems.append((name, problem))
     expected = {f"{name}.png" for name in counts}
     if folder.is_dir():
-        extra = sorted(path.name for path in folder.iterdir() if path.name not in expected)
+        extra = [path.name for path in visible_entries(folder) if path.name not in expected]
         problems += [(name, "is not in the list: remove it") for name in extra]
     return problems
 

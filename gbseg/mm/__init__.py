@@ -12,6 +12,7 @@ from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.convergence_hook import ConvergenceHook
 from gbseg.mm.hooks.fused_resize import FuseResizeHook
 from gbseg.mm.hooks.gradient_stats import GradientStatsHook
+from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteGuardHook, NonFiniteLossError
 from gbseg.mm.hooks.overlay_hook import OverlayHook
 from gbseg.mm.hooks.progress_bar import ProgressHook
@@ -33,6 +34,7 @@ __all__ = [
     "FuseResizeHook",
     "GradientStatsHook",
     "LinkTTAModel",
+    "ListCheckHook",
     "NonFiniteGuardHook",
     "NonFiniteLossError",
     "OverlapHook",

@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
@@ -198,6 +198,11 @@ def logged_value(runner: Runner, name: str, window: int | None = None) -> float 
 def labels_of_batch(head: BaseDecodeHead, samples: list[Any]) -> Tensor:
     """The labels (N, H, W) of a batch as MMSegmentation's decode heads stack them; only a private method does."""
     return head._stack_batch_gt(samples).squeeze(1)
+
+
+def set_classes(dataset: CustomDataset, classes: Sequence[str]) -> None:
+    """Name the classes of a data set that found them itself; ``metainfo`` gives a copy and has no setter."""
+    dataset._metainfo["classes"] = tuple(classes)
 
 
 def swaps_channels(preprocessor: nn.Module) -> bool:

@@ -30,6 +30,7 @@ from gbseg.files import write_atomically
 from gbseg.mm.amp import enable_amp
 from gbseg.mm.config import default_work_dir, run_configs
 from gbseg.mm.hooks.class_count import ClassCountHook
+from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.run_comparison import compare_runs
@@ -60,6 +61,7 @@ def build_runner(config: Config, work_dir: Path, name: str = "", **changes: obje
         config[key] = value
     runner = RUNNERS.build(config) if "runner_type" in config else QuietRunner.from_cfg(config)
     runner.register_hook(ClassCountHook())
+    runner.register_hook(ListCheckHook())
     return runner
 
 

@@ -1,9 +1,12 @@
 """Which images are meant on the command line, and where their predictions go. Only paths: nothing is read or loaded."""
 
 import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from gbseg.files import visible_entries
 
 __all__ = ["Job", "find_images", "plan_outputs"]
 
@@ -31,27 +34,34 @@ class Job:
 def find_images(inputs: Sequence[str]) -> list[Path]:
     """The images given by files, folders (without sub-folders) and globs (``**`` matches sub-folders), each once.
 
+    Names that begin with a dot are skipped. A folder or a dead link with the suffix of an image counts as an image, which then
+    fails: nothing that looks like one is left out.
+
     Raises:
         FileNotFoundError: one of the inputs matches nothing.
     """
-    images: dict[Path, Path] = {}
+    images: dict[str, Path] = {}
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            files = sorted(
-                file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file() and file.name[0] != "."
-            )
+            files = [file for file in visible_entries(path) if _looks_like_an_image(file)]
             problem = f"the folder {name} holds no image ({', '.join(SUFFIXES)})"
         elif path.exists():
             files = [path]
         else:
-            files = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())  # noqa: PTH207
+            matches = map(Path, glob.glob(name, recursive=True))  # noqa: PTH207
+            files = sorted(file for file in matches if file.is_file() or _looks_like_an_image(file))
             problem = f"{name} is no file, no folder, and matches nothing as a glob"
         if not files:
             raise FileNotFoundError(f"{problem}.")
         for file in files:
-            images.setdefault(file.resolve(), file)
+            # Path.resolve refuses a link to itself
+            images.setdefault(os.path.realpath(file), file)
     return list(images.values())
+
+
+def _looks_like_an_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
 def plan_outputs(
@@ -78,10 +88,10 @@ def plan_outputs(
         first = image_by_name.setdefault(job.image.stem.casefold(), job.image)
         if first != job.image:
             raise ValueError(f"{first} and {job.image} would both be written as {job.labels}: predict them into two folders.")
-    inputs = {image.resolve() for image in images}
+    inputs = {os.path.realpath(image) for image in images}
     outputs = [path for job in jobs for path in job.outputs]
     for path in outputs:
-        if path.resolve() in inputs:
+        if os.path.realpath(path) in inputs:
             raise ValueError(f"{path} is one of the images, and its prediction would overwrite it: name another --out.")
     existing = [path for path in outputs if path.exists()]
     if existing and not overwrite:

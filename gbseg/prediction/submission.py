@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 
 from gbseg.data.lists import read_ids
 from gbseg.evaluation.submission_archive import MEMBER_FOLDER, pack_submission
+from gbseg.files import visible_entries
 from gbseg.mm.config import inner_test_dataset, without_annotations
 from gbseg.palettes import VOC_CLASSES
 
@@ -111,7 +112,7 @@ def prepare_submission(
     png_folder = Path(out) if out is not None else work_dir / "submission"
     if out is not None and png_folder.is_dir():
         expected = {f"{name}.png" for name in names}
-        if extra := sorted(path.name for path in png_folder.iterdir() if path.name not in expected):
+        if extra := [path.name for path in visible_entries(png_folder) if path.name not in expected]:
             raise ValueError(
                 f"{png_folder} holds {len(extra)} file(s) that are not of {ann_file}, first {extra[0]}: name an empty folder."
             )

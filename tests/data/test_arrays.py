@@ -151,6 +151,41 @@ def test_folder(tmp_path: Path) -> None:
         read_folder(tmp_path / "val")
 
 
+def test_links_and_hidden_names(tmp_path: Path) -> None:
+    """A class may be a link; names with a dot are neither classes nor images; dead links are named, not left out."""
+    for name in ("train/a/1.png", "elsewhere/2.png", "train/.ipynb_checkpoints/1-checkpoint.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "train/b").symlink_to(tmp_path / "elsewhere")
+    for name in ("train/.DS_Store", "train/a/.DS_Store", "train/a/._1.png", "elsewhere/._2.png"):
+        (tmp_path / name).write_bytes(b"Mac OS X")
+    images, classes = read_folder(tmp_path / "train")
+    assert classes == ("a", "b") and images.labels.tolist() == [0, 1]
+    (tmp_path / "elsewhere/3.png").symlink_to("/not/mounted.png")
+    with pytest.raises(BadDataFileError, match=r"train/b/3\.png cannot be decoded: .*No such file"):
+        read_folder(tmp_path / "train")
+    (tmp_path / "train/c").symlink_to("/not/mounted")
+    with pytest.raises(ValueError, match="train/c is a link to /not/mounted, which does not exist"):
+        read_folder(tmp_path / "train")
+
+
+def test_a_small_file_of_something_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gzip file is decompressed up to a limit; dimensions whose product overflows 64 bits are not 0."""
+    monkeypatch.setattr("gbseg.data.arrays._LIMIT", 2**24)
+    path = tmp_path / "train-images-idx3-ubyte"
+    header = struct.pack(">I3I", 0x00000803, 2**31, 2**31, 4)
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(header + bytes(2**24), 1))
+    with pytest.raises(BadDataFileError, match=r"ubyte\.gz \([\d,]+ bytes\) holds more than 16,777,216 bytes"):
+        read_idx(path)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py/test_batch.gz").write_bytes(gzip.compress(bytes(2**24 + 1), 1))
+    with pytest.raises(BadDataFileError, match=r"test_batch\.gz \([\d,]+ bytes\) holds more than 16,777,216 bytes"):
+        read_cifar10(tmp_path, False)
+    path.write_bytes(header)
+    with pytest.raises(BadDataFileError, match=r"holds 0 bytes, its header .* asks for 18446744073709551616"):
+        read_idx(path)
+
+
 def _loader(cifar: Path, batch: int, start: int = 0, **options: object) -> DataLoader:
     dataset = SeededDataset(ArrayImages("CIFAR10", cifar, device="cpu", **options))
     sampler = ResumableSampler(dataset, seed=5)

@@ -151,6 +151,8 @@ def test_wrong_inputs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.png is missing"):
         dataset_statistics(tmp_path, "mine", processes=1)
     path = tmp_path / "ImageSets/Segmentation/mine.txt"
+    path.write_text("\ufeffb\r\n\n", encoding="utf-8")
+    assert dataset_statistics(tmp_path, "mine", processes=1).pixels[0] == 25
     path.write_text("b\nb\n")
     with pytest.raises(ValueError, match="line 2 names b again"):
         dataset_statistics(tmp_path, "mine")

@@ -138,6 +138,33 @@ def test_labels_that_start_at_one_are_fine_when_reduced(tmp_path: Path) -> None:
     assert not bad(check_data(config, every=True))
 
 
+def test_images_that_are_missing_while_their_masks_are_there(tmp_path: Path) -> None:
+    """The doctor counts them, also in the training data, where training only warns."""
+    root = folder(tmp_path)
+    for name in ("train/3", "train/4", "val/0"):
+        (root / f"images/{name}.jpg").unlink()
+    found = {(f.level, f.where): f"{f.text} {f.remedy}" for f in bad(check_data(custom(root)))}
+    assert set(found) == {("error", "train data"), ("error", "val/test data")}
+    assert "2 masks in" in found["error", "train data"] and "first" in found["error", "train data"]
+    assert "1 masks in" in found["error", "val/test data"] and "put their images there" in found["error", "val/test data"]
+
+
+def test_ids_that_are_listed_twice(tmp_path: Path) -> None:
+    """A warning for training, whose authors may mean it; an error for evaluation."""
+    root = folder(tmp_path)
+    for split in ("train", "val"):
+        (root / f"{split}.txt").write_text("0\n1\n0\n")
+    config = custom(root)
+    for split in ("train", "val", "test"):
+        which = "train" if split == "train" else "val"
+        dataset = config[f"{split}_dataloader"].dataset
+        dataset.update(type="VOCSegmentation", ann_file=f"{which}.txt")
+        del dataset.metainfo
+    found = {(f.level, f.where): f.text for f in bad(check_data(config)) if "more than once" in f.text}
+    assert set(found) == {("warning", "train data"), ("error", "val/test data")}
+    assert "val.txt names 1 of its images more than once (0; 1 lines too many)" in found["error", "val/test data"]
+
+
 def grey_png(labels: np.ndarray, bits: int) -> bytes:
     """A grey PNG of 1, 2 or 4 bits a pixel by the specification (Pillow writes 1 bit only)."""
 

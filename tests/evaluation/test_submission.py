@@ -93,6 +93,15 @@ def test_what_is_wrong_is_listed_and_nothing_is_packed(kind: str, folder: Path, 
     assert archive.read_bytes() == b"an earlier one"
 
 
+def test_hidden_names_are_no_predictions(folder: Path, tmp_path: Path) -> None:
+    """What a Mac or a notebook leaves is not packed, and no problem."""
+    (folder / ".DS_Store").write_bytes(b"Bud1")
+    (folder / ".ipynb_checkpoints").mkdir()
+    pack_submission(folder, IDS, SIZES, tmp_path / "results.tgz")
+    with tarfile.open(tmp_path / "results.tgz") as tar:
+        assert sorted(Path(name).stem for name in tar.getnames()) == sorted(IDS)
+
+
 def test_all_problems_are_listed_at_once(folder: Path, tmp_path: Path) -> None:
     (folder / "2007_000032.png").unlink()
     ids = [*IDS, "2008_000006", *(f"2011_{i:06d}" for i in range(30))]

@@ -58,3 +58,38 @@ def test_held_out(root: Path) -> None:
         ClassFolders(part="tune", **{**settings, "held_out": 6})
     with pytest.raises(ValueError, match="part is 'all', 'tune' or 'held_out', got 'val'"):
         ClassFolders(part="val", **settings)
+
+
+def test_links_and_hidden_names(root: Path) -> None:
+    """Links to classes and to sub-folders are as good as folders; names with a dot are no classes and no images."""
+    train, elsewhere = root / "train", root / "elsewhere"
+    (train / "n02").rename(elsewhere)
+    (train / "n02").symlink_to("../elsewhere")
+    (root / "more").mkdir()
+    Image.new("RGB", (4, 4)).save(root / "more/site2.JPEG")
+    (train / "n01/site2").symlink_to("../../more")
+    for hidden in (".ipynb_checkpoints", "n01/.ipynb_checkpoints"):
+        (train / hidden).mkdir()
+        Image.new("RGB", (4, 4)).save(train / hidden / "n01_0-checkpoint.jpg")
+    (train / "n01/._n01_0.JPEG").write_bytes(b"Mac OS X")
+    (train / ".DS_Store").write_bytes(b"Bud1")
+    dataset = ClassFolders(data_root=str(root), data_prefix="train")
+    infos = [dataset.get_data_info(k) for k in range(len(dataset))]
+    names = [(Path(info["img_path"]).relative_to(train).as_posix(), info["gt_label"]) for info in infos]
+    assert names == [
+        ("n01/n01_0.JPEG", 0), ("n01/n01_1.JPEG", 0), ("n01/site2/site2.JPEG", 0),
+        ("n02/n02_0.JPEG", 1), ("n02/n02_1.JPEG", 1), ("n02/n02_2.JPEG", 1),
+        ("n03/n03_0.JPEG", 2),
+    ]  # fmt: skip
+    assert dataset.metainfo["classes"] == ("n01", "n02", "n03")
+
+
+def test_links_that_cannot_be_followed(root: Path) -> None:
+    """MMPretrain goes around a circle 40 times, and forgets a class whose disk is not mounted."""
+    (root / "train/n01/round").symlink_to("..")
+    with pytest.raises(ValueError, match=r"train/n01/round is a link to \S+/train, which holds the link itself"):
+        ClassFolders(data_root=str(root), data_prefix="train")
+    (root / "train/n01/round").unlink()
+    (root / "train/n04").symlink_to("/not/mounted")
+    with pytest.raises(ValueError, match="train/n04 is a link to /not/mounted, which does not exist"):
+        ClassFolders(data_root=str(root), data_prefix="train")

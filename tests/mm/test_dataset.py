@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("mmseg")
+from mmengine.dataset import ConcatDataset
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, DefaultScope
+from torch.utils.data import DataLoader
 
 import gbseg.mm.datasets.segmentation
+from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
 
 IDS = ("2007_000033", "2007_000032", "2008_000002")
@@ -133,3 +138,170 @@ def test_what_is_missing_is_named(root: Path, damage: Callable[[Path], str]) -> 
         "--cfg-options train_dataloader.dataset.data_root=",
     ):
         assert part in str(caught.value)
+
+
+LIST = "ImageSets/Segmentation/val.txt"
+
+
+@pytest.mark.parametrize("content", ["\ufeff{}\n", "{}\n\n", "\n{}\r\n \n", "{}"], ids=["mark", "blank", "blanks", "no end"])
+def test_how_a_list_is_written(root: Path, content: str) -> None:
+    """A byte order mark and blank lines are no ids."""
+    (root / LIST).write_text(content.format("\n".join(IDS)), encoding="utf-8")
+    dataset = _build(root)
+    assert [Path(dataset.get_data_info(i)["img_path"]).stem for i in range(len(dataset))] == list(IDS)
+    (root / LIST).write_text("\n".join(IDS), encoding="utf-16")
+    with pytest.raises(ValueError, match=rf"{LIST} is no text in UTF-8 \(invalid start byte at byte 0\): write it again"):
+        _build(root)
+
+
+@pytest.fixture
+def warned() -> Iterator[list[str]]:
+    """What is logged as a warning."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+class _Loop:
+    """What a hook asks of a runner in evaluation."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.val_loop = self
+        self.val_dataloader = self.test_dataloader = DataLoader(dataset)
+
+
+def _refused(dataset: Any, match: str) -> None:
+    """By the hook, wrapped or not, before training, validation and testing."""
+    for wrapped in (dataset, ConcatDataset([dataset])):
+        for moment in ("before_train", "before_val", "before_test"):
+            with pytest.raises(ValueError, match=match):
+                getattr(ListCheckHook(), moment)(_Loop(wrapped))
+
+
+def test_an_id_that_is_listed_twice(root: Path, warned: list[str]) -> None:
+    """It counts twice in training and is said once; it is refused where it would count twice in a score."""
+    (root / LIST).write_text("\n".join([*IDS, IDS[1], IDS[1], IDS[0]]))
+    match = rf"{LIST} names 2 of its images more than once \({IDS[0]}, {IDS[1]}; 3 lines too many\): .*list it once\."
+    dataset = _build(root)
+    assert len(dataset) == 6
+    assert [bool(re.search(match, message)) for message in warned] == [True]
+    _refused(dataset, match)
+    with pytest.raises(ValueError, match=f"evaluation: .*{match}"):
+        _build(root, test_mode=True)
+    (root / LIST).write_text("\n".join(IDS))
+    for moment in ("before_train", "before_val", "before_test"):
+        getattr(ListCheckHook(), moment)(_Loop(_build(root, test_mode=True)))
+
+
+def _folder(root: Path, **options: Any) -> gbseg.mm.datasets.segmentation.FolderSegmentation:
+    settings = dict(data_root=str(root), metainfo=dict(classes=("a", "b")), pipeline=PIPELINE)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        return DATASETS.build({"type": "FolderSegmentation", **settings, **options})
+
+
+def _names(dataset: Any, root: Path) -> list[str]:
+    return [Path(dataset.get_data_info(k)["img_path"]).relative_to(root).as_posix() for k in range(len(dataset))]
+
+
+def _pair(root: Path, name: str, images: str = "images", masks: str = "masks") -> None:
+    for path, image in (
+        (root / images / f"{name}.jpg", Image.new("RGB", (8, 8))),
+        (root / masks / f"{name}.png", Image.new("L", (8, 8))),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+
+
+def test_linked_sub_folders(tmp_path: Path) -> None:
+    """Links are as good as folders, also to folders on other disks, with and without a list; a circle is named."""
+    for k in range(3):
+        _pair(tmp_path / "set", f"site1/{k}")
+        _pair(tmp_path / "elsewhere", f"{k}")
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind / "site2").symlink_to(tmp_path / "elsewhere" / kind)
+    expected = [f"images/site{site}/{k}.jpg" for site in (1, 2) for k in range(3)]
+    dataset = _folder(tmp_path / "set", test_mode=True)
+    assert _names(dataset, tmp_path / "set") == expected
+    assert {sample["data_samples"].gt_sem_seg.data.shape for sample in dataset} == {(1, 8, 8)}
+    (tmp_path / "set/list.txt").write_text("site2/1\n")
+    assert _names(_folder(tmp_path / "set", ann_file="list.txt"), tmp_path / "set") == ["images/site2/1.jpg"]
+    voc = _build(tmp_path / "set", ann_file="", data_prefix={"img_path": "images", "seg_map_path": "masks"})
+    assert _names(voc, tmp_path / "set") == expected
+    (tmp_path / "elsewhere/images/all").symlink_to(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"images/site2/all is a link to \S+/set, which holds the link itself"):
+        _folder(tmp_path / "set")
+
+
+def test_a_link_whose_disk_is_not_mounted(tmp_path: Path) -> None:
+    """The folder is not forgotten, even if its masks are lost with it."""
+    _pair(tmp_path, "a")
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "site2").symlink_to(f"/not/mounted/{kind}")
+    for build in (_folder, lambda root: _build(root, ann_file="", data_prefix={"img_path": "images", "seg_map_path": "masks"})):
+        with pytest.raises(FileNotFoundError, match="images/site2 is a link to /not/mounted/images, which does not exist"):
+            build(tmp_path)
+    # a list says what is meant
+    (tmp_path / "list.txt").write_text("a")
+    assert len(_folder(tmp_path, ann_file="list.txt")) == 1
+
+
+def test_names_with_a_dot(tmp_path: Path) -> None:
+    """Hidden files and folders are neither images nor masks."""
+    _pair(tmp_path, "a")
+    _pair(tmp_path, ".ipynb_checkpoints/a-checkpoint")
+    for name in ("images/._a.jpg", "images/.DS_Store", "masks/._a.png"):
+        (tmp_path / name).write_bytes(b"Mac OS X")
+    (tmp_path / "images/.ipynb_checkpoints/b.jpg").write_bytes(b"")
+    assert _names(_folder(tmp_path, test_mode=True), tmp_path) == ["images/a.jpg"]
+    voc = dict(ann_file="", data_prefix={"img_path": "images", "seg_map_path": "masks"}, test_mode=True)
+    assert _names(_build(tmp_path, **voc), tmp_path) == ["images/a.jpg"]
+
+
+def test_masks_whose_image_is_missing(tmp_path: Path, warned: list[str]) -> None:
+    """Counted and said in training, refused in evaluation."""
+    for k in range(4):
+        _pair(tmp_path, f"site/{k}")
+    for k in (1, 2):
+        (tmp_path / f"images/site/{k}.jpg").unlink()
+    match = r"2 masks in \S+/masks have no image in \S+/images \(first \S+/masks/site/1\.png\): put their images there"
+    voc = dict(ann_file="", data_prefix={"img_path": "images", "seg_map_path": "masks"})
+    for build, settings in ((_folder, {}), (_build, voc)):
+        warned.clear()
+        dataset = build(tmp_path, **settings)
+        assert len(dataset) == 2 and [bool(re.search(match, message)) for message in warned] == [True]
+        _refused(dataset, match)
+        with pytest.raises(ValueError, match=match):
+            build(tmp_path, **settings, test_mode=True)
+    (tmp_path / "list.txt").write_text("site/0\nsite/3\n")
+    assert len(_folder(tmp_path, ann_file="list.txt", test_mode=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("images", "other", "masks"),
+    [
+        ("images/train", "images/val", "masks"),
+        ("train/images", "val/images", "masks"),
+        ("train", "val", "masks"),
+        ("png/train", "png/val", "masks"),
+        ("images", "unlabelled", "images"),
+        ("images", "extra", "."),
+    ],
+)
+def test_a_folder_of_masks_for_several(tmp_path: Path, images: str, other: str, masks: str) -> None:
+    """Masks of another split, whose images lie in a folder beside this one, are no fault."""
+    _pair(tmp_path, "a", images, masks)
+    if masks == "images":
+        Image.new("RGB", (8, 8)).save(tmp_path / "images/b.jpg")
+        Image.new("L", (8, 8)).save(tmp_path / "images/b.png")
+    else:
+        _pair(tmp_path, "b", other, masks if masks != "." else other)
+    dataset = _folder(tmp_path, data_prefix=dict(img_path=images, seg_map_path=masks), test_mode=True)
+    assert _names(dataset, tmp_path) == ([f"{images}/a.jpg", f"{images}/b.jpg"] if masks == "images" else [f"{images}/a.jpg"])
+    (tmp_path / images / "a.jpg").rename(tmp_path / images / "c.jpg")
+    (tmp_path / masks / "c.png").write_bytes((tmp_path / masks / "a.png").read_bytes())
+    with pytest.raises(ValueError, match=r"1 masks in .* \(first \S*a\.png\)"):
+        _folder(tmp_path, data_prefix=dict(img_path=images, seg_map_path=masks), test_mode=True)

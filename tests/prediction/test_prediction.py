@@ -48,6 +48,23 @@ def test_files_folders_and_globs(tmp_path: Path) -> None:
         find_images([str(tmp_path / "empty")])
 
 
+def test_a_folder_called_like_an_image(model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It and a dead link are said and make the exit status 1, the others are predicted; names with a dot are skipped."""
+    good = _write(tmp_path / "in/a.jpg", (30, 30, 3))
+    (tmp_path / "in/x.jpg").mkdir()
+    (tmp_path / "in/lost.png").symlink_to("/not/mounted.png")
+    (tmp_path / "in/me.png").symlink_to("me.png")
+    (tmp_path / "in/._a.jpg").write_bytes(b"Mac OS X")
+    named = [good, *(tmp_path / "in" / name for name in ("lost.png", "me.png", "x.jpg"))]
+    assert find_images([str(tmp_path / "in")]) == find_images([f"{tmp_path}/in/*"]) == named
+    assert main(["predict", *model, str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    said = capsys.readouterr()
+    assert "1 of 4 predictions" in said.out and "3 of 4 images failed" in said.err
+    assert "in/x.jpg cannot be read as an image: [Errno 21] Is a directory" in said.err
+    assert "in/lost.png is missing" in said.err
+
+
 def test_where_predictions_go(tmp_path: Path) -> None:
     images = [_write(tmp_path / name) for name in ("in/a.png", "in/b.c.jpg")]
     out = tmp_path / "out"

@@ -5,7 +5,6 @@ class's WordNet ID such as n01440764. The class indices of training are the posi
 """
 
 import errno
-import os
 import re
 import shutil
 import tarfile
@@ -18,7 +17,18 @@ from gbseg.data.lists import abbreviate
 from gbseg.data.prepare.archives import ArchiveError, open_tar, read_member
 from gbseg.data.prepare.download import require_md5
 from gbseg.data.prepare.imagenet_devkit import DEVKIT, WNID, Devkit, read_devkit
-from gbseg.files import FileWriteError, lock_folder, readable_os_errors, remove_temporary_files, sync_disks, write_atomically
+from gbseg.files import (
+    FileWriteError,
+    class_folders,
+    is_dead_link,
+    lock_folder,
+    readable_os_errors,
+    remove_temporary_files,
+    sync_disks,
+    visible_entries,
+    walk_files,
+    write_atomically,
+)
 
 __all__ = ["ARCHIVES", "ILSVRC2012", "SPLITS", "Release", "count_images", "prepare_imagenet"]
 
@@ -127,15 +137,14 @@ def count_images(folder: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
     if not folder.is_dir():
         return counts
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
-            images = (file for file in os.scandir(entry.path) if file.name.lower().endswith(".jpeg"))
-            counts[entry.name] = sum(not file.name.startswith(".") and file.stat().st_size > 0 for file in images)
-        elif entry.name.startswith("ILSVRC2012_val_"):
-            raise ValueError(
-                f"{folder} holds images without folders of their classes ({entry.name}, ...): move them out of it, and "
-                "they are unpacked again, sorted into classes."
-            )
+    if flat := next((path.name for path in visible_entries(folder) if path.name.startswith("ILSVRC2012_val_")), None):
+        raise ValueError(
+            f"{folder} holds images without folders of their classes ({flat}, ...): move them out of it, and "
+            "they are unpacked again, sorted into classes."
+        )
+    for name in class_folders(folder):
+        images = (path for path in walk_files(folder / name) if path.name.lower().endswith(".jpeg"))
+        counts[name] = sum(not is_dead_link(path) and path.stat().st_size > 0 for path in images)
     return counts
 
 
@@ -163,7 +172,7 @@ class _Unpacking:
                 name, wnid = f"{self.archive}: {member.name}", match[1]
                 remove_temporary_files(self.folder / wnid)
                 with open_tar(name, _KEPT, tar.extractfile(member)) as images:
-                    for image, _ in _members(name, images, re.compile(rf"{wnid}_\d+\.JPEG")):
+                    for image, _ in _members(name, images, re.compile(rf"{wnid}_\d{{1,12}}\.JPEG")):
                         self.write(images, image, self.folder / wnid / image.name.removeprefix("./"))
 
     def val(self, devkit: Devkit) -> None:
@@ -185,7 +194,7 @@ class _Unpacking:
         size = path.stat().st_size if path.is_file() else 0
         if size == member.size > 0:
             return
-        data = read_member(tar, member)
+        data = read_member(tar, member, self.archive)
         if size and not data.startswith(path.read_bytes()):
             self.different.append(path)
         elif not data.startswith(_MAGIC):
@@ -222,7 +231,7 @@ def _members(
             continue
         match = name.fullmatch(member.name.removeprefix("./"))
         # a link may point, and a sparse file may grow, to anything
-        if match is None or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        if match is None or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
             raise ArchiveError(
                 f"{archive} holds {member.name!r}, which is refused: only files such as {name.pattern} belong there. This is "
                 "not the official archive, do not trust it."

@@ -4,7 +4,6 @@ Not read by torchvision's ``parse_devkit_archive``, which drops the number of tr
 in the data folder, imports torch, and reports a damaged archive by a traceback from within SciPy or tarfile.
 """
 
-import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from gbseg.data.prepare.archives import ArchiveError, open_tar, read_member
+from gbseg.data.prepare.mat_files import read_mat
 
 __all__ = ["DEVKIT", "WNID", "Devkit", "read_devkit"]
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+_MOST_BYTES = 2**28  # of the variables in meta.mat: 150,000 for each of its 1,860 synsets
 #: A WordNet ID, as a regular expression.
 WNID = r"n\d{8}"
 
@@ -52,18 +52,18 @@ def read_devkit(path: str | Path) -> Devkit:
         for member in tar:
             for name in contents:
                 if member.isfile() and f"/{member.name}".endswith(f"/{name}"):
-                    contents[name] = read_member(tar, member)
+                    contents[name] = read_member(tar, member, path)
     if missing := [name for name, data in contents.items() if not data]:
         raise ArchiveError(f"{path} holds no {' and no '.join(missing)}. {remedy}")
     meta, labels = contents.values()
     try:
-        synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
+        synsets = np.atleast_1d(read_mat(meta, _MOST_BYTES, squeeze_me=True)["synsets"])
         # synsets with children are groups of classes
         leaves = synsets[[int(number) == 0 for number in synsets["num_children"]]]
         wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in leaves}
         has_sizes = "num_train_images" in (synsets.dtype.names or ())
         sizes = {str(synset["WNID"]): int(synset["num_train_images"]) if has_sizes else None for synset in leaves}
-    except Exception as error:  # scipy raises whatever the bytes of a damaged file happen to mean
+    except Exception as error:  # the file may hold anything
         raise ArchiveError(f"{path}: data/meta.mat cannot be read: {type(error).__name__}: {error}. {remedy}") from error
     # WNIDs become names of folders
     if wrong := [wnid for wnid in sizes if not re.fullmatch(WNID, wnid)]:

@@ -1,16 +1,15 @@
 """SBD (Hariharan et al., 2011): find its folder, and convert its labels from MATLAB files to PNGs."""
 
-import io
-import struct
-import zlib
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
+from PIL import Image
 
 from gbseg._moved import add_moved_names
 from gbseg.data.masks import encode_mask
+from gbseg.data.prepare.mat_files import read_mat
 from gbseg.files import write_atomically
 from gbseg.palettes import VOC_CLASSES
 from gbseg.parallel import run_in_processes
@@ -20,6 +19,8 @@ __all__ = ["convert_sbd", "find_sbd", "is_complete_png", "read_segmentation"]
 # below the data folder: Berkeley's layout in any of these, or torchvision's, which is the folder itself
 _PARENTS = (".", "sbd", "SBD")
 _SUBFOLDERS = (*(f"{parent}/{name}" for parent in _PARENTS for name in ("benchmark_RELEASE/dataset", "dataset")), *_PARENTS)
+# pixels of an image that is not there; those of VOC and SBD have at most 500 x 500
+_LARGEST = 2048 * 2048
 
 
 def find_sbd(root: str | Path) -> Path | None:
@@ -32,7 +33,8 @@ def read_segmentation(path: str | Path) -> np.ndarray:
     """Read ``GTcls.Segmentation`` of an SBD file: (H, W) integers, 0 background, 1..20 the classes. SBD marks no borders.
 
     Raises:
-        ValueError: the file is missing or damaged, or has no such label map; the message names it.
+        ValueError: the file is missing or damaged, decompresses to more than a label map of its image can need, or has no such
+            label map; the message names it.
         OSError: the file could not be read for another reason.
     """
     path = Path(path)
@@ -41,11 +43,9 @@ def read_segmentation(path: str | Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing") from error
     try:
-        content = loadmat(io.BytesIO(_decompressed(data)), variable_names=["GTcls"])
-    except Exception as error:
-        # scipy has no exception for damaged files; a dozen types are possible
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is damaged or no MATLAB file of version 5: {reason}") from error
+        content = read_mat(data, _most_bytes(path), variable_names=["GTcls"])
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or no MATLAB file of version 5: {error}") from error
     struct_array = content.get("GTcls")
     if struct_array is None or struct_array.size != 1 or "Segmentation" not in (struct_array.dtype.names or ()):
         raise ValueError(f"{path} has no GTcls.Segmentation, which every file of SBD's cls folder has")
@@ -59,28 +59,19 @@ def read_segmentation(path: str | Path) -> np.ndarray:
     return values
 
 
-# types of data elements in a MATLAB file of version 5
-_MATRIX, _COMPRESSED = 14, 15
+def _most_bytes(path: Path) -> int:
+    """The most that the variables of an SBD file can need, by the size of its image.
 
-
-def _decompressed(data: bytes) -> bytes:
-    """A MATLAB file with its variables decompressed and verified: scipy checks no checksums, and damage can crash it."""
-    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
-    if order is None:
-        raise ValueError(f"it begins with {data[:20]!r}" if data else "it is empty")
-    position, parts = 128, [data[:128]]
-    while position < len(data):
-        kind, size = struct.unpack_from(f"{order}II", data, position)
-        if kind == _COMPRESSED:
-            parts.append(zlib.decompress(data[position + 8 : position + 8 + size]))
-        elif kind == _MATRIX:
-            parts.append(data[position : position + 8 + size])
-        else:
-            raise ValueError(f"there is no variable at byte {position}")
-        position += 8 + size
-    if position != len(data):
-        raise ValueError(f"{len(data):,} bytes where {position:,} are announced")
-    return b"".join(parts)
+    The label map takes at most 8 bytes a pixel. The other 56 are for the boundaries, a sparse map for each class, which take
+    up to 13 bytes where there is one.
+    """
+    pixels = _LARGEST
+    # beside the labels in both layouts
+    image_path = path.parent.parent / "img" / f"{path.stem}.jpg"
+    unreadable = OSError, SyntaxError, ValueError, Image.DecompressionBombError
+    with contextlib.suppress(*unreadable), Image.open(image_path) as image:
+        pixels = min(image.width * image.height, _LARGEST)
+    return 2**20 + 64 * pixels
 
 
 def is_complete_png(path: Path) -> bool:

@@ -20,6 +20,7 @@ from rich.text import Text
 from gbseg._moved import add_moved_names
 from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG, find_lists, mask_folders, read_list
 from gbseg.data.masks import MaskError, read_mask
+from gbseg.files import is_dead_link, walk_files
 from gbseg.palettes import VOC_CLASSES
 from gbseg.parallel import run_in_processes
 
@@ -102,6 +103,8 @@ def verify_dataset(
 ) -> Verification:
     """Check every file of a data set in VOC's layout (`gbseg.data.layout`). Nothing is written.
 
+    Links to folders are followed, names that begin with a dot are skipped (`gbseg.files.walk_files`).
+
     * Every image, listed or not, decodes to its last pixel and is stored upright.
     * Every mask is an indexed or grey PNG of 8 bits and of its image's size, and its values are classes or ``ignore_index``.
     * Every line of every list is an id, and no id occurs twice.
@@ -124,8 +127,10 @@ def verify_dataset(
         raise ValueError("there must be at least one class")
     if not 0 <= ignore_index <= 255:
         raise ValueError(f"a mask holds values from 0 to 255, so ignore_index cannot be {ignore_index}")
-    files = {folder: _ids(root / folder, suffix) for folder, suffix in _SUFFIX.items()}
-    problems, counts, unlabelled = _check_lists(root, files)
+    problems: list[Problem] = []
+    files = {folder: _ids(root, folder, problems) for folder in _SUFFIX}
+    list_problems, counts, unlabelled = _check_lists(root, files)
+    problems += list_problems
     ids = sorted(set().union(*files.values()))
     check = functools.partial(_check_files, root=root, classes=tuple(classes), ignore_index=ignore_index)
     run_in_processes(check, ids, "verify", processes, lambda _, file_problems: problems.extend(file_problems))
@@ -133,13 +138,22 @@ def verify_dataset(
     return Verification(root, tuple(sorted(problems)), len(files[IMAGES]), masks, counts, tuple(unlabelled))
 
 
-def _ids(folder: Path, suffix: str) -> set[str]:
-    """The ids of a folder's files, without hidden ones; empty if there is no folder."""
-    return {
-        path.relative_to(folder).as_posix().removesuffix(suffix)
-        for path in folder.rglob(f"*{suffix}")
-        if not path.name.startswith(".")
-    }
+def _ids(root: Path, name: str, problems: list[Problem]) -> set[str]:
+    """The ids of a folder's files, empty if there is no folder; links that cannot be followed are added to the problems."""
+    ids, folder, suffix = set(), root / name, _SUFFIX[name]
+
+    def add(link: Path, what: str) -> None:
+        problems.append(Problem(link.relative_to(root).as_posix(), what, "mend or remove the link"))
+
+    def add_cycle(link: Path) -> None:
+        add(link, f"is a link to a folder that holds it ({link.readlink()})")
+
+    for path in walk_files(folder, add_cycle) if folder.is_dir() else ():
+        if path.name.endswith(suffix):
+            ids.add(path.relative_to(folder).as_posix().removesuffix(suffix))
+        elif is_dead_link(path):
+            add(path, f"is a link to {path.readlink()}, which does not exist")
+    return ids
 
 
 def _check_lists(root: Path, files: dict[str, set[str]]) -> tuple[list[Problem], dict[str, int], list[str]]:

@@ -1,13 +1,15 @@
 """Data sets for MMSegmentation with helpful errors for missing files: PASCAL VOC 2012, and folders of images and masks."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from mmengine.registry import DATASETS
 
+from gbseg.files import is_dead_link, walk_files
 from gbseg.mm.compat import BaseSegDataset
+from gbseg.mm.datasets.list_faults import ListFault, masks_without_image, names_listed_twice, record_faults
 from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
 
 __all__ = ["FolderSegmentation", "VOCSegmentation"]
@@ -24,14 +26,17 @@ class VOCSegmentation(BaseSegDataset):
     """Images and indexed label PNGs in VOC's layout, chosen by a list of ids.
 
     ``data_root/JPEGImages/<id>.jpg``, ``data_root/SegmentationClass/<id>.png``, ``data_root/ImageSets/Segmentation/*.txt``.
-    Labels are palette indices: read them with ``dict(type='LoadAnnotations', imdecode_backend='pillow')``.
+    Labels are palette indices: read them with ``dict(type='LoadAnnotations', imdecode_backend='pillow')``. Blank lines and a
+    byte order mark mean nothing in a list. What is wrong with it is handled as by `FolderSegmentation`; an id that is listed
+    more than once is one of these faults, since training lists of others repeat images on purpose.
 
     Args:
-        ann_file: the list of ids, below ``data_root``; None takes every image.
+        ann_file: the list of ids, below ``data_root``; None takes every image, in sub-folders and links to folders as well.
         settings: arguments of mmseg's ``BaseSegDataset``, such as ``img_suffix='.jpg'`` and ``seg_map_suffix='.png'``.
 
     Raises:
         FileNotFoundError: the list, a folder or a listed file is missing; the message names it and says how to get it.
+        ValueError: the list is no text, a link leads to a folder that holds it, or a fault of the list with ``test_mode=True``.
     """
 
     METAINFO: ClassVar[dict] = {"classes": VOC_CLASSES, "palette": [list(colour) for colour in VOC_PALETTE[: len(VOC_CLASSES)]]}
@@ -51,10 +56,19 @@ class VOCSegmentation(BaseSegDataset):
         for kind, folder in self.data_prefix.items():
             if folder and not Path(folder).is_dir():
                 raise FileNotFoundError(f"VOC: there is no folder {folder} for {kind} {where}. {how}")
-        data = super().load_data_list()
-        if not data:
-            raise FileNotFoundError(f"VOC: {self.ann_file or self.data_prefix['img_path']} names no image {where}. {how}")
+        images = self.data_prefix["img_path"]
+        if self.ann_file:
+            names = _read_names(self.ann_file)
+            faults = names_listed_twice(self.ann_file, names)
+        else:
+            paths = (path for path in _walk_images(images, (self.img_suffix,)) if path.name.endswith(self.img_suffix))
+            names = sorted(path.relative_to(images).as_posix().removesuffix(self.img_suffix) for path in paths)
+            faults = _lonely_masks(self, dict.fromkeys(names), (self.img_suffix,))
+        if not names:
+            raise FileNotFoundError(f"VOC: {self.ann_file or images} names no image {where}. {how}")
+        data = [_entry(self, Path(images, name + self.img_suffix), name) for name in names]
         _require_files(data, "VOC", "", how)
+        record_faults(self, faults)
         return data
 
 
@@ -63,8 +77,11 @@ class FolderSegmentation(BaseSegDataset):
     """A folder of images and a folder of masks with the same names, with any classes.
 
     A mask is an indexed or grey PNG whose pixels are class indices, 0 for the first class, 255 for pixels that do not count.
-    Read it with ``dict(type='LoadAnnotations', imdecode_backend='pillow')``. Sub-folders are searched too: ``images/a/b.jpg``
-    has the mask ``masks/a/b.png``.
+    Read it with ``dict(type='LoadAnnotations', imdecode_backend='pillow')``. Sub-folders and links to folders are searched
+    too: ``images/a/b.jpg`` has the mask ``masks/a/b.png``. Names that begin with a dot are skipped.
+
+    Without a list, masks without an image are a fault of ``list_faults``: a warning when the data set is built, refused where
+    it is evaluated on (``test_mode=True``, or `gbseg.mm.hooks.list_check.ListCheckHook`).
 
     Args:
         metainfo: ``dict(classes=(...), palette=[...])``; without a palette the classes get VOC's colours.
@@ -77,7 +94,8 @@ class FolderSegmentation(BaseSegDataset):
 
     Raises:
         FileNotFoundError: a folder, the list, an image or a mask is missing, or there is no image; the message names it.
-        ValueError: no classes, two images with the same name, or a name that is listed twice.
+        ValueError: no classes, two images with the same name, a name that is listed twice, a list that is no text, a link that
+            leads to a folder that holds it, or masks without an image with ``test_mode=True``.
     """
 
     def __init__(
@@ -116,7 +134,7 @@ class FolderSegmentation(BaseSegDataset):
             if folder and not Path(folder).is_dir():
                 raise FileNotFoundError(f"there is no folder {folder} for {kind} (it would be {Path(folder).resolve()}). {how}")
         image_by_name: dict[str, Path] = {}
-        for path in sorted(Path(images).rglob("*")):
+        for path in _walk_images(images, () if self.ann_file else self.img_suffixes):
             # masks may lie beside their images
             if path.suffix.lower() not in self.img_suffixes or (masks == images and path.name.endswith(self.seg_map_suffix)):
                 continue
@@ -128,20 +146,16 @@ class FolderSegmentation(BaseSegDataset):
         if not names:
             suffixes = ", ".join(self.img_suffixes)
             raise FileNotFoundError(f"{self.ann_file or images} names no image (suffixes looked for: {suffixes}). {how}")
-        data = []
-        for name in names:
-            entry = dict(img_path=str(image_by_name[name]), label_map=self.label_map, reduce_zero_label=self.reduce_zero_label)
-            if masks:
-                entry["seg_map_path"] = str(Path(masks, name + self.seg_map_suffix))
-            data.append({**entry, "seg_fields": []})
+        data = [_entry(self, image_by_name[name], name) for name in names]
         _require_files(data, "masks", f" Every image needs a mask of its name, ending in {self.seg_map_suffix}.", how)
+        record_faults(self, [] if self.ann_file else _lonely_masks(self, image_by_name, self.img_suffixes))
         return data
 
     def _listed_names(self, image_by_name: dict[str, Path]) -> list[str]:
         file = Path(self.ann_file)
         if not file.is_file():
             raise FileNotFoundError(f"there is no list {file} (it would be {file.resolve()}).")
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = _read_names(file)
         names = [str(Path(n).with_suffix("")) if Path(n).suffix.lower() in self.img_suffixes else n for n in lines]
         if duplicate := next((name for name, count in Counter(names).items() if count > 1), None):
             raise ValueError(f"{file} names {duplicate} more than once: an image is listed once.")
@@ -151,6 +165,38 @@ class FolderSegmentation(BaseSegDataset):
                 f"{missing[0]}."
             )
         return names
+
+
+def _read_names(file: str | Path) -> list[str]:
+    """The names in a list, in its order; blank lines and a byte order mark mean nothing."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8 ({error.reason} at byte {error.start}): write it again.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _walk_images(folder: str, suffixes: Sequence[str]) -> Iterator[Path]:
+    """The files below a folder of images; with suffixes, a dead link without one of them is refused as a lost folder."""
+    for path in walk_files(folder):
+        if suffixes and not path.name.lower().endswith(tuple(suffixes)) and is_dead_link(path):
+            raise FileNotFoundError(f"{path} is a link to {path.readlink()}, which does not exist: mend or remove it.")
+        yield path
+
+
+def _entry(dataset: BaseSegDataset, image: Path, name: str) -> dict:
+    """What mmseg's pipelines start from."""
+    entry = dict(img_path=str(image), label_map=dataset.label_map, reduce_zero_label=dataset.reduce_zero_label, seg_fields=[])
+    if masks := dataset.data_prefix.get("seg_map_path"):
+        entry["seg_map_path"] = str(Path(masks, name + dataset.seg_map_suffix))
+    return entry
+
+
+def _lonely_masks(dataset: BaseSegDataset, names: Collection[str], suffixes: Sequence[str]) -> list[ListFault]:
+    if not (masks := dataset.data_prefix.get("seg_map_path")):
+        return []
+    images, root = Path(dataset.data_prefix["img_path"]), Path(dataset.data_root or ".")
+    return masks_without_image(images, Path(masks), root, names, suffixes, dataset.seg_map_suffix)
 
 
 def _require_files(data: list[dict], title: str, rule: str, how: str) -> None:

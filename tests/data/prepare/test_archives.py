@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import io
 import os
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -13,7 +16,9 @@ import numpy as np
 import pytest
 from real_layouts import in_child, tree_of, write_tar
 
+from gbseg.data.prepare import archives
 from gbseg.data.prepare.archives import ArchiveError, finish_unpacking, unpack
+from gbseg.files import FileWriteError
 
 RNG = np.random.default_rng(0)
 FILES = {
@@ -170,3 +175,111 @@ def test_a_folder_linked_to_another_disk(archive: Path, tmp_path: Path) -> None:
         # rglob does not follow a link
         assert tree_of(Path(linked)) == {name.removeprefix("top/"): data for name, data in FILES.items()} | {"mine": b"mine"}
         assert not list(to.glob(".*"))
+
+
+def _zeros(path: Path, header: bytes, size: int) -> Path:
+    """A compressed archive of a header and zeros, of which a thousand take one byte."""
+    with gzip.open(path, "wb", 1) as file:
+        file.write(header)
+        for _ in range(size // 2**20):
+            file.write(bytes(2**20))
+    return path
+
+
+def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = _member(name, kind)
+    member.size = size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "a file": (
+        lambda path: _zeros(path, _header("top/zeros", 2**40), 2**24),
+        r"declares files of more than 1,073,741,824 bytes up to 'top/zeros'",
+    ),
+    "empty files": (
+        lambda path: _zeros(path, b"".join(_header(f"top/{k}", 0) for k in range(5000)), 0),
+        r"declares files of more than 16,777,216 bytes up to 'top/4096'",
+    ),
+    "a name": (
+        lambda path: _zeros(path, _header("././@LongLink", 2**34, tarfile.GNUTYPE_LONGNAME), 2**24),
+        r"holds a name or header of 17,179,869,184 bytes",
+    ),
+    "a pax header": (
+        lambda path: _zeros(path, _header("top/x", 0) + _header("pax", 2**33, tarfile.XHDTYPE), 2**24),
+        r"holds a name or header of 8,589,934,592 bytes",
+    ),
+    "what comes after it": (lambda path: _zeros(path, _header("top/x", 0), 2**30 + 2**22), "goes on and on after its end"),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_small_archive_of_something_large(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before anything is written, in a sentence."""
+    make, match = BOMBS[kind]
+    if kind == "empty files":
+        # 262,144 of them take minutes
+        monkeypatch.setattr(archives, "_HARMLESS", 2**24)
+    path = make(tmp_path / "a.tgz")
+    assert path.stat().st_size < 2**23
+    with pytest.raises(ArchiveError, match=match) as caught:
+        unpack(path, tmp_path / "to")
+    assert "not the official archive, do not trust it" in str(caught.value) or kind == "what comes after it"
+    assert "Nothing was unpacked" in str(caught.value) and "\n" not in str(caught.value)
+    assert not list((tmp_path / "to").iterdir())
+
+
+def test_too_little_room(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before anything is written; a file takes whole blocks of the disk."""
+    needed = sum(-(-max(len(data), 1) // 4096) * 4096 for data in FILES.values()) + 2 * 4096
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(
+        FileWriteError, match=rf"{archive} holds files of 0\.1 MiB, and 0\.1 MiB are free in \S+/to; nothing"
+    ) as caught:
+        unpack(archive, tmp_path / "to")
+    assert caught.value.errno == errno.ENOSPC and not list((tmp_path / "to").iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    unpack(archive, tmp_path / "to")
+    assert tree_of(tmp_path / "to") == FILES
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (
+            [f"top/{'n' * 300}"],
+            r"holds the name 'top/n+'\.\.\., which is too long: 300 bytes in one part, and file systems take 255",
+        ),
+        (["ä" * 130], r"which is too long: 260 bytes in one part"),
+        (["/".join(["part"] * 1000)], r"which is too long: 4,999 bytes, and file systems take 4,096"),
+        (["top/x", "top/x/"], r"holds 'top/x' both as a file and as a folder"),
+        (["top/x/", "top/x"], r"holds 'top/x' both as a file and as a folder"),
+        (["top/x", "./top/x/y"], r"holds 'top/x' both as a file and as a folder"),
+        (["top/x/y", "top//x"], r"holds 'top/x' both as a file and as a folder"),
+    ],
+)
+def test_impossible_names(tmp_path: Path, names: list[str], match: str) -> None:
+    """They are called what they are, and not a full disk."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(_member("top/good"))
+        for name in names:
+            tar.addfile(_member(name, tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE))
+    with pytest.raises(ArchiveError, match=match) as caught:
+        unpack(tmp_path / "a.tar", tmp_path / "to")
+    assert "free" not in str(caught.value) and not list((tmp_path / "to").iterdir())
+
+
+def test_a_name_that_is_there_as_another_kind(archive: Path, tmp_path: Path) -> None:
+    """Nothing of the archive is lost: it is said, and when it is moved away the rest is done without the archive."""
+    (tmp_path / "to/top/last").mkdir(parents=True)
+    (tmp_path / "to/top/sub").write_bytes(b"mine")
+    with pytest.raises(ArchiveError, match=r"to/top/\w+ is a \w+, and a \w+ in the archive: move it away"):
+        unpack(archive, tmp_path / "to")
+    (tmp_path / "to/top/sub").rename(tmp_path / "to/top/mine")
+    with pytest.raises(ArchiveError, match=r"to/top/last is a folder, and a file in the archive: move it away"):
+        finish_unpacking(tmp_path / "to")
+    (tmp_path / "to/top/last").rmdir()
+    archive.unlink()
+    finish_unpacking(tmp_path / "to")
+    assert tree_of(tmp_path / "to") == {**FILES, "top/mine": b"mine"}

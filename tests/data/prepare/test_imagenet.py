@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +49,12 @@ def meta_mat(classes: dict[str, int] = CLASSES) -> bytes:
     buffer = io.BytesIO()
     savemat(buffer, {"synsets": synsets})
     return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A MATLAB file of 300 kB whose variable has 300 MB."""
+    data = zlib.compress(struct.pack("<II", 14, 300 * 2**20) + bytes(300 * 2**20), 9)
+    return meta_mat()[:128] + struct.pack("<II", 15, len(data)) + data
 
 
 def jpeg(seed: int) -> bytes:
@@ -269,6 +277,42 @@ def test_flat_folder(given: Given, tmp_path: Path) -> None:
     assert list(tree_of(tmp_path)) == ["val/ILSVRC2012_val_00000001.JPEG"]
 
 
+def test_links_and_hidden_names(given: Given, tmp_path: Path) -> None:
+    """A class may be a link, and so may a folder in it; names with a dot are no classes and no images."""
+    root = tmp_path / "root"
+    prepare_imagenet(root, given.archives, release=given.release)
+    before = {split: imagenet.count_images(root / split) for split in ("train", "val")}
+    (root / "train/n01440764").rename(tmp_path / "elsewhere")
+    (root / "train/n01440764").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "more").mkdir()
+    first = next((tmp_path / "elsewhere").iterdir())
+    first.rename(tmp_path / "more" / first.name)
+    (tmp_path / "elsewhere/part2").symlink_to(tmp_path / "more")
+    (root / "train/.ipynb_checkpoints").mkdir()
+    (root / "train/.ipynb_checkpoints/a.JPEG").write_bytes(b"x")
+    (root / "train/n02100735/._a.JPEG").write_bytes(b"x")
+    assert {split: imagenet.count_images(root / split) for split in ("train", "val")} == before
+    (tmp_path / "more/round").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(
+        ValueError, match=rf"n01440764/part2/round is a link to {tmp_path}/elsewhere, which holds the link itself"
+    ):
+        imagenet.count_images(root / "train")
+
+
+def test_sparse_members(given: Given, tmp_path: Path) -> None:
+    """A few bytes that say they are a terabyte of zeros are refused, and not read."""
+    inner = tmp_path / "inner.tar"
+    with tarfile.open(inner, "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("n01440764_1.JPEG")
+        member.size = 1024
+        member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": member.name}
+        member.pax_headers["GNU.sparse.realsize"] = str(2**40)
+        tar.addfile(member, io.BytesIO(b"1\n0\n512\n".ljust(512, b"\0") + bytes(512)))
+    archives = _changed(given, tmp_path, "train", {"n01440764.tar": inner.read_bytes()})
+    with pytest.raises(ArchiveError, match=r"holds 'n01440764_1\.JPEG', which is refused"):
+        prepare_imagenet(tmp_path / "root", archives, False, ["train"])
+
+
 def test_cut(given: Given, tmp_path: Path) -> None:
     """Wherever the training archive ends, within an inner archive as well: named, what is there is whole, and it goes on."""
     data = given.archives["train"].read_bytes()
@@ -347,6 +391,8 @@ def test_members_that_are_no_images(given: Given, tmp_path: Path) -> None:
         ({"labels": b""}, r"holds no data/ILSVRC2012_validation_ground_truth\.txt\. Put the official"),
         ({"meta": meta_mat({"../../evil": 1})}, r"data/meta\.mat names '\.\./\.\./evil', which is no WordNet ID"),
         ({"meta": b"no matrix at all" * 20}, r"data/meta\.mat cannot be read: "),
+        ({"meta": bomb()}, r"data/meta\.mat cannot be read: .*its variables have more than 268,435,456 bytes"),
+        ({"labels": bytes(2**28 + 1)}, r"holds \S+ground_truth\.txt of 268,435,457 bytes, and at most 268,435,456 are read"),
         (
             {"labels": b"1\n2\n"},
             r"holds ILSVRC2012_val_0000000\d\.JPEG, and the development kit has labels of the images 1\.\.2",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import resource
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +118,44 @@ def test_what_is_no_label(tmp_path: Path, content: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         read_segmentation(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def _bomb(content: bytes, repeats: int, head: bytes = b"") -> bytes:
+    """A MATLAB file whose one variable begins with ``head`` and goes on with ``content``, compressed."""
+    compressor = zlib.compressobj(1)
+    data = compressor.compress(head) + b"".join(compressor.compress(content) for _ in range(repeats)) + compressor.flush()
+    return _mat()[:128] + struct.pack("<II", 15, len(data)) + data
+
+
+@pytest.mark.parametrize("size", [None, (500, 375), (15_000, 15_000)], ids=["no image", "image", "vast image"])
+def test_a_small_file_of_something_large(tmp_path: Path, size: tuple[int, int] | None) -> None:
+    """No more is decompressed than the label map of the image can need: 400 MB of zeros take 2 MB in a file."""
+    path = tmp_path / "cls/2008_000001.mat"
+    path.parent.mkdir()
+    path.write_bytes(_bomb(bytes(2**20), 400, struct.pack("<II", 14, 2**31 - 8)))
+    assert path.stat().st_size < 2**21 + 2**16
+    if size:
+        (tmp_path / "img").mkdir()
+        Image.new("1", size).save(tmp_path / "img/2008_000001.jpg", format="PNG")
+    most = 2**20 + 64 * (187_500 if size == (500, 375) else 2**22)
+
+    def peak() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(ValueError, match=rf"{path} is damaged .*: its variables have more than {most:,} bytes, the most"):
+            read_segmentation(path)
+        grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        assert grown < 3 * most + 2**26, f"{grown:,} bytes"
+
+    assert in_child(peak) == ""
+
+
+def test_a_variable_compressed_twice(tmp_path: Path) -> None:
+    """SciPy would decompress the inner one, without a limit."""
+    path = tmp_path / "a.mat"
+    inner = _bomb(bytes(2**20), 16)[128:]
+    path.write_bytes(_bomb(inner, 1))
+    with pytest.raises(ValueError, match=rf"{path} is damaged .*: what is compressed at byte 128 is no variable"):
+        read_segmentation(path)
 
 
 def test_flipped_bytes(tmp_path: Path) -> None:

@@ -199,3 +199,34 @@ def test_lists_of_windows(tmp_path: Path) -> None:
         (1, "2007_000001", ""),
         (2, "2007_000002", ""),
     ]
+
+
+def test_links_to_folders(root: Path, tmp_path: Path) -> None:
+    """What lies behind a link is looked at; a circle and a lost folder are problems, hidden names are none."""
+    sound = verify_dataset(root, processes=1)
+    for folder, suffix in (("JPEGImages", ".jpg"), ("SegmentationClassAug", ".png")):
+        (tmp_path / "disk" / folder).mkdir(parents=True)
+        for key in IDS[2:]:
+            (root / folder / f"{key}{suffix}").rename(tmp_path / "disk" / folder / f"{key}{suffix}")
+        (root / folder / "site2").symlink_to(tmp_path / "disk" / folder)
+        (root / folder / ".ipynb_checkpoints").mkdir()
+        (root / folder / f".ipynb_checkpoints/x-checkpoint{suffix}").write_bytes(b"")
+        (root / folder / f"._x{suffix}").write_bytes(b"Mac OS X")
+    lists = {"train_aug": [IDS[0], *(f"site2/{key}" for key in IDS[2:])]}
+    for name, ids in lists.items():
+        (root / f"ImageSets/Segmentation/{name}.txt").write_text("".join(f"{key}\n" for key in ids))
+    linked = verify_dataset(root, processes=1)
+    assert linked.problems == () and (linked.images, linked.masks) == (sound.images, sound.masks)
+    (tmp_path / f"disk/JPEGImages/{IDS[2]}.jpg").write_bytes(b"")
+    (tmp_path / "disk/JPEGImages/round").symlink_to(root)
+    (root / "JPEGImages/site3").symlink_to("/not/mounted")
+    found = {problem.file: problem.what for problem in verify_dataset(root, processes=1).problems}
+    assert found.pop(f"JPEGImages/site2/{IDS[2]}.jpg").startswith("cannot be decoded")
+    assert found == {
+        "JPEGImages/site2/round": f"is a link to a folder that holds it ({root})",
+        "JPEGImages/site3": "is a link to /not/mounted, which does not exist",
+    }
+    # an image that is missing while its mask is there
+    (tmp_path / f"disk/JPEGImages/{IDS[3]}.jpg").unlink()
+    named = {problem.file: problem.what for problem in verify_dataset(root, processes=1).problems}
+    assert named[f"SegmentationClassAug/site2/{IDS[3]}.png"] == "has no image"
