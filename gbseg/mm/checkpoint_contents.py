@@ -48,8 +48,14 @@ def _only_data(value: Any, place: str, left_out: dict[str, str]) -> Any:
         left_out: gets the place and type of each entry that is left out.
     """
     if type(value) in (dict, OrderedDict):
-        items = {key: _only_data(item, f"{place}.{key}" if place else str(key), left_out) for key, item in value.items()}
-        kept = {key: item for key, item in items.items() if item is not _LEFT_OUT and _refused_kind(key) is None}
+        items = {}
+        for key, item in value.items():
+            below = f"{place}.{key}" if place else str(key)
+            if (kind := _refused_kind(key)) is not None:
+                left_out[f"{below} (as a key)"] = kind
+            else:
+                items[key] = _only_data(item, below, left_out)
+        kept = {key: item for key, item in items.items() if item is not _LEFT_OUT}
         if len(kept) == len(value) and all(kept[key] is value[key] for key in value):
             return value
         copied = type(value)(kept)
@@ -58,10 +64,10 @@ def _only_data(value: Any, place: str, left_out: dict[str, str]) -> Any:
             vars(copied).update(vars(value))
         return copied
     if type(value) in (list, tuple) and any(isinstance(item, dict) for item in value):
-        items = [_only_data(item, f"{place}[{index}]", left_out) for index, item in enumerate(value)]
-        if all(new is old for new, old in zip(items, value, strict=True)):
+        new = [_only_data(item, f"{place}[{index}]", left_out) for index, item in enumerate(value)]
+        if all(after is before for after, before in zip(new, value, strict=True)):
             return value
-        return _LEFT_OUT if any(item is _LEFT_OUT for item in items) else type(value)(items)
+        return _LEFT_OUT if any(item is _LEFT_OUT for item in new) else type(value)(new)
     kind = _refused_kind(value)
     if kind is not None:
         left_out[place] = kind
