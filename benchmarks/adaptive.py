@@ -22,12 +22,12 @@ from matplotlib.figure import Figure
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from benchmarks.table import Settings, by_contender, facts, write_table
 from benchmarks.timing import Measured, measure
 from gbseg.mm import load_config
+from gbseg.mm.checkpoint_loading import read_checkpoint
 from gbseg.mm.checkpoint_weights import load_weights
 from gbseg.mm.models import PixelNet, PixelNetHead
 from gbseg.mm.voc_metric import VOCMetric
@@ -45,7 +45,7 @@ class Trained:
         self.config = load_config(config)
         init_default_scope(self.config.get("default_scope", "mmseg"))
         self.network: PixelNet = MODELS.build(self.config.model).eval()
-        stored = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
+        stored = read_checkpoint(checkpoint)
         load_weights(self.network, stored, checkpoint)
         self.meta = stored["meta"]["dataset_meta"]
         self.extract = self.network.extract_feat

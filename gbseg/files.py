@@ -11,6 +11,7 @@ from gbseg._moved import add_moved_names
 
 __all__ = [
     "FileWriteError",
+    "checkpoint_path",
     "class_folders",
     "free_space",
     "is_dead_link",
@@ -47,6 +48,31 @@ def require_folder(path: Path | None) -> None:
     existing = next((parent for parent in (path, *path.parents) if parent.exists()), None)
     if existing is not None and not existing.is_dir():
         raise ValueError(f"{path} is to be a folder, and {existing} is a file: name another.")
+
+
+def checkpoint_path(path: str | os.PathLike) -> Path:
+    """The file of a checkpoint. MMEngine's text file ``last_checkpoint`` stands for the checkpoint that it names.
+
+    A file of that name beside it comes first: the folder may have been copied or moved, and mmengine writes the path as it was.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a checkpoint in it, or {path / 'last_checkpoint'}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; training writes them into work_dirs/<config>/.")
+    if path.name != "last_checkpoint":
+        return path
+    with path.open(errors="replace") as file:
+        text = file.read(4096).strip()
+    for named in (path.with_name(Path(text).name), Path(text)) if text else ():
+        if named.is_file() and named != path:
+            return named
+    named_by_it = f"names {text}, which is neither beside it nor at that path" if text else "is empty"
+    raise FileNotFoundError(f"{path} {named_by_it}: give the checkpoint itself.")
 
 
 def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool = True) -> None:

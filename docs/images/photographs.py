@@ -44,7 +44,7 @@ def sampled_hypercolumns(model: nn.Module, root: Path) -> tuple[Tensor, Tensor]:
     """(images, pixels, channels) scaled hypercolumns and (images, pixels) labels of the train list."""
     cache = WORK_DIR / "hypercolumns.pt"
     if cache.exists():
-        return torch.load(cache)
+        return torch.load(cache, weights_only=True)
     torch.manual_seed(0)
     head, columns, labels = model.decode_head, [], []
     scale = torch.tensor(head.tap_scale).repeat_interleave(torch.tensor(head.in_channels))
@@ -60,7 +60,7 @@ def sampled_hypercolumns(model: nn.Module, root: Path) -> tuple[Tensor, Tensor]:
         labels.append(label.flatten()[position])
     cache.parent.mkdir(parents=True, exist_ok=True)
     torch.save((torch.stack(columns), torch.stack(labels)), cache)
-    return torch.load(cache)
+    return torch.load(cache, weights_only=True)
 
 
 def train_head(name: str, config: Config, columns: Tensor, labels: Tensor) -> Path:

@@ -37,6 +37,7 @@ COMMANDS = (
     "reproduce",
     "search-boost",
     "predict",
+    "convert-checkpoint",
 )
 """The commands, in the order of ``gbseg --help``."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gbseg.config_files import find_config
+from gbseg.files import checkpoint_path
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -51,14 +52,8 @@ def config_name(name: str) -> str:
 
 
 def existing_checkpoint(name: str) -> Path:
-    """The path of a checkpoint.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if not Path(name).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {name}; training writes them into work_dirs/<config>/.")
-    return Path(name)
+    """The path of a checkpoint; raises as `gbseg.files.checkpoint_path` does."""
+    return checkpoint_path(name)
 
 
 def key_and_value(text: str) -> tuple[str, object]:

@@ -1,9 +1,10 @@
 """Training with MMEngine and its family: configs, data sets, models, hooks, loops, checkpoints, commands.
 
-Importing it registers all components: ``custom_imports = dict(imports=["gbseg.mm"])`` in a config.
+Importing it registers all components: ``custom_imports = dict(imports=["gbseg.mm"])`` in a config. From then on MMEngine loads
+checkpoints as data only, so that none of them runs code (`gbseg.mm.checkpoint_loading`).
 """
 
-from gbseg.mm import datasets, models  # noqa: F401  (registers them)
+from gbseg.mm import checkpoint_loading, datasets, models  # noqa: F401  (MMEngine's loading of checkpoints; registers them)
 from gbseg.mm.amp import CpuAmpOptimWrapper, enable_amp
 from gbseg.mm.config import load_config
 from gbseg.mm.hooks.channels_last import ChannelsLastHook

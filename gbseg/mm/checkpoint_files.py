@@ -2,17 +2,14 @@
 
 import logging
 import re
-import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
-import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 
-from gbseg.files import FileWriteError, write_atomically
-from gbseg.mm.compat import get_torch_safe_globals
+from gbseg.files import FileWriteError, checkpoint_path, write_atomically
+from gbseg.mm.checkpoint_contents import readable_copy
+from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint
 
 __all__ = [
     "CheckpointWriteError",
@@ -57,8 +54,8 @@ class DurableBackend(LocalBackend):
     deferred: list[str] | None = None
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
-        """Write bytes by `write_checkpoint`."""
-        write_checkpoint(obj, filepath)
+        """Write bytes by `write_checkpoint`; of a checkpoint, what can be read back (`readable_copy`)."""
+        write_checkpoint(readable_copy(obj, filepath), filepath)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
         """Write text atomically; raises like `write_checkpoint`."""
@@ -71,32 +68,26 @@ class DurableBackend(LocalBackend):
         else:
             self.deferred.append(str(filepath))
 
+    def rmtree(self, dir_path: str | Path) -> None:
+        """Remove nothing: checkpoints here are files, and one that is resumed may name any folder as an old one."""
+
 
 def checkpoint_damage(path: str | Path) -> str | None:
     """Why training cannot be resumed from this file, None if it can. Reads the file in full, without holding it in memory."""
-    path = Path(path)
     try:
-        if path.stat().st_size == 0:
-            return "the file is empty"
-        # torch.load does not verify the checksums: a flipped bit in a weight would go unnoticed
-        with zipfile.ZipFile(path) as archive:
-            damaged_member = archive.testzip()
-        if damaged_member is not None:
-            return f"the checksum of its part {damaged_member!r} is wrong"
-        checkpoint = _open_mapped(path)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        _require_resumable(path)
+    except CheckpointError as error:
+        return error.reason
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _require_resumable(path: str | Path) -> None:
+    checkpoint = read_checkpoint(path, mmap=True)
     missing = [key for key in ("meta", "state_dict", "message_hub") if key not in checkpoint]
-    return f"it holds no {', no '.join(missing)}" if missing else None
-
-
-def _open_mapped(path: Path) -> dict[str, Any]:
-    try:
-        with torch.serialization.safe_globals(get_torch_safe_globals()):
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except UnpicklingError:
-        # a user's hook may have saved other objects; mmengine loads those too, after the same first attempt
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    if missing:
+        raise CheckpointError(path, f"it holds no {', no '.join(missing)}")
 
 
 def _steps_by_path(folder: Path, example: Path | None) -> dict[Path, int]:
@@ -136,8 +127,9 @@ def _last_checkpoint(work_dir: Path) -> Path | None:
     text = file.read_text(errors="replace").strip() if file.is_file() else ""
     if not text:
         return None
-    # the folder may have been moved since: mmengine writes the path as it was given
-    return path if (path := Path(text)).is_file() else work_dir / path.name
+    # the folder may have been copied or moved since: mmengine writes the path as it was given
+    beside = work_dir / Path(text).name
+    return beside if beside.is_file() or not Path(text).is_file() else Path(text)
 
 
 def newest_readable_checkpoint(
@@ -148,23 +140,28 @@ def newest_readable_checkpoint(
     Args:
         work_dir: the folder of the run, with mmengine's file ``last_checkpoint``.
         folder: where the checkpoints are, if that is another folder and there is no ``last_checkpoint``.
-        start: consider this file and earlier ones only, and ignore ``last_checkpoint``.
+        start: consider this file and earlier ones only, and ignore ``last_checkpoint`` of ``work_dir``.
 
     Returns:
         The path, or None if there is no checkpoint.
 
     Raises:
-        FileNotFoundError: ``start`` does not exist.
+        FileNotFoundError, IsADirectoryError: ``start`` is no file.
         NoReadableCheckpointError: all checkpoints are damaged; lists each with the reason.
+        UnsafeCheckpointError: one holds more than data. It is whole, so the one before it does not take its place unasked.
     """
-    if start is not None and not Path(start).is_file():
-        raise FileNotFoundError(f"the checkpoint to resume from, {start}, does not exist")
-    last = _last_checkpoint(Path(work_dir)) if start is None else Path(start)
+    last = _last_checkpoint(Path(work_dir)) if start is None else checkpoint_path(start)
     damaged = []
     for path in _newest_first(Path(folder or work_dir) if last is None else last.parent, last, may_be_newer=start is None):
-        damage = checkpoint_damage(path)
-        if damage is None:
+        try:
+            _require_resumable(path)
             return path
+        except UnsafeCheckpointError:
+            raise
+        except CheckpointError as error:
+            damage = error.reason
+        except OSError as error:
+            damage = str(error)
         damaged.append(f"{path}: {damage}")
         print_log(f"Checkpoint {path} cannot be resumed from, trying the one before: {damage}", "current", logging.WARNING)
     if not damaged:

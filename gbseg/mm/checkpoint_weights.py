@@ -12,7 +12,7 @@ __all__ = ["load_weights", "require_weights"]
 
 
 def _weights(stored: Mapping) -> dict[str, Tensor]:
-    return {name.removeprefix("module."): value for name, value in stored.get("state_dict", stored).items()}
+    return {str(name).removeprefix("module."): value for name, value in stored.get("state_dict", stored).items()}
 
 
 def require_weights(network: nn.Module, stored: Mapping, checkpoint: str | PathLike) -> None:
@@ -26,7 +26,7 @@ def require_weights(network: nn.Module, stored: Mapping, checkpoint: str | PathL
     Raises:
         ValueError: tensors are missing or of another shape; the message names the first ones.
     """
-    weights = _weights(stored)
+    weights = {name: value for name, value in _weights(stored).items() if isinstance(value, Tensor)}
     shapes = {name: tuple(value.shape) for name, value in unwrap_model(network).state_dict().items()}
     wrong = [
         f"{name} {tuple(weights[name].shape)} instead of {shape}"

@@ -16,10 +16,10 @@ from typing import Any, TextIO
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.runner import IterBasedTrainLoop, Runner
-from mmengine.runner.checkpoint import get_torch_safe_globals as get_torch_safe_globals
+from mmengine.runner import IterBasedTrainLoop, Runner, checkpoint
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor, nn
@@ -136,11 +136,42 @@ def resume_from(runner: Runner, path: str | None) -> None:
         runner._load_from = path
 
 
+HISTORY_BUFFER = "mmengine.logging.history_buffer.HistoryBuffer"
+"""By which name mmengine's history of a logged value is stored in checkpoints; the module is not the one to import it from."""
+
+
+def history_buffer(state: dict[str, Any]) -> HistoryBuffer:
+    """A history of logged values from its stored state, whose keys are its private attributes.
+
+    Its own ``__setstate__`` would replace functions of the class by what the file names.
+    """
+    return HistoryBuffer(state["_log_history"], state["_count_history"], state["max_length"])
+
+
+def replace_torch_load(load: Callable[..., Any], load_url: Callable[..., Any]) -> None:
+    """Let mmengine's loaders of checkpoints call these functions instead of ``torch.load`` and ``torch.hub``'s.
+
+    All of them (http, torchvision, open-mmlab, ...) end in two functions of their module, the first of which unpickles anything
+    if the safe attempt fails. ``CheckpointLoader.register_scheme`` replaces single loaders; that of model names looks up a URL
+    first, and then calls the one for URLs directly.
+
+    Raises:
+        ImportError: mmengine has no such functions, so it would load checkpoints in another way.
+    """
+    names = {"_safe_torch_load": load, "load_url": load_url}
+    if missing := [name for name in names if not hasattr(checkpoint, name)]:
+        raise ImportError(
+            f"this mmengine has no {' and no '.join(missing)}, so gbseg cannot see to it that checkpoints run no code: install "
+            "the version that gbseg[mm] asks for"
+        )
+    vars(checkpoint).update(names)
+
+
 class CheckpointSteps(CheckpointHook):
     """mmengine's ``CheckpointHook``, whose three private steps that write files are methods to be overridden.
 
     Each of them removes or replaces a file before the new one is written, so a crash in between loses both. The methods, the
-    attributes and the two entries of the message hub below are the hook's own and are not documented.
+    attributes and the entries of the message hub below are the hook's own and are not documented.
     """
 
     # the checkpoint of iteration or epoch ``step``, without the outdated one, and the file ``last_checkpoint``
@@ -158,6 +189,13 @@ class CheckpointSteps(CheckpointHook):
 
     def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
         self.write_published(runner, ckpt_path)
+
+    def before_train(self, runner: Runner) -> None:
+        """mmengine's, which removes files whose names are made of the kept steps in the message hub: of numbers alone here."""
+        info = runner.message_hub.runtime_info
+        if not all(isinstance(step, int) for step in info.get("keep_ckpt_ids", ())):
+            del info["keep_ckpt_ids"]
+        super().before_train(runner)
 
     def best_paths(self) -> set[str | None]:
         """The best checkpoints; the hook has one attribute where ``save_best`` is one metric, and another for several."""

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,13 +14,14 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
-from mmengine.runner import CheckpointLoader
 from mmseg.structures import SegDataSample
 from PIL import Image
 from torch import Tensor
 
 from gbseg.data.images import ImageError, require_readable, to_bgr
 from gbseg.evaluation.probabilities import probabilities_of
+from gbseg.files import checkpoint_path
+from gbseg.mm.checkpoint_loading import read_checkpoint
 from gbseg.mm.checkpoint_weights import load_weights
 from gbseg.mm.config import inner_test_dataset, load_config, without_annotations
 from gbseg.mm.models.link_tta import SCALES, LinkTTAModel
@@ -105,7 +105,8 @@ class Segmenter:
 
     Args:
         config: a file, ``gbseg::NAME.py``, or a config; of one run.
-        checkpoint: file with the weights.
+        checkpoint: file with the weights, of which only data is read (`gbseg.mm.checkpoint_loading`); mmengine's file
+            ``last_checkpoint`` stands for the one that it names.
         device: 'cpu', 'cuda:1', ...; None uses a GPU if there is one.
         cfg_options: keys with dots and their values, which override the config's.
         amp: mixed precision (bfloat16 on a CPU).
@@ -116,6 +117,7 @@ class Segmenter:
 
     Raises:
         FileNotFoundError: there is no such config or checkpoint.
+        gbseg.mm.checkpoint_loading.CheckpointError: the checkpoint is damaged, or holds more than data.
         ValueError: the config lists several runs; the checkpoint is not of this config; the head has one output channel; tile
             or overlap is not such a multiple.
     """
@@ -141,8 +143,7 @@ class Segmenter:
             config = load_config(os.fspath(config), cfg_options)
         if "runs" in config:
             raise ValueError(f"{config.filename} lists the runs {', '.join(config.runs)}: take one of them by its own config.")
-        if not Path(checkpoint).is_file():
-            raise FileNotFoundError(f"there is no checkpoint {checkpoint}; training writes them into work_dirs/<config>/.")
+        checkpoint = checkpoint_path(checkpoint)
         self.tile, self.overlap, self.amp = tile, overlap, amp
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dataset = inner_test_dataset(config)
@@ -152,14 +153,15 @@ class Segmenter:
             self._load_file = TRANSFORMS.build(loader)
             self._pipeline = Compose(transforms)
             metainfo = getattr(DATASETS.get(dataset.type), "METAINFO", {}) | dict(dataset.get("metainfo") or {})
-        stored = CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu")
+        stored = read_checkpoint(checkpoint)
         load_weights(network, stored, checkpoint)
         self.num_classes = network.out_channels
         if self.num_classes == 1:
             raise ValueError("a head of one output channel gives no probability for every class: use num_classes=2.")
         self._link = probabilities_of(network)
         self._label_type = np.uint8 if self.num_classes <= 256 else np.int32
-        metas = (stored.get("meta", {}).get("dataset_meta") or {}, metainfo)
+        meta = stored.get("meta") if "state_dict" in stored else None
+        metas = ((meta or {}).get("dataset_meta") or {}, metainfo)
         self.class_names, self.palette = _names_and_colours(metas, self.num_classes)
         self.network = network.to(self.device).eval()
         self.model: Any = network

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.runner import CheckpointLoader
 
+from gbseg.files import checkpoint_path
+from gbseg.mm.checkpoint_loading import read_checkpoint
 from gbseg.mm.checkpoint_weights import require_weights
 from gbseg.mm.config import default_work_dir
 from gbseg.mm.models.link_tta import enable_tta
@@ -36,7 +37,7 @@ def test(
 
     Args:
         config: config of one run.
-        checkpoint: file with the weights.
+        checkpoint: file with the weights; mmengine's file ``last_checkpoint`` stands for the one that it names.
         out: folder for every prediction as an indexed PNG of the image's original size.
         show_dir: folder for pictures of image, ground truth and prediction side by side.
         work_dir: folder of the log; by default ``work_dirs/<name of the config>``.
@@ -58,6 +59,7 @@ def test(
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or `gbseg.prediction.submission.prepare_submission` misses a file.
+        gbseg.mm.checkpoint_loading.CheckpointError: the checkpoint is damaged, or holds more than data.
         ValueError: the config lists several runs; the checkpoint is of another network; the metric cannot write predictions,
             intervals or calibration; options of segmentation are given for a classifier; or
             `gbseg.prediction.submission.prepare_submission` refuses the config.
@@ -65,8 +67,7 @@ def test(
     """
     if "runs" in config:
         raise ValueError(f"{config.filename} lists the runs {', '.join(config.runs)}: test one of them by its own config.")
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {checkpoint}; training writes them into work_dirs/<config>/.")
+    checkpoint = checkpoint_path(checkpoint)
     options = {"--out": out, "--show-dir": show_dir, "--submit": submit, "--tta": tta, "--ci": ci, "--calibration": calibration}
     if config.get("default_scope") == "mmpretrain" and (given := [option for option, value in options.items() if value]):
         raise ValueError(f"{', '.join(given)}: of segmentation; a classifier is tested for what its test_evaluator computes.")
@@ -109,7 +110,7 @@ def test(
     config.update(dict.fromkeys(unused))
     runner = build_runner(config, work_dir, launcher=launcher, load_from=str(checkpoint), resume=False)
     # mmengine only warns of missing weights, and would score the network with random ones
-    require_weights(runner.model, CheckpointLoader.load_checkpoint(str(checkpoint), map_location="cpu"), checkpoint)
+    require_weights(runner.model, read_checkpoint(checkpoint), checkpoint)
     if submit is not None:
         submission.clear()
     scores = runner.test()

@@ -48,10 +48,10 @@ def _flipped_bit(path: Path) -> None:
 
 
 DAMAGES = {
-    _truncate: "BadZipFile",
+    _truncate: "its end is missing: the file was cut off, or damaged",
     _empty: "the file is empty",
-    _garbage: "BadZipFile",
-    _zeros: "BadZipFile",
+    _garbage: "it was not written by torch.save or safetensors",
+    _zeros: "it holds zeros alone",
     _flipped_bit: "the checksum of its part",
 }
 

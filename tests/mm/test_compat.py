@@ -7,6 +7,7 @@ import functools
 import inspect
 import io
 import logging
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,10 +27,10 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, IterTimerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.model import BaseModel, BaseTTAModel, ImgDataPreprocessor, MMDistributedDataParallel
+from mmengine.model import BaseModel, BaseTTAModel, ImgDataPreprocessor, MMDistributedDataParallel, PretrainedInit
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import DefaultScope
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import IterBasedTrainLoop, Runner, checkpoint, load_checkpoint
 from mmengine.structures import PixelData
 from mmpretrain.models.heads import ClsHead
 from mmpretrain.models.utils import ClsDataPreprocessor
@@ -42,6 +43,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from gbseg.mm import compat
+from gbseg.mm.checkpoint_loading import load_safely
 from gbseg.mm.config import config_folder
 
 PACKAGES = ("onedl-mmengine", "onedl-mmcv", "onedl-mmsegmentation", "onedl-mmpretrain")
@@ -345,16 +347,30 @@ def test_swapped_channels(kind: type) -> None:
     assert not compat.swaps_channels(kind())
 
 
-@rests_on("compat (get_torch_safe_globals)")
-def test_checkpoints_are_loaded_safely() -> None:
-    """The list of what a checkpoint of mmengine's may hold: its curves are in it."""
-    hub = MessageHub("compat_globals")
+@rests_on("compat.history_buffer")
+def test_stored_curves() -> None:
+    """The name by which a checkpoint stores the history of a logged value, and the keys of its state."""
+    hub = MessageHub("compat_history")
     hub.update_scalar("train/loss", 1.0)
-    file = io.BytesIO()
-    torch.save(hub.state_dict(), file)
-    with torch.serialization.safe_globals(compat.get_torch_safe_globals()):
-        state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
-    assert "train/loss" in state["log_scalars"]
+    hub.update_scalar("train/loss", 4.0, 2)
+    history = hub.log_scalars["train/loss"]
+    assert f"{type(history).__module__}.{type(history).__qualname__}" == compat.HISTORY_BUFFER
+    restored = compat.history_buffer(history.__getstate__())
+    assert restored.mean() == history.mean() == 5 / 3 and restored.max_length == history.max_length
+    assert [values.dtype for values in restored.data] == [values.dtype for values in history.data]
+
+
+@rests_on("compat.replace_torch_load")
+def test_checkpoints_are_loaded_safely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loader of mmengine ends in one of the two functions that are replaced, and none is without them unnoticed."""
+    source = re.sub(r"def _safe_torch_load.*?\n\n\n", "", inspect.getsource(checkpoint), flags=re.DOTALL)
+    assert "torch.load(" not in source and source.count("_safe_torch_load(") == 4 and source.count("= load_url(") == 2
+    for function in (Runner.load_checkpoint, PretrainedInit.__call__, load_checkpoint):
+        assert "load_checkpoint(" in inspect.getsource(function)
+    monkeypatch.delattr(checkpoint, "load_url")
+    with pytest.raises(ImportError, match="this mmengine has no load_url, so gbseg cannot see to it"):
+        compat.replace_torch_load(print, print)
+    assert checkpoint._safe_torch_load is load_safely
 
 
 @rests_on("compat.QuietTerminal")

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size, is_main_process, master_only
 from mmengine.registry import HOOKS
-from mmengine.runner import CheckpointLoader, Runner, save_checkpoint
+from mmengine.runner import Runner, save_checkpoint
 
 from gbseg.files import remove_temporary_files
 from gbseg.mm.checkpoint_files import (
@@ -20,6 +20,7 @@ from gbseg.mm.checkpoint_files import (
     newest_readable_checkpoint,
     write_checkpoint,
 )
+from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint
 from gbseg.mm.compat import CheckpointSteps, accumulative_counts, checkpoint_to_load, resume_from, resumes
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteGuardHook, require_finite_parameters
 from gbseg.mm.rng import rng_state, set_rng_state
@@ -37,7 +38,8 @@ class DurableCheckpointHook(CheckpointSteps):
       `gbseg.mm.loops.ResumableIterLoop`, the position in the training data.
     * ``resume=True`` takes the newest checkpoint that can be read, ``resume=True`` with ``load_from`` that file or the
       newest readable one before it in its folder. Damaged ones are reported.
-    * Parameters that are not finite are never written.
+    * Parameters that are not finite are never written, and neither is what could not be read back as data: an object that a
+      hook or the message hub put there is left out, with a warning that names it. The first file of a run is read back.
 
     With gradient accumulation, let ``interval`` be a multiple of ``accumulative_counts``: gradients are not saved.
 
@@ -67,6 +69,7 @@ class DurableCheckpointHook(CheckpointSteps):
         super().__init__(max_keep_ckpts=max_keep_ckpts, backend_args={"backend": "gbseg_durable"}, **kwargs)
         self._state_to_save: dict[str, Any] | None = None
         self._loaded_state: dict[str, Any] | None = None
+        self._read_back = False
 
     def before_run(self, runner: Runner) -> None:
         """When resuming, choose the file that the runner loads next."""
@@ -78,7 +81,7 @@ class DurableCheckpointHook(CheckpointSteps):
             folder = None if self.out_dir is None else Path(self.out_dir, Path(runner.work_dir).name)
             try:
                 answer = [newest_readable_checkpoint(runner.work_dir, folder, load_from)]
-            except (NoReadableCheckpointError, FileNotFoundError) as error:
+            except (NoReadableCheckpointError, CheckpointError, OSError) as error:
                 answer = [error]
         # rank 0 decides, so that all processes resume from the same file or all stop
         broadcast_object_list(answer)
@@ -110,7 +113,8 @@ class DurableCheckpointHook(CheckpointSteps):
             return
         if Path(checkpoint_to_load(runner) or "").parent == Path(self.out_dir):
             for name in state["outdated"]:
-                self._remove(self.file_backend.join_path(self.out_dir, name))
+                # names were written; a path would lead to files of somebody else
+                self._remove(self.file_backend.join_path(self.out_dir, Path(name).name))
         # so that a validation that is made up for now can add its result to the checkpoint
         self.restore_last_checkpoint(runner)
         states = state["processes"]
@@ -163,6 +167,9 @@ class DurableCheckpointHook(CheckpointSteps):
             self._state_to_save = None
         if not is_main_process():
             return
+        if not self._read_back:
+            self._require_readable(self.last_ckpt)
+            self._read_back = True
         write_checkpoint(self.last_ckpt.encode(), Path(runner.work_dir, "last_checkpoint"))
         for path in outdated:
             self._remove(path)
@@ -181,17 +188,35 @@ class DurableCheckpointHook(CheckpointSteps):
     @master_only
     def write_published(self, runner: Runner, ckpt_path: str) -> None:
         """mmengine's step, but the file is written atomically."""
-        checkpoint = CheckpointLoader.load_checkpoint(ckpt_path, map_location="cpu")
+        checkpoint = read_checkpoint(ckpt_path)
         published = {key: value for key, value in checkpoint.items() if key in self.published_keys}
         digest = hashlib.sha256(pickle.dumps(published)).hexdigest()[:8]
         path = Path(ckpt_path).with_name(f"{Path(ckpt_path).stem}-{digest}.pth")
         save_checkpoint(published, str(path), backend_args=self.backend_args)
         runner.logger.info(f"The checkpoint ({ckpt_path}) is published to {path}.")
 
+    def _require_readable(self, path: str) -> None:
+        """Read a file back that was just written: a disk that loses data is known after one interval, and not after the run.
+
+        Raises:
+            CheckpointWriteError: it is not what was written.
+        """
+        try:
+            read_checkpoint(path, mmap=True)
+        except UnsafeCheckpointError:
+            # weights that are more than data: a warning has said so
+            return
+        except (CheckpointError, OSError) as error:
+            raise CheckpointWriteError(f"the first checkpoint of this run was written, but {error}") from error
+
     def _former_best(self) -> list[str]:
-        """The files whose removal was deferred, except one that has been replaced by a file of the same name."""
-        best = self.best_paths()
-        return [path for path in self.file_backend.deferred or [] if path not in best]
+        """The files whose removal was deferred, except one that has been replaced by a file of the same name.
+
+        Only files of this run's folder: a checkpoint that was resumed may name any file as the best one before.
+        """
+        best, folder = self.best_paths(), Path(self.out_dir).resolve()
+        deferred = self.file_backend.deferred or []
+        return [path for path in deferred if path not in best and Path(path).resolve().parent == folder]
 
     def _path(self, step: int) -> str:
         return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
