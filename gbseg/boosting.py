@@ -368,7 +368,8 @@ def target_pair(targets: tuple[float, float]) -> tuple[float, float]:
         t_neg, t_pos = (float(value) for value in targets)
     except (TypeError, ValueError):
         raise ValueError(f"targets are two numbers (t_neg, t_pos), got {targets!r}.") from None
-    if not (math.isfinite(t_neg) and math.isfinite(t_pos)):
+    # not math.isfinite: a compiler may hold them as symbols
+    if not (-math.inf < t_neg < math.inf and -math.inf < t_pos < math.inf):
         raise ValueError(f"targets must be finite, got (t_neg, t_pos) = ({t_neg:g}, {t_pos:g}).")
     if t_pos <= t_neg:
         raise ValueError(

@@ -15,6 +15,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_ = "how often a loss is compiled anew by Inductor, in a loop that CI does not run"
+    parser.addoption("--compilations", type=int, default=0, metavar="N", help=help_)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # a broken formula shows within seconds, not behind everything that is built on it
     formulas = (Path(__file__).parent / "test_boosting.py", Path(__file__).parent / "losses")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gbseg.boosting import target_pair
+from gbseg.losses.functional import without_tracer_warnings
 from gbseg.losses.links import normalised_sigmoids, softmax
 from gbseg.losses.modules import GuardedLoss
 from gbseg.losses.reference import mask_ignored, reduce_loss, target_values
@@ -50,6 +51,10 @@ class _Baseline(GuardedLoss):
     ) -> Tensor:
         """``pixels``, weighted and reduced like the boosted losses."""
         x, label, valid_mask = mask_ignored(pred, target, ignore_index)
+        if self.label_smoothing:
+            with without_tracer_warnings():
+                share = self.label_smoothing / int(x.shape[1])
+            label = target_values(label, x.shape[1], (share, 1 - self.label_smoothing + share), x.dtype)
         return self.loss_weight * reduce_loss(self.pixels(x, label), valid_mask, weight, avg_factor, reduction)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
@@ -72,7 +77,7 @@ class SoftmaxLoss(_Baseline):
         penalty: factor of the normaliser's penalty, >= 0.
         alpha: ``alpha`` of the exponential boost that the penalty is compared with, > 0.
         t_pos: the larger target of that boost, > 0.
-        options: ``loss_weight``, ``reduction``, ``loss_name``.
+        options: ``loss_weight``, ``reduction``, ``ignore_index``, ``label_smoothing``, ``loss_name``.
 
     Raises:
         ValueError: a factor out of its range.
@@ -160,7 +165,8 @@ class SigmoidBCELoss(_Baseline):
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
         """``(N, *)`` losses of the formula above."""
         t = target_values(label, x.shape[1], (0.0, 1.0), x.dtype)
-        return F.binary_cross_entropy_with_logits(x, t, reduction="none").sum(1)
+        # as F.binary_cross_entropy_with_logits, which decides on sizes and so cannot be traced
+        return ((1 - t) * x - F.logsigmoid(x)).sum(1)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """``sigmoid(x)``, normalised."""
@@ -185,7 +191,9 @@ class WestonWatkinsLoss(_Baseline):
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
         """``(N, *)`` losses of the formula above."""
         if label.is_floating_point():
-            raise ValueError("WestonWatkinsLoss compares the label's class with the others and takes no soft labels.")
+            raise ValueError(
+                "WestonWatkinsLoss compares the label's class with the others and takes no soft labels, nor label_smoothing."
+            )
         index = label.unsqueeze(1)
         excess = torch.relu(self.margin + x - x.gather(1, index))
         return excess.scatter(1, index, 0.0).sum(1)

@@ -5,37 +5,81 @@
 """
 
 import logging
+import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
 
 from gbseg.boosting import IMPLEMENTATIONS, Boost, LossInputs, LossSpec
 from gbseg.losses.kernels import cpu
-from gbseg.losses.labels import bad_label_error
+from gbseg.losses.labels import LabelRecord, bad_label_error
 from gbseg.losses.reference import reference_loss
 
-__all__ = ["IMPLEMENTATIONS", "REDUCTIONS", "find_bad_labels", "fused_boosted_loss", "require_labels"]
+__all__ = ["IMPLEMENTATIONS", "REDUCTIONS", "find_bad_labels", "fused_boosted_loss", "guard_labels", "require_labels"]
 
 REDUCTIONS = ("none", "sum", "mean")
 
 _logger = logging.getLogger(__name__)
 
 
-def check_reduction(reduction: str) -> None:
-    """Raise a ValueError unless it is one of ``REDUCTIONS``."""
+_TRACING_MODES = tuple(torch._C._TorchDispatchModeKey.__members__.values())  # fake tensors, make_fx and AOTAutograd
+
+
+def check_reduction(reduction: str, avg_factor: float | Tensor | None = None) -> None:
+    """Raise a ValueError unless it is one of ``REDUCTIONS``, and ``avg_factor`` a positive number as far as it can be read."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}.")
+    if isinstance(avg_factor, Tensor):
+        if avg_factor.numel() != 1:
+            raise ValueError(f"avg_factor is one number, got a tensor of shape {tuple(avg_factor.shape)}.")
+        if not is_readable(avg_factor):
+            return
+    if avg_factor is not None and not avg_factor > 0:
+        raise ValueError(f"avg_factor divides the loss and must be > 0, got {avg_factor!r}.")
 
 
 def is_traced(*tensors: Tensor | None) -> bool:
-    """Whether a compiler, a function transform or a subclass of Tensor must see every operation."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    """Whether a tracer, a function transform, a forward-mode derivative or a subclass of Tensor must see every operation."""
+    if is_recorded() or torch._C._are_functorch_transforms_active():
         return True
-    return any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors if tensor is not None)
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in (Tensor, nn.Parameter) or forward_ad.unpack_dual(tensor).tangent is not None:
+            return True
+    return False
+
+
+def is_recorded() -> bool:
+    """Whether operations are compiled, exported or traced, for values that are not those of now."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 and any(map(torch._C._get_dispatch_mode, _TRACING_MODES))
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the host can read the values: they are on a CPU, and neither traced, fake, nor a batch of ``vmap``."""
+    if tensor.device.type != "cpu" or is_recorded():
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return False
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return not isinstance(tensor, FakeTensor)
+
+
+def without_tracer_warnings() -> AbstractContextManager:
+    """For decisions on sizes that hold for any: ``torch.jit.trace`` warns that it records them for these sizes."""
+    if torch.jit.is_tracing():
+        return warnings.catch_warnings(action="ignore", category=torch.jit.TracerWarning)
+    return nullcontext()
 
 
 def default_ignore_index(num_classes: int) -> int | None:
@@ -60,6 +104,28 @@ def require_labels(label: Tensor, num_classes: int, ignore_index: int | None) ->
     bad = find_bad_labels(label, num_classes, ignore_index)
     if bool(bad.any()):
         raise bad_label_error(label, bad, num_classes, ignore_index)
+
+
+def guard_labels(
+    label: Tensor, num_classes: int, ignore_index: int | None, record: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """`require_labels` where the host can read them; elsewhere bad ones make the loss NaN.
+
+    Returns:
+        The labels as int64, each a class or ignored; and None, or the factor of the loss, which is NaN if there was a bad one:
+        a factor and not a summand, so that the gradient is NaN as well and no optimizer steps on it.
+
+    Raises:
+        BadLabelError: a label that the host can read is neither a class nor ignored.
+    """
+    label = label.long()
+    if is_readable(label):
+        require_labels(label, num_classes, ignore_index)
+        return label, None
+    bad = find_bad_labels(label, num_classes, ignore_index)
+    if record is not None:
+        LabelRecord.update(record, label, bad, num_classes, ignore_index)
+    return torch.where(bad, 0, label), torch.where(bad.any(), torch.nan, 1.0)
 
 
 @cache
@@ -228,6 +294,6 @@ def fused_boosted_loss(
         ValueError: an option is out of its range (see `gbseg.boosting.LossSpec`); no such reduction; ``impl`` names an
             implementation that does not support these logits, or weights or labels that require a gradient.
     """
-    check_reduction(reduction)
+    check_reduction(reduction, avg_factor)
     inputs = LossInputs(label, ignore_index, class_weight, weight, avg_factor, reduction, loss_weight)
     return loss_from_spec(LossSpec(boost, targets, max_delta, impl, keep_gradient), inputs, logits)

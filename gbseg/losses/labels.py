@@ -19,6 +19,10 @@ class BadLabelError(ValueError):
 
 
 def _usual_cause(values: list[int], num_classes: int) -> str:
+    if num_classes == 1:
+        return "One output for two classes is a sigmoid head (out_channels=1); here each class has its own: out_channels=2."
+    if -100 in values:
+        return "-100 is the index that PyTorch ignores by default: pass ignore_index=-100."
     if values == [255]:
         return "A mask of 0 and 255 marks its object with 255: map 255 to class 1. If 255 is the border, pass ignore_index=255."
     if values and min(values) < 0:
@@ -86,18 +90,19 @@ class LabelRecord:
         if bad.numel() == 0:
             return
         rows = bad.reshape(bad.shape[0], -1)
-        position = torch.argmax(rows.to(torch.uint8), dim=1, keepdim=True)  # the first bad one of each row
-        value = label.reshape(rows.shape).gather(1, position).squeeze(1).long()
-        hit = rows.any(dim=1)
-        # rows with bad labels first, in their order
-        order = torch.argsort(~hit, stable=True)[:_SHOWN]
-        seen = torch.stack([order, position.squeeze(1)[order], value[order]], dim=1)
-        seen = torch.where(hit[order].unsqueeze(1), seen, LabelRecord.NOTHING)
-        missing = seen.new_full((_SHOWN - seen.shape[0], 3), LabelRecord.NOTHING)
+        # the first bad one of each row; not an argmax, which compiled code for a CPU gets wrong over 8 bits that are all zero
+        size = rows.shape[1]
+        position = torch.where(rows, torch.arange(size, dtype=torch.int32, device=bad.device), size).amin(1).long()
+        hit = position < size
+        value = label.reshape(rows.shape).gather(1, position.clamp(max=size - 1).unsqueeze(1)).squeeze(1).long()
+        # rows with bad labels in their order; the others, and those beyond, share a place that is cut off
+        place = torch.where(hit, hit.cumsum(0) - 1, _SHOWN).clamp(max=_SHOWN)
+        found = torch.stack([torch.arange(bad.shape[0], device=bad.device), position, value], dim=1)
+        seen = found.new_full((_SHOWN + 1, 3), LabelRecord.NOTHING).index_copy(0, place, found)[:_SHOWN]
         # filled on the device: a tensor made of host numbers would be copied there, and the copy synchronises
         classes = seen.new_full((1,), num_classes)
         ignored = seen.new_full((1,), LabelRecord.NO_INDEX if ignore_index is None else ignore_index)
-        fresh = torch.cat([rows.sum().view(1), classes, ignored, torch.cat([seen, missing]).flatten()])
+        fresh = torch.cat([rows.sum().view(1), classes, ignored, seen.flatten()])
         earlier = record.clone()
         record.copy_(torch.where(earlier[0] > 0, earlier, fresh))
         record[0] = earlier[0] + fresh[0]

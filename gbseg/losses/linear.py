@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gbseg.boosting import Boost, LossInputs, LossSpec
-from gbseg.losses.functional import check_reduction, is_traced, require_labels
+from gbseg.losses.functional import check_reduction, guard_labels, is_traced, without_tracer_warnings
 from gbseg.losses.kernels.cpu import loss_terms_and_gradient
 from gbseg.losses.reference import reference_loss
 
@@ -126,15 +126,17 @@ class _BoostedLinearFunction(torch.autograd.Function):
         needs_grad = ctx.needs_input_grad[:3]
         gradients: list[Tensor | None]
         with torch.autocast(grad_output.device.type, enabled=False):
-            if torch.is_grad_enabled():
-                # create_graph=True: only the reference can be differentiated again
+            second = torch.is_grad_enabled()
+            if second or is_traced(grad_output) or torch._C._functorch.is_legacy_batchedtensor(grad_output):
+                # create_graph=True: only the reference can be differentiated again; or a batch of grad_outputs
                 if ctx.group is not None:
                     raise NotImplementedError("boosted_linear_loss has no second derivative where processes share the classes.")
-                # of views: where the features depend on the weight, that path is in the caller's graph, not in this gradient
-                views: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in (features, weight, bias)]
-                loss = reference_loss(ctx.spec, ctx.inputs, F.linear(*views))
+                with torch.enable_grad():
+                    # of views: where features depend on the weight, that path is in the caller's graph, not in this gradient
+                    views: list[Any] = [None if x is None else x.view_as(x) for x in (features, weight, bias)]
+                    loss = reference_loss(ctx.spec, ctx.inputs, F.linear(*views))
                 needed = [view for view, needed in zip(views, needs_grad, strict=True) if needed]
-                computed = iter(torch.autograd.grad(loss, needed, grad_output, create_graph=True))
+                computed = iter(torch.autograd.grad(loss, needed, grad_output, create_graph=second))
                 gradients = [next(computed) if needed else None for needed in needs_grad]
             elif ctx.gradients is None:
                 options = (ctx.spec, ctx.inputs, ctx.first_class)
@@ -177,8 +179,8 @@ def boosted_linear_loss(
         features: (N, D).
         weight: (C, D), the layer's rows of this process's classes.
         bias: (C,), or None.
-        label: (N,) integers among the classes of all processes. Checked on a CPU where no processes share the classes;
-            elsewhere they are the caller's responsibility.
+        label: (N,) integers among the classes of all processes, see `gbseg.losses.functional.guard_labels`; where processes
+            share the classes, they are not checked.
         boost: the boost ``g``.
         targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
         ignore_index: rows with this label have no loss and no gradient.
@@ -202,23 +204,29 @@ def boosted_linear_loss(
             require a gradient, and tracing.
         NotImplementedError: a second derivative where processes share the classes.
     """
-    if label.is_floating_point() or label.shape != features.shape[:1]:
+    with without_tracer_warnings():
+        fits = not label.is_floating_point() and label.shape == features.shape[:1]
+    if not fits:
         raise ValueError(
             f"boosted_linear_loss takes integer labels (N,) for features {tuple(features.shape)}, got {label.dtype} "
             f"{tuple(label.shape)}."
         )
-    if label.device.type == "cpu" and group is None and not first_class and not is_traced(label):
-        require_labels(label, len(weight), ignore_index)
-    check_reduction(reduction)
+    check_reduction(reduction, avg_factor)
     spec = LossSpec(boost, targets, max_delta)
-    inputs = LossInputs(label.long(), ignore_index, class_weight, row_weight, avg_factor, reduction, loss_weight)
+    label, poison = label.long(), None
+    if group is None and not first_class:
+        label, poison = guard_labels(label, weight.shape[0], ignore_index)
+    inputs = LossInputs(label, ignore_index, class_weight, row_weight, avg_factor, reduction, loss_weight)
     if inputs.requires_grad or is_traced(features, weight, bias, *inputs.tensors):
         if group is not None:
             raise ValueError("where processes share the classes, row and class weights get no gradient, and nothing is traced.")
-        return reference_loss(spec, inputs, F.linear(features, weight, bias))
+        loss = reference_loss(spec, inputs, F.linear(features, weight, bias))
+        return loss if poison is None else loss * poison
     device_type = features.device.type
     if torch.is_autocast_enabled(device_type) and features.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
         features, weight, bias = features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     with torch.autocast(device_type, enabled=False):
-        return _BoostedLinearFunction.apply(features, weight, bias, spec, inputs, first_class, group, torch.is_grad_enabled())
+        options = spec, inputs, first_class, group, torch.is_grad_enabled()
+        loss = _BoostedLinearFunction.apply(features, weight, bias, *options)
+    return loss if poison is None else loss * poison

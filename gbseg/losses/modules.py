@@ -5,12 +5,15 @@ Shapes: N images or rows, C classes, ``*`` any trailing dimensions.
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypedDict, Unpack
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -30,28 +33,53 @@ from gbseg.losses.functional import (
     REDUCTIONS,
     check_reduction,
     default_ignore_index,
-    find_bad_labels,
+    guard_labels,
+    is_readable,
+    is_recorded,
     loss_from_spec,
-    require_labels,
+    without_tracer_warnings,
 )
 from gbseg.losses.labels import LabelRecord, require_soft_labels
 from gbseg.losses.resize import resize_loss, upsample
 
-__all__ = ["BoostedLoss", "ExpGBLoss", "GuardedLoss", "LinearLoss", "Pow3GBLoss"]
+__all__ = ["CLASS_WEIGHT_MODES", "BoostedLoss", "ExpGBLoss", "GuardedLoss", "LinearLoss", "Pow3GBLoss"]
+
+CLASS_WEIGHT_MODES = ("outputs", "labels")
+
+
+def _read_class_weight(path: str) -> Any:
+    """The numbers of a file of class weights, as MMSegmentation takes one; no pickle, which could run code."""
+    if not path.endswith((".npy", ".json")) or not Path(path).is_file():
+        raise ValueError(f"class_weight is a file .npy or .json that exists (or a list of numbers), got {path!r}.")
+    try:
+        if path.endswith(".json"):
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+        # the losses need torch alone
+        import numpy as np
+
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"class_weight: {path} cannot be read: {error}") from None
 
 
 class GuardedLoss(nn.Module):
     """A loss between logits ``(N, C, *)`` and labels that checks shapes, options and labels before it computes.
 
     Args:
-        class_weight: C factors of the outputs.
+        class_weight: C factors, or a file ``.npy`` or ``.json`` that holds them.
+        class_weight_mode: what they multiply. 'outputs': *output* j's term at every pixel, so that the link stays valid.
+            'labels': the whole loss of the pixels whose label is j, and 'mean' divides by the sum of these factors; this is the
+            ``weight`` of ``F.cross_entropy``. Soft labels ``p`` then weigh as the mean over labels that are drawn from ``p``.
         loss_weight: factor of the loss.
         reduction: 'none', 'sum' or 'mean'.
+        ignore_index: pixels with this label have no loss, where the call does not give another.
+        label_smoothing: the share of each label that is spread over all classes, as in ``F.cross_entropy``.
         loss_name: the key under which MMSegmentation logs the loss; it starts with ``loss_``.
 
     Raises:
-        ValueError: ``class_weight`` is not a vector of finite numbers >= 0, ``loss_weight`` is not finite, there is no such
-            reduction, or ``loss_name`` does not start with ``loss_``.
+        ValueError: ``class_weight`` is not a vector of finite numbers >= 0 or no file of one, ``loss_weight`` is not finite,
+            ``label_smoothing`` is not in [0, 1), there is no such reduction or mode, or ``loss_name`` does not start with
+            ``loss_``.
     """
 
     record: Tensor
@@ -60,9 +88,12 @@ class GuardedLoss(nn.Module):
     def __init__(
         self,
         *,
-        class_weight: Sequence[float] | Tensor | None = None,
+        class_weight: Sequence[float] | Tensor | str | None = None,
+        class_weight_mode: str = "outputs",
         loss_weight: float = 1.0,
         reduction: str = "mean",
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
         loss_name: str = "loss_guarded",
     ) -> None:
         super().__init__()
@@ -71,14 +102,25 @@ class GuardedLoss(nn.Module):
             raise ValueError(f"loss_weight must be a finite number, got {loss_weight!r}.")
         if not loss_name.startswith("loss_"):
             raise ValueError(f"loss_name must start with 'loss_' or mmengine leaves it out of the sum, got {loss_name!r}.")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing is a share of the labels in [0, 1), got {label_smoothing!r}.")
+        if class_weight_mode not in CLASS_WEIGHT_MODES:
+            raise ValueError(f"class_weight_mode must be one of {CLASS_WEIGHT_MODES}, got {class_weight_mode!r}.")
+        if isinstance(class_weight, str):
+            class_weight = _read_class_weight(class_weight)
         if class_weight is not None:
             class_weight = torch.as_tensor(class_weight).clone()
             class_weight = class_weight if class_weight.is_floating_point() else class_weight.float()
-            if class_weight.ndim != 1 or not bool(torch.isfinite(class_weight).all() and (class_weight >= 0).all()):
+            in_range = not is_readable(class_weight) or bool((torch.isfinite(class_weight) & (class_weight >= 0)).all())
+            if class_weight.ndim != 1 or not in_range:
                 raise ValueError(f"class_weight is one finite number >= 0 a class, got {class_weight.tolist()}.")
         self.loss_weight = float(loss_weight)
         self.reduction = reduction
+        self.class_weight_mode = class_weight_mode
+        self.ignore_index = ignore_index
+        self.label_smoothing = float(label_smoothing)
         self.loss_name = loss_name
+        self._has_warned = False
         # not in checkpoints: a loss must load the weights of a model that had another loss
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.register_buffer("record", torch.zeros(LabelRecord.SIZE, dtype=torch.int64), persistent=False)
@@ -113,12 +155,14 @@ class GuardedLoss(nn.Module):
 
         Args:
             pred: ``(N, C, *)`` logits of any floating dtype.
-            target: ``(N, *)`` integer labels, or ``(N, C, *)`` floating soft labels (constants: they get no gradient).
+            target: ``(N, *)`` integer labels, or ``(N, C, *)`` floating soft labels (constants: they get no gradient). No soft
+                label is ignored; pixels that should have no loss need a ``weight`` of 0.
             weight: ``(N, *)`` factors of the pixels.
             avg_factor: the divisor of 'mean', instead of the number of pixels that are not ignored; without effect on 'none',
                 refused for 'sum'.
             reduction_override: used instead of ``reduction``.
-            ignore_index: pixels with this label have no loss; None means 255 where C <= 255, and else no label.
+            ignore_index: pixels with this label have no loss; None means that of the constructor or, if that is None as well,
+                255 where C <= 255, and else no label.
             kwargs: arguments of other losses; a warning names those that are not None.
 
         Returns:
@@ -126,42 +170,80 @@ class GuardedLoss(nn.Module):
 
         Raises:
             BadLabelError: a label is outside 0..C-1 and not ignored. Raised before anything is computed on the CPU; on a
-                device, and under ``torch.compile``, the loss and its gradient are NaN and `bad_label_report` says why
-                (soft labels that are negative or not finite are treated alike, without a report).
-            ValueError: shapes, dtypes, devices or arguments that do not fit together.
+                device, and where a compiler or a function transform hides the values, the loss and its gradient are NaN and,
+                on a device and under ``torch.compile``, `bad_label_report` says why (soft labels that are negative or not
+                finite are treated alike, without a report).
+            ValueError: shapes, dtypes, devices or arguments that do not fit together; an ``avg_factor`` that is not > 0. One on
+                a device is not read: the loss is NaN there, or 0 where nothing has a loss.
         """
-        reduction = self._check_call(pred, target, weight, avg_factor, reduction_override, kwargs, pred.shape[2:])
-        target, ignore_index, poison = self._check_labels(pred, target, ignore_index)
-        loss = self.compute(pred, target, ignore_index, weight, avg_factor, reduction)
-        return loss if poison is None else loss * poison
+        with without_tracer_warnings():
+            reduction, ignore_index = self._check_call(
+                pred, target, weight, avg_factor, reduction_override, ignore_index, kwargs, pred.shape[2:]
+            )
+        return self._guard(partial(self.compute, pred), pred, target, ignore_index, weight, avg_factor, reduction)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What ``torch.jit.script`` asks a module for."""
+        raise NotImplementedError(
+            f"{type(self).__name__} is not made for torch.jit.script, which PyTorch deprecates: use torch.compile or "
+            "torch.export, or torch.jit.trace where it must be TorchScript."
+        )
 
     def bad_label_report(self) -> str | None:
         """What was wrong with the labels that a device has seen since the start; None if nothing. Synchronises."""
         return LabelRecord.describe(self.record)
 
-    def _check_labels(self, pred: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, int | None, Tensor | None]:
-        """Refuse bad labels on the CPU; on a device, record them.
+    def _guard(
+        self,
+        compute: Callable[..., Tensor],
+        pred: Tensor,
+        target: Tensor,
+        ignore_index: int | None,
+        weight: Tensor | None,
+        avg_factor: float | Tensor | None,
+        reduction: str,
+    ) -> Tensor:
+        """``compute`` from checked labels, weights and divisor; NaN where one is bad that the host cannot read."""
+        target, poison = self._check_labels(pred, target, ignore_index)
+        if self.class_weight is not None and self.class_weight_mode == "labels":
+            target, pixels = self._label_weights(pred, target, ignore_index)
+            if avg_factor is None and not target.is_floating_point():
+                avg_factor = pixels.sum()
+            weight = pixels if weight is None else weight * pixels
+        if reduction == "mean" and isinstance(avg_factor, Tensor):
+            avg_factor = avg_factor.reshape(())
+            positive = avg_factor > 0
+            loss = compute(target, ignore_index, weight, torch.where(positive, avg_factor, 1), reduction)
+            # where all weights are 0, so is the sum of the losses
+            loss = loss * torch.where(positive | (loss == 0), 1.0, torch.nan)
+        else:
+            loss = compute(target, ignore_index, weight, avg_factor, reduction)
+        return loss if poison is None else loss * poison
 
-        Returns the labels, ``ignore_index``, and NaN where a device holds bad labels: a factor of the loss and not a summand,
-        so that the gradient is NaN as well and no optimizer steps on it.
-        """
-        num_classes = pred.shape[1]
-        on_host = target.device.type == "cpu" and not torch.compiler.is_compiling()
-        self._move_buffers(pred.device)
-        if target.is_floating_point():
-            if on_host:
-                require_soft_labels(target)
-                return target, ignore_index, None
-            return target, ignore_index, torch.where((torch.isfinite(target) & (target >= 0)).all(), 1.0, torch.nan)
-        target = target.long()
-        if ignore_index is None:
-            ignore_index = default_ignore_index(num_classes)
-        if on_host:
-            require_labels(target, num_classes, ignore_index)
-            return target, ignore_index, None
-        bad = find_bad_labels(target, num_classes, ignore_index)
-        LabelRecord.update(self.record, target, bad, num_classes, ignore_index)
-        return torch.where(bad, 0, target), ignore_index, torch.where(bad.any(), torch.nan, 1.0)
+    def _check_labels(self, pred: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
+        """See `gbseg.losses.functional.guard_labels`."""
+        # a graph that is traced, and a function transform, must not write into a buffer; torch.compile keeps it up to date
+        keeps_record = torch.compiler.is_compiling() or not is_recorded()
+        keeps_record = keeps_record and not torch._C._are_functorch_transforms_active()
+        if keeps_record:
+            self._move_buffers(pred.device)
+        if not target.is_floating_point():
+            return guard_labels(target, pred.shape[1], ignore_index, self.record if keeps_record else None)
+        if is_readable(target):
+            require_soft_labels(target)
+            return target, None
+        return target, torch.where((torch.isfinite(target) & (target >= 0)).all(), 1.0, torch.nan)
+
+    def _label_weights(self, pred: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+        """Labels and the factors ``(N, *)`` of their pixels, for the mode 'labels'."""
+        assert self.class_weight is not None
+        class_weight = self.class_weight.to(pred.device, torch.promote_types(pred.dtype, torch.float32))
+        if not target.is_floating_point():
+            ignored = torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else target == ignore_index
+            return target, torch.where(ignored, 0.0, class_weight[torch.where(ignored, 0, target)])
+        shares = target * class_weight.view(1, -1, *[1] * (target.ndim - 2))
+        pixels = shares.sum(1)
+        return shares / torch.where(pixels > 0, pixels, 1.0).unsqueeze(1), pixels
 
     def _move_buffers(self, device: torch.device) -> None:
         """Move the buffers to ``device`` once, for a loss that was never moved with its model."""
@@ -179,17 +261,18 @@ class GuardedLoss(nn.Module):
         weight: Tensor | None,
         avg_factor: float | Tensor | None,
         reduction_override: str | None,
+        ignore_index: int | None,
         kwargs: dict[str, object],
         size: tuple[int, ...],
-    ) -> str:
-        """Refuse arguments that do not fit together, of pixels ``(N, *size)``; returns the reduction of this call."""
+    ) -> tuple[str, int | None]:
+        """Refuse arguments that do not fit together, of pixels ``(N, *size)``; reduction and ``ignore_index`` of this call."""
         name = type(self).__name__
         reduction = reduction_override or self.reduction
         if reduction not in REDUCTIONS:
             raise ValueError(f"{name}: reduction_override must be one of {REDUCTIONS}, got {reduction_override!r}.")
         if pred.ndim < 2 or not pred.is_floating_point():
             raise ValueError(f"{name}: pred must be floating logits (N, C, *), got {pred.dtype} {tuple(pred.shape)}.")
-        pixels = (len(pred), *size)
+        pixels = (pred.shape[0], *size)
         if target.is_floating_point():
             if target.shape != pred.shape:
                 raise ValueError(
@@ -212,22 +295,30 @@ class GuardedLoss(nn.Module):
         if avg_factor is not None:
             if reduction == "sum":
                 raise ValueError(f"{name}: avg_factor divides a mean; with reduction='sum' it has no meaning.")
-            if isinstance(avg_factor, Tensor):
-                if avg_factor.numel() != 1:
-                    raise ValueError(f"{name}: avg_factor is one number, got a tensor of shape {tuple(avg_factor.shape)}.")
-            elif not avg_factor > 0:
-                raise ValueError(f"{name}: avg_factor divides the loss and must be > 0, got {avg_factor!r}.")
+            check_reduction(reduction, avg_factor)
         if unknown := sorted([key for key, value in kwargs.items() if value is not None]):
             warnings.warn(f"{name} has no use for {', '.join(unknown)} and ignores it.", stacklevel=3)
-        return reduction
+        if ignore_index is None:
+            ignore_index = self.ignore_index
+        elif self.ignore_index not in (None, ignore_index) and not self._has_warned and not torch.compiler.is_compiling():
+            self._has_warned = True
+            warnings.warn(
+                f"{name}(ignore_index={self.ignore_index}) is called with ignore_index={ignore_index}, which is used: heads of "
+                f"MMSegmentation pass their own, so set decode_head.ignore_index={self.ignore_index} as well.",
+                stacklevel=3,
+            )
+        return reduction, default_ignore_index(pred.shape[1]) if ignore_index is None else ignore_index
 
 
 class LossOptions(TypedDict, total=False):
     """The options that every boosted loss shares; see `BoostedLoss`."""
 
-    class_weight: Sequence[float] | Tensor | None
+    class_weight: Sequence[float] | Tensor | str | None
+    class_weight_mode: str
     loss_weight: float
     reduction: str
+    ignore_index: int | None
+    label_smoothing: float
     max_delta: float | None
     impl: str
     keep_gradient: bool
@@ -257,10 +348,13 @@ class BoostedLoss(GuardedLoss):
         boost: a `gbseg.boosting.Boost`, or the config of one, ``dict(type='CubicBoost', alpha=..., beta=...)``; a boost of your
             own is known by its name after `gbseg.boosting.register_boost`.
         targets: ``(t_neg, t_pos)``.
-        class_weight: C factors. They multiply *output* j's term at every pixel, so the link stays valid; the ``weight`` of
-            ``F.cross_entropy`` multiplies the pixels whose label is j, and changes the divisor as well.
+        class_weight: C factors, or a file ``.npy`` or ``.json`` that holds them.
+        class_weight_mode: 'outputs', which leaves the link valid, or 'labels', the ``weight`` of ``F.cross_entropy``; see
+            `GuardedLoss`.
         loss_weight: factor of the loss.
         reduction: 'none', 'sum' or 'mean'.
+        ignore_index: used where the call gives none.
+        label_smoothing: a share in [0, 1); it moves the two targets towards each other.
         max_delta: clamps ``g(x) - t`` to ``[-max_delta, max_delta]``; the loss is the matching Huber-like potential. Where
             the bound is reached, the minimum moves from the mean of the targets towards their median, so the link and
             `prior_logits` are then no longer exact.
@@ -286,15 +380,26 @@ class BoostedLoss(GuardedLoss):
         boost: Boost | dict,
         targets: tuple[float, float] = (0.0, 1.0),
         *,
-        class_weight: Sequence[float] | Tensor | None = None,
+        class_weight: Sequence[float] | Tensor | str | None = None,
+        class_weight_mode: str = "outputs",
         loss_weight: float = 1.0,
         reduction: str = "mean",
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
         max_delta: float | None = None,
         impl: str = "auto",
         keep_gradient: bool = True,
         loss_name: str = "loss_boosted",
     ) -> None:
-        super().__init__(class_weight=class_weight, loss_weight=loss_weight, reduction=reduction, loss_name=loss_name)
+        super().__init__(
+            class_weight=class_weight,
+            class_weight_mode=class_weight_mode,
+            loss_weight=loss_weight,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            loss_name=loss_name,
+        )
         self.spec = LossSpec(build_boost(boost), targets, max_delta, impl, keep_gradient)
 
     def extra_repr(self) -> str:
@@ -311,8 +416,26 @@ class BoostedLoss(GuardedLoss):
         reduction: str,
     ) -> Tensor:
         """The loss of checked inputs by the fastest implementation, see `gbseg.losses.functional.fused_boosted_loss`."""
-        inputs = LossInputs(target, ignore_index, self.class_weight, weight, avg_factor, reduction, self.loss_weight)
-        return loss_from_spec(self.spec, inputs, pred)
+        return loss_from_spec(*self._spec_and_inputs(pred, target, ignore_index, weight, avg_factor, reduction), pred)
+
+    def _spec_and_inputs(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        ignore_index: int | None,
+        weight: Tensor | None,
+        avg_factor: float | Tensor | None,
+        reduction: str,
+    ) -> tuple[LossSpec, LossInputs]:
+        output_weight = self.class_weight if self.class_weight_mode == "outputs" else None
+        inputs = LossInputs(target, ignore_index, output_weight, weight, avg_factor, reduction, self.loss_weight)
+        if not self.label_smoothing:
+            return self.spec, inputs
+        t_neg, t_pos = self.targets
+        with without_tracer_warnings():
+            share = (t_pos - t_neg) * self.label_smoothing / int(pred.shape[1])
+        smoothed = t_neg + share, t_pos - (t_pos - t_neg) * self.label_smoothing + share
+        return replace(self.spec, targets=smoothed), inputs
 
     def resized(
         self,
@@ -335,7 +458,7 @@ class BoostedLoss(GuardedLoss):
             avg_factor: the divisor of 'mean', instead of the number of pixels that are not ignored; without effect on 'none',
                 refused for 'sum'.
             reduction_override: used instead of ``reduction``.
-            ignore_index: pixels with this label have no loss; None means 255 where C <= 255, and else no label.
+            ignore_index: see ``forward``.
             align_corners: see ``torch.nn.functional.interpolate``.
 
         Returns:
@@ -351,15 +474,17 @@ class BoostedLoss(GuardedLoss):
                 f"{tuple(pred.shape)} and {target.dtype} {tuple(target.shape)}."
             )
         size = target.shape[1:]
-        reduction = self._check_call(pred, target, weight, avg_factor, reduction_override, {}, size)
-        target, ignore_index, poison = self._check_labels(pred, target, ignore_index)
-        if self.impl in ("reference", "compile"):
-            large = upsample(pred, size, align_corners)
-            loss = self.compute(large, target, ignore_index, weight, avg_factor, reduction)
-        else:
-            inputs = LossInputs(target, ignore_index, self.class_weight, weight, avg_factor, reduction, self.loss_weight)
-            loss = resize_loss(self.spec, inputs, pred, align_corners)
-        return loss if poison is None else loss * poison
+        with without_tracer_warnings():
+            reduction, ignore_index = self._check_call(
+                pred, target, weight, avg_factor, reduction_override, ignore_index, {}, size
+            )
+
+        def compute(*inputs: Any) -> Tensor:
+            if self.impl in ("reference", "compile"):
+                return self.compute(upsample(pred, size, align_corners), *inputs)
+            return resize_loss(*self._spec_and_inputs(pred, *inputs), pred, align_corners)
+
+        return self._guard(compute, pred, target, ignore_index, weight, avg_factor, reduction)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """Class probabilities by the loss's link, see `gbseg.boosting.link`. Labels are the argmax of the *logits*."""

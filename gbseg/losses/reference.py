@@ -135,7 +135,8 @@ def reduce_loss(
         return total / (avg_factor.reshape(()) if isinstance(avg_factor, Tensor) else avg_factor)
     if valid_mask is not None:
         return total / valid_mask.sum().clamp(min=1)
-    return total / max(pixels.numel(), 1)
+    # a trace takes no decision on a size, or it would be right for this size only
+    return total / (pixels.numel() if torch.jit.is_tracing() else max(pixels.numel(), 1))
 
 
 add_moved_names(__name__)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gbseg._moved import add_moved_names
 from gbseg.boosting import Boost, LossInputs, LossSpec
-from gbseg.losses.functional import BoostedLossFunction, check_reduction, is_traced, require_labels
+from gbseg.losses.functional import BoostedLossFunction, check_reduction, guard_labels, is_traced, without_tracer_warnings
 from gbseg.losses.kernels.cpu import loss_terms_and_gradient
 from gbseg.losses.reference import reference_loss
 
@@ -164,8 +164,7 @@ def boosted_resize_loss(
 
     Args:
         logits: (N, C, h, w).
-        label: (N, H, W) integers, checked on a CPU; on a device they are the caller's responsibility
-            (`gbseg.losses.modules.BoostedLoss.resized` marks bad ones).
+        label: (N, H, W) integers, see `gbseg.losses.functional.guard_labels`.
         boost: the boost ``g``.
         targets: ``(t_neg, t_pos)``, the target values of the wrong classes and of the label's class.
         align_corners: see ``torch.nn.functional.interpolate``.
@@ -186,16 +185,18 @@ def boosted_resize_loss(
         ValueError: soft labels, or labels of another shape; an option out of its range (see
             `gbseg.boosting.LossSpec`), or no such reduction.
     """
-    if label.is_floating_point() or label.ndim != 3 or len(label) != len(logits):
+    with without_tracer_warnings():
+        fits = bool(not label.is_floating_point() and label.ndim == 3 and label.shape[0] == logits.shape[0])
+    if not fits:
         raise ValueError(
             f"boosted_resize_loss takes integer labels (N, H, W) for logits {tuple(logits.shape)}, got {label.dtype} "
             f"{tuple(label.shape)}."
         )
-    if label.device.type == "cpu" and not is_traced(label):
-        require_labels(label, logits.shape[1], ignore_index)
-    check_reduction(reduction)
-    inputs = LossInputs(label.long(), ignore_index, class_weight, weight, avg_factor, reduction, loss_weight)
-    return resize_loss(LossSpec(boost, targets, max_delta), inputs, logits, align_corners)
+    check_reduction(reduction, avg_factor)
+    label, poison = guard_labels(label, logits.shape[1], ignore_index)
+    inputs = LossInputs(label, ignore_index, class_weight, weight, avg_factor, reduction, loss_weight)
+    loss = resize_loss(LossSpec(boost, targets, max_delta), inputs, logits, align_corners)
+    return loss if poison is None else loss * poison
 
 
 @torch.no_grad()
