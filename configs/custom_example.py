@@ -14,6 +14,7 @@ classes = ("background", "disc", "square")
 palette = None  # or one (red, green, blue) a class, for the pictures
 size = (224, 224)  # height and width at which the network sees an image
 max_iters = 2000
+warmup = max(1, max_iters // 40)  # iterations in which the rate rises
 
 metainfo = dict(classes=classes, palette=palette)
 model = dict(
@@ -80,8 +81,8 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))),
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.1, begin=0, end=50, by_epoch=False),
-    dict(type="PolyLR", power=1.0, eta_min=0.0, begin=50, end=max_iters, by_epoch=False),
+    dict(type="LinearLR", start_factor=0.1, begin=0, end=warmup, by_epoch=False),
+    dict(type="PolyLR", power=1.0, eta_min=0.0, begin=warmup, end=max_iters, by_epoch=False),
 ]
 train_cfg = dict(type="ResumableIterLoop", max_iters=max_iters, val_interval=200)
 val_cfg = dict(type="ValLoop")

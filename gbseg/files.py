@@ -35,19 +35,22 @@ class FileWriteError(OSError):
 
 
 def require_folder(path: Path | None) -> None:
-    """Refuse an output folder whose place is taken by a file, before there is anything to write.
+    """Refuse an output folder that cannot be made or written to, before there is anything to write.
 
     Args:
         path: the folder, which need not exist yet; None is accepted.
 
     Raises:
-        ValueError: the path or one of its parents is a file; the message names it.
+        ValueError: the path or one of its parents is a file, or may not be written to; the message names it.
     """
     if path is None:
         return
-    existing = next((parent for parent in (path, *path.parents) if parent.exists()), None)
+    existing = next((parent for parent in (path, *path.parents) if os.path.lexists(parent)), None)
     if existing is not None and not existing.is_dir():
-        raise ValueError(f"{path} is to be a folder, and {existing} is a file: name another.")
+        kind = "a link to nothing" if existing.is_symlink() else "a file"
+        raise ValueError(f"{path} is to be a folder, and {existing} is {kind}: name another.")
+    if existing is not None and not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} is to be a folder to write to, and {existing} may not be written to: name another.")
 
 
 def checkpoint_path(path: str | os.PathLike) -> Path:

@@ -10,6 +10,7 @@ after Ctrl-C or with a full disk by ``parser.set_defaults(resume_hint=...)``. Fo
 import argparse
 import errno
 import inspect
+import os
 import shlex
 import sys
 import traceback
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 from gbseg import __version__
-from gbseg.cli.common_options import HelpFormatter, PrintCompletion, config_name, existing_checkpoint
+from gbseg.cli.common_options import HelpFormatter, OutputFolder, PrintCompletion, ReadableConfig, existing_checkpoint
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -41,6 +42,14 @@ COMMANDS = (
 )
 """The commands, in the order of ``gbseg --help``."""
 
+TRACEBACK = "GBSEG_TRACEBACK"
+"""The environment variable with which also what is said in a sentence keeps its traceback."""
+
+UNEXPECTED = (
+    "Nothing in gbseg refuses this by itself: if a value of the config is not of the kind that is needed, gbseg doctor may "
+    "name it; else it is a bug, and the lines above belong into its report."
+)
+
 COMPLETE_PATHS = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 """What ``shtab.FILE`` is; shtab is loaded for ``--print-completion`` alone."""
 
@@ -59,7 +68,8 @@ def _add_command(parser: argparse.ArgumentParser, command: str) -> None:
     parser.set_defaults(resume_hint="")
     parser.set_defaults(run=_module(command).add(parser))
     for action in parser._actions:
-        if action.type in (Path, config_name, existing_checkpoint) or action.dest == "inputs":
+        is_path = action.type in (Path, existing_checkpoint) or isinstance(action, OutputFolder | ReadableConfig)
+        if is_path or action.dest == "inputs":
             action.complete = COMPLETE_PATHS  # type: ignore[attr-defined]  # shtab looks for it
 
 
@@ -73,7 +83,8 @@ def build_parser(commands: Collection[str] = COMMANDS) -> argparse.ArgumentParse
         prog="gbseg",
         formatter_class=HelpFormatter,
         description="Train networks with boosted linear outputs instead of a softmax.",
-        epilog="Example:\n    gbseg train gbseg::demo_expgb.py\n\ngbseg COMMAND --help shows the options of a command.",
+        epilog="Example:\n    gbseg train gbseg::demo_expgb.py\n\ngbseg COMMAND --help shows the options of a command. "
+        f"With {TRACEBACK}=1 in the environment, every error comes with its traceback.",
     )
     parser.add_argument("--version", action="version", version=f"gbseg {__version__}", help="print the version")
     parser.add_argument("--print-completion", action=PrintCompletion, help="print the completion script of a shell")
@@ -111,13 +122,15 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
         if find_spec("mmseg") is None:
             raise ImportError("the commands need the MM packages: pip install 'gbseg[mm]'")
         status = arguments.run(arguments)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
         # what gbseg itself refuses is said in a sentence; what breaks elsewhere, and an import that fails, may be a bug and
         # keeps its traceback
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if not frame.f_globals.get("__name__", "").startswith(("gbseg.", "reproduction.")) or getattr(error, "name", None):
+        own = frame.f_globals.get("__name__", "").startswith(("gbseg.", "reproduction.")) and not getattr(error, "name", None)
+        if not own or not isinstance(error, ImportError | OSError | ValueError | RuntimeError) or os.environ.get(TRACEBACK):
+            error.add_note(f"gbseg: {program} {' '.join(argv[:2])} stopped: {type(error).__name__}: {error}. {UNEXPECTED}")
             raise
-        print(f"\ngbseg: {error}", file=sys.stderr)
+        print(f"\ngbseg: {' '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and arguments.resume_hint:
             print(f"Make room first; {arguments.resume_hint}.", file=sys.stderr)
         return 1

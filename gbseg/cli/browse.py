@@ -6,15 +6,15 @@ Example:
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
-from gbseg.cli.common_options import add_config
+from gbseg.cli.common_options import OutputFolder, add_config
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Add the options; returns the function that runs the command."""
     add_config(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the sheets go (default: work_dirs/<config>/browse)")
+    help_text = "where the sheets go (default: work_dirs/<config>/browse)"
+    parser.add_argument("--out", action=OutputFolder, metavar="DIR", help=help_text)
     parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="whose samples")
     parser.add_argument("--number", type=int, default=12, metavar="N", help="how many samples")
     parser.add_argument("--image", metavar="NAME", help="this image N times, to see the variety of its augmentation")

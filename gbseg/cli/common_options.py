@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gbseg.config_files import find_config
-from gbseg.files import checkpoint_path
+from gbseg.config_files import find_config, read_sources
+from gbseg.files import checkpoint_path, require_folder
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -45,10 +45,23 @@ class _Update(argparse.Action):
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **dict(values)})
 
 
-def config_name(name: str) -> str:
-    """A config as the user wrote it, if there is one."""
-    find_config(name)
-    return name
+class ReadableConfig(argparse.Action):
+    """Keeps a config as the user wrote it, if there is one and it can be parsed."""
+
+    # an action, because argparse makes "invalid value" of a ValueError of its ``type``
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        """Look for the file, and read it."""
+        read_sources(find_config(values))
+        setattr(namespace, self.dest, values)
+
+
+class OutputFolder(argparse.Action):
+    """Keeps the path of a folder, which need not exist, if it can be written to."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        """Look whether a file is in its place."""
+        require_folder(Path(values))
+        setattr(namespace, self.dest, Path(values))
 
 
 def existing_checkpoint(name: str) -> Path:
@@ -99,7 +112,8 @@ def _parse_scalar(text: str) -> object:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """``config`` and ``--cfg-options``."""
-    parser.add_argument("config", type=config_name, help="a config file, or gbseg::NAME.py for one that came with the package")
+    help_text = "a config file, or gbseg::NAME.py for one that came with the package"
+    parser.add_argument("config", action=ReadableConfig, help=help_text)
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -113,7 +127,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def add_work_dir(parser: argparse.ArgumentParser) -> None:
     """``--work-dir``."""
     help_text = "where logs and checkpoints go (default: work_dirs/<config>)"
-    parser.add_argument("--work-dir", type=Path, metavar="DIR", help=help_text)
+    parser.add_argument("--work-dir", action=OutputFolder, metavar="DIR", help=help_text)
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,8 @@ Example:
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-from gbseg.cli.common_options import add_config, existing_checkpoint
+from gbseg.cli.common_options import OutputFolder, add_config, existing_checkpoint
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -17,7 +16,7 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     add_config(parser)
     parser.add_argument("checkpoint", type=existing_checkpoint, help="the weights")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a folder of images, or a glob in quotes")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="write <stem>.png there, indexed")
+    parser.add_argument("--out", action=OutputFolder, required=True, metavar="DIR", help="write <stem>.png there, indexed")
     parser.add_argument("--overlay", action="store_true", help="write the images with the classes' colours to DIR/overlay")
     parser.add_argument("--probabilities", action="store_true", help="write (C, H, W) float32 to DIR/probabilities as .npz")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")

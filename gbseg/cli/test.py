@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from gbseg.cli.common_options import add_config, add_launch, add_work_dir, existing_checkpoint
+from gbseg.cli.common_options import OutputFolder, add_config, add_launch, add_work_dir, existing_checkpoint
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -17,8 +17,11 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     parser.add_argument("checkpoint", type=existing_checkpoint, help="the weights")
     add_work_dir(parser)
     add_launch(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write predictions there as indexed PNGs at original size")
-    parser.add_argument("--show-dir", type=Path, metavar="DIR", help="write image, ground truth and prediction there")
+    for option, what in (
+        ("--out", "predictions as indexed PNGs at original size"),
+        ("--show-dir", "image, truth and prediction"),
+    ):
+        parser.add_argument(option, action=OutputFolder, metavar="DIR", help=f"write {what} there")
     parser.add_argument(
         "--ci", type=int, nargs="?", const=2000, default=0, metavar="B", help="95%% intervals from B (2000) bootstrap resamples"
     )

@@ -1,6 +1,6 @@
 """Checks of a config before it trains: packages, data, labels, model, losses, rate. Nothing is trained, no GPU needed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,6 +14,8 @@ from gbseg.doctor.finding import ERROR, LEVELS, Finding
 from gbseg.doctor.model_checks import check_model
 from gbseg.doctor.package_checks import check_packages
 from gbseg.doctor.schedule_checks import check_schedule
+from gbseg.doctor.setting_checks import check_settings
+from gbseg.mm.component_errors import build_error
 from gbseg.mm.config import run_configs
 
 __all__ = ["Finding", "examine", "report"]
@@ -31,18 +33,31 @@ def examine(config: Config, every: bool = False) -> Iterator[Finding]:
     yield from check_packages()
     seen: set[Finding] = set()
     checked_data: set[str] = set()
-    for name, (run_config, _) in run_configs(config, Path()).items():
-        init_default_scope(run_config.get("default_scope") or "mmseg")
-        findings = [*check_model(run_config), *check_schedule(run_config)]
+
+    def check_new_data(run_config: Config) -> Iterator[Finding]:
         data = repr(data_of(run_config))
         if data not in checked_data:
             checked_data.add(data)
-            findings += check_data(run_config, every, config.get("prepare"))
-        for finding in findings:
-            # runs share most of their findings
-            if finding not in seen:
-                seen.add(finding)
-                yield finding._replace(where=f"{name}: {finding.where}") if name else finding
+            yield from check_data(run_config, every, config.get("prepare"))
+
+    checks = {"config": check_settings, "model": check_model, "schedule": check_schedule, "data": check_new_data}
+    for name, (run_config, _) in run_configs(config, Path()).items():
+        init_default_scope(run_config.get("default_scope") or "mmseg")
+        for where, check in checks.items():
+            for finding in _complete(where, check, run_config):
+                # runs share most of their findings
+                if finding not in seen:
+                    seen.add(finding)
+                    yield finding._replace(where=f"{name}: {finding.where}") if name else finding
+
+
+def _complete(where: str, check: Callable[[Config], Iterator[Finding]], config: Config) -> Iterator[Finding]:
+    """The findings of a check; where the config is so wrong that it stops, this is one."""
+    try:
+        yield from check(config)
+    # any exception: it means that a value is not of the kind that training needs
+    except Exception as error:
+        yield Finding(ERROR, where, build_error(error, config), "correct the value, or run the training, which names it.")
 
 
 def report(config: Config, every: bool = False) -> int:

@@ -1,7 +1,6 @@
 """Checks of a config's data sets: lists, folders, images and masks."""
 
 import contextlib
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from gbseg.data.lists import abbreviate
 from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.doctor.label_checks import Masks, judge
 from gbseg.doctor.model_checks import sub_configs, types_in
+from gbseg.mm.component_errors import build_error, refused_by_gbseg
 from gbseg.mm.datasets.list_faults import find_faults
 from gbseg.mm.hooks.train_test_overlap import evaluated_splits, find_overlap, image_paths, unwrap
 
@@ -56,12 +56,11 @@ def check_data(config: Config, every: bool = False, prepare: dict | None = None)
             paths[split] = image_paths(dataset)
         # any exception: this runs code of any data set while it looks for its files
         except Exception as error:
-            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
             # gbseg's own messages already say what to do
-            if frame.f_globals.get("__name__", "").startswith("gbseg."):
+            if refused_by_gbseg(error):
                 yield Finding(ERROR, where, str(error))
             else:
-                text = f"{loader['dataset'].get('type')} cannot be built: {type(error).__name__}: {error}"
+                text = f"the data set cannot be built: {build_error(error, config, 'dataset')}"
                 settings = " and ".join(f"{name}_dataloader.dataset" for name in split.split("/"))
                 yield Finding(ERROR, where, text, f"correct {settings}.")
             continue

@@ -17,7 +17,9 @@ from torch import nn
 from gbseg._moved import MODULES as MOVED
 from gbseg.boosting import CubicBoost, ExponentialBoost
 from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
+from gbseg.doctor.schedule_checks import check_optimizer
 from gbseg.losses.modules import BoostedLoss
+from gbseg.mm.component_errors import build_error
 
 __all__ = ["LOWEST", "STABLE", "STABLE_CLIPPED", "check_model", "sub_configs", "types_in"]
 
@@ -36,7 +38,10 @@ def check_model(config: Config) -> Iterator[Finding]:
     if not model:
         yield Finding(ERROR, "model", "the config has no model.", "inherit one, e.g. _base_ = ['gbseg::_base_/pixelnet.py'].")
         return
-    yield _check_build(model)
+    network, finding = _build(config)
+    yield finding
+    if network is not None:
+        yield from check_optimizer(config, network)
     main_heads, auxiliary_heads = sub_configs(model, "decode_head"), sub_configs(model, "auxiliary_head")
     if not main_heads:
         yield Finding(NOTE, "loss", "the model has no decode_head: its losses were not looked at.")
@@ -59,7 +64,7 @@ def sub_configs(config: Mapping[str, Any], key: str) -> dict[str, Mapping[str, A
 
 
 def _losses(head_name: str, head: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """The losses of a head by their key in the config; `_check_build` reports those that cannot be built."""
+    """The losses of a head by their key in the config; `_build` reports those that cannot be built."""
     losses = {}
     for name, config in sub_configs(head, "loss_decode").items():
         with warnings.catch_warnings(action="ignore"), contextlib.suppress(KeyError, TypeError, ValueError):
@@ -67,8 +72,9 @@ def _losses(head_name: str, head: Mapping[str, Any]) -> dict[str, nn.Module]:
     return losses
 
 
-def _check_build(model: Mapping[str, Any]) -> Finding:
+def _build(config: Config) -> tuple[nn.Module | None, Finding]:
     # a copy each time: MMSegmentation's segmentors write into the config that they are built from
+    model = config.model
     with warnings.catch_warnings(action="ignore"):
         try:
             try:
@@ -80,9 +86,10 @@ def _check_build(model: Mapping[str, Any]) -> Finding:
                 network = MODELS.build(copy.deepcopy(model))
         # any exception: a user's model may refuse its settings with any of them
         except Exception as error:
-            return Finding(ERROR, "model", f"it cannot be built: {error}", "correct the key that the message names.")
+            text = f"it cannot be built: {build_error(error, config, 'model')}"
+            return None, Finding(ERROR, "model", text, "correct the key that the message names.")
     size = sum(parameter.numel() for parameter in network.parameters())
-    return Finding(OK, "model", f"{model.get('type', 'the model')} builds, {size / 1e6:,.1f} million parameters.")
+    return network, Finding(OK, "model", f"{model.get('type', 'the model')} builds, {size / 1e6:,.1f} million parameters.")
 
 
 def _lr_mult(wrapper: Mapping[str, Any], head: str) -> float:

@@ -1,12 +1,61 @@
-"""Whether the learning rate's schedule fits the length of the training."""
+"""Whether optimizer and schedule can be built, and the learning rate's schedule fits the length of the training."""
 
+import copy
+import logging
 from collections.abc import Iterator
 
+import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS
+from torch import nn
 
-from gbseg.doctor.finding import OK, WARNING, Finding
+from gbseg.doctor.finding import ERROR, OK, WARNING, Finding
+from gbseg.mm.component_errors import build_error
 
-__all__ = ["check_schedule"]
+__all__ = ["check_optimizer", "check_schedule"]
+
+ENDLESS = 10**9  # where a schedule ends that has no end, if the length of the training is unknown
+
+
+def check_optimizer(config: Config, network: nn.Module) -> Iterator[Finding]:
+    """Build the optimizer of a network and the schedules of its rate, as training does.
+
+    Args:
+        config: config of one run.
+        network: of the config, on any device.
+    """
+    settings = copy.deepcopy(config.get("optim_wrapper"))
+    # several optimizers are built by the model's own code
+    if not settings or not ("optimizer" in settings or "constructor" in settings):
+        return
+    if settings.get("type") == "AmpOptimWrapper" and not torch.cuda.is_available():
+        # it is for another machine
+        settings["type"] = "OptimWrapper"
+        for key in ("dtype", "loss_scale", "use_fsdp"):
+            settings.pop(key, None)
+    training = config.get("train_cfg") or {}
+    schedulers = config.get("param_scheduler") or []
+    # mmengine logs a line for every parameter
+    logging.disable(logging.INFO)
+    try:
+        wrapper = build_optim_wrapper(network, settings)
+        schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
+        for scheduler in schedulers:
+            # mmengine's defaults: a loop over iterations is one epoch
+            end = training.get("max_iters", ENDLESS)
+            if scheduler.get("by_epoch", True):
+                end = training.get("max_epochs", 1)
+            added = dict(optimizer=wrapper, epoch_length=1000)
+            PARAM_SCHEDULERS.build({"end": end, **scheduler}, default_args=added)
+    # any exception: optimizers and constructors of any package are built
+    except Exception as error:
+        yield Finding(ERROR, "optimizer", build_error(error, config, "optim_wrapper"), "correct what the message names.")
+    else:
+        name = (settings.get("optimizer") or {}).get("type", "the optimizer")
+        yield Finding(OK, "optimizer", f"{name} and {len(schedulers)} schedulers of its rate build.")
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def check_schedule(config: Config) -> Iterator[Finding]:

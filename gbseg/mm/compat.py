@@ -9,16 +9,18 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import OPTIMIZERS, Registry
 from mmengine.runner import IterBasedTrainLoop, Runner, checkpoint
 from rich.console import Console
 from rich.text import Text
@@ -59,6 +61,76 @@ def base_configs_by_prefix(folder: Callable[[str], Path], scopes: Mapping[str, s
         yield
     finally:
         Config._get_cfg_path = original
+
+
+SET_UP = {
+    "setup_env": "env_cfg",
+    "set_randomness": "randomness",
+    "build_log_processor": "log_processor",
+    "build_logger": "log_level",
+    "build_visualizer": "visualizer",
+    "build_model": "model",
+    "wrap_model": "model_wrapper_cfg",
+    "register_default_hooks": "default_hooks",
+    "register_custom_hooks": "custom_hooks",
+    "build_train_loop": "train_cfg",
+    "build_optim_wrapper": "optim_wrapper",
+    "scale_lr": "auto_scale_lr",
+    "build_param_scheduler": "param_scheduler",
+    "_check_scheduler_cfg": "param_scheduler",
+    "build_val_loop": "val_cfg",
+    "build_test_loop": "test_cfg",
+    "build_dataloader": "",
+    "build_evaluator": "",
+    "_init_model_weights": "model",
+    "load_or_resume": "load_from",
+    "_maybe_compile": "compile",
+}
+"""The methods of mmengine's ``Runner`` that make something of a config, and the key of each; '' where there are several."""
+
+
+class BuildStep(NamedTuple):
+    """A component that was being built when an exception was raised.
+
+    Attributes:
+        registry: where its type is looked up, None for what has no type.
+        settings: its part of the config, as it was handed over.
+        added: names of arguments that did not come from the config.
+    """
+
+    registry: Registry | None
+    settings: Any
+    added: frozenset[str] = frozenset()
+
+
+def build_steps(error: BaseException) -> tuple[list[str], list[BuildStep]]:
+    """What was built of a config when an exception was raised, from outside to inside.
+
+    mmengine says nothing about it; the local variables of its functions do, as long as the exception has its traceback.
+
+    Returns:
+        The names of `SET_UP` that were running, and the components.
+    """
+    methods, steps = [], []
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        place, name, values = frame.f_globals.get("__name__"), frame.f_code.co_name, frame.f_locals
+        if place == "mmengine.registry.build_functions" and name in ("build_from_cfg", "build_scheduler_from_cfg"):
+            added = frozenset(values.get("default_args") or ()) - frozenset(values["cfg"] if _has_keys(values["cfg"]) else ())
+            steps.append(BuildStep(values["registry"], values["cfg"], added))
+        elif place == "mmengine.registry.build_functions" and name == "build_runner_from_cfg":
+            steps.append(BuildStep(values["registry"], {"type": values["cfg"].get("runner_type")}))
+        elif place == "mmengine.runner.runner" and name in SET_UP:
+            methods.append(name)
+            if name == "build_dataloader":
+                steps.append(BuildStep(None, values["dataloader"]))
+        elif name == "__call__" and isinstance(values.get("self"), DefaultOptimWrapperConstructor):
+            # it looks the optimizer up by itself
+            steps.append(BuildStep(OPTIMIZERS, values["self"].optimizer_cfg))
+    return methods, steps
+
+
+def _has_keys(value: Any) -> bool:
+    return isinstance(value, Mapping | Config)
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
 from gbseg.mm.checkpoint_files import newest_readable_checkpoint
+from gbseg.mm.component_errors import config_errors
 from gbseg.mm.config import run_configs
 from gbseg.report.comparison_table import compare
 from gbseg.report.label_overlay import prediction_sheet
@@ -31,7 +32,8 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: Sequence[int]
     """
     config = next(iter(runs.values()))[0]
     init_default_scope(config.get("default_scope", "mmseg"))
-    dataset = DATASETS.build(config.val_dataloader.dataset)
+    with config_errors(config):
+        dataset = DATASETS.build(config.val_dataloader.dataset)
     if isinstance(images, int):
         images = [int(index) for index in np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round()]
     rows = []
@@ -45,7 +47,8 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: Sequence[int]
             print(f"The run {name} has no checkpoint in {folder}, so its predictions are not drawn.")
             continue
         drawn.append(name)
-        model = MODELS.build(config.model).to(get_device())
+        with config_errors(config):
+            model = MODELS.build(config.model).to(get_device())
         load_checkpoint(model, str(checkpoint), map_location="cpu")
         model.eval()
         for row, index in zip(rows, images, strict=True):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gbseg.files import write_atomically
 from gbseg.mm.compat import swaps_channels
+from gbseg.mm.component_errors import config_errors
 from gbseg.mm.config import default_work_dir
 from gbseg.mm.models.pixelnet_head import PixelNetHead
 from gbseg.mm.resumable_sampler import SampleIndex, SeededDataset
@@ -119,9 +120,10 @@ def _open(config: Config, split: str, image: str | None, seed: int) -> tuple[Any
     if split not in ("train", "val", "test") or not loader:
         raise ValueError(f"{config.filename} has no {split}_dataloader.")
     prepare(config)
-    init_default_scope(config.get("default_scope") or "mmseg")
-    dataset = SeededDataset(DATASETS.build(dict(loader.dataset)))
-    indices = _indices(dataset, loader, image, seed, split == "train")
+    with config_errors(config):
+        init_default_scope(config.get("default_scope") or "mmseg")
+        dataset = SeededDataset(DATASETS.build(dict(loader.dataset)))
+        indices = _indices(dataset, loader, image, seed, split == "train")
     # test images are not padded to each other
     batch_size = loader.get("batch_size", 1) if split == "train" else 1
     batches = iter(lambda: [dataset[index] for index in islice(indices, batch_size)], [])
@@ -150,13 +152,14 @@ def _image_index(dataset: SeededDataset, image: str) -> int:
 
 def _cells(config: Config, dataset: SeededDataset, batches: Iterable[list], seed: int, training: bool) -> Iterator[Cell]:
     model: dict = config.get("model") or {}
-    preprocessor = MODELS.build(model["data_preprocessor"]) if model.get("data_preprocessor") else None
-    head = model.get("decode_head") or {}
-    head = head[-1] if isinstance(head, Sequence) else head
-    head_class = MODELS.get(head["type"]) if isinstance(head.get("type"), str) else head.get("type")
-    sampler = None
-    if training and isinstance(head_class, type) and issubclass(head_class, PixelNetHead):
-        sampler = MODELS.build(dict(head.get("sampler") or dict(type="UniformPixelSampler")))
+    with config_errors(config):
+        preprocessor = MODELS.build(model["data_preprocessor"]) if model.get("data_preprocessor") else None
+        head = model.get("decode_head") or {}
+        head = head[-1] if isinstance(head, Sequence) else head
+        head_class = MODELS.get(head["type"]) if isinstance(head.get("type"), str) else head.get("type")
+        sampler = None
+        if training and isinstance(head_class, type) and issubclass(head_class, PixelNetHead):
+            sampler = MODELS.build(dict(head.get("sampler") or dict(type="UniformPixelSampler")))
     ignore_index = head.get("ignore_index", VOID)
     for number, batch in enumerate(batches):
         data = pseudo_collate(batch)

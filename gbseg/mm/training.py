@@ -19,16 +19,19 @@ On a CPU the weights are those of the run without interruption, bit for bit.
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.registry import FUNCTIONS, RUNNERS
 from mmengine.runner import Runner
 
+from gbseg.config_files import ConfigError
 from gbseg.data.scenes import write_scenes
-from gbseg.files import write_atomically
+from gbseg.files import require_folder, write_atomically
 from gbseg.mm.amp import enable_amp
-from gbseg.mm.config import default_work_dir, run_configs
+from gbseg.mm.component_errors import config_errors, missing_packages, wrong_arguments, wrong_type, wrong_values
+from gbseg.mm.config import config_warnings, default_work_dir, run_configs
 from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
@@ -50,26 +53,52 @@ def build_runner(config: Config, work_dir: Path, name: str = "", **changes: obje
         work_dir: folder of logs and checkpoints.
         name: name of the run, where a config has several.
         changes: top-level keys that replace the config's.
+
+    Raises:
+        ConfigError: it cannot be built.
+        ValueError: the place of ``work_dir`` is taken by a file.
     """
+    require_folder(Path(work_dir))
+    if not config.get("model"):
+        raise ConfigError(f"{config.filename} has no model: inherit one, e.g. _base_ = ['gbseg::_base_/pixelnet.py'].")
+    for text, remedy in (*wrong_values(config), *missing_packages(config)):
+        raise ConfigError(f"{config.filename}: {text} {remedy}")
     config = copy.deepcopy(config)
     config.work_dir = str(work_dir)
     # mmengine keeps loggers and visualizers by this name: two runs of one process must not share them
     config.experiment_name = "_".join(part for part in (Path(config.filename or "run").stem, name) if part)
-    if "visualizer" in config:
-        config.visualizer.pop("name", None)
-    for key, value in changes.items():
-        config[key] = value
-    runner = RUNNERS.build(config) if "runner_type" in config else QuietRunner.from_cfg(config)
+    with config_errors(config):
+        if "visualizer" in config:
+            config.visualizer.pop("name", None)
+        for key, value in changes.items():
+            config[key] = value
+        for split in ("train", "val", "test"):
+            _without_workers(config.get(f"{split}_dataloader"))
+        runner = RUNNERS.build(config) if "runner_type" in config else QuietRunner.from_cfg(config)
     runner.register_hook(ClassCountHook())
     runner.register_hook(ListCheckHook())
     return runner
 
 
+def _without_workers(loader: Any) -> None:
+    """Leave out of a data loader's settings what PyTorch refuses without workers, and what then means nothing."""
+    if isinstance(loader, dict) and not loader.get("num_workers"):
+        for key in ("persistent_workers", "prefetch_factor", "multiprocessing_context"):
+            loader.pop(key, None)
+
+
 def prepare(config: Config) -> None:
-    """Call the function that a config's ``prepare`` names, which writes the data if they do not exist yet."""
+    """Call the function that a config's ``prepare`` names, which writes the data if they do not exist yet.
+
+    Raises:
+        ConfigError: there is no such function, or it does not take these arguments.
+    """
     if config.get("prepare"):
-        settings = dict(config.prepare)
-        FUNCTIONS.get(settings.pop("type"))(**settings)
+        with config_errors(config, key="prepare"):
+            settings = dict(config.prepare)
+            if problem := wrong_type(FUNCTIONS, settings) or wrong_arguments(FUNCTIONS, settings):
+                raise ConfigError(f"{config.filename}: prepare: {problem}")
+            FUNCTIONS.get(settings.pop("type"))(**settings)
 
 
 def train(
@@ -102,31 +131,38 @@ def train(
         The work dir.
 
     Raises:
+        ConfigError: a part of the config cannot be built; the message names it.
         NonFiniteLossError: a run's loss was not finite. If there are several runs, the others are trained and compared first.
     """
-    work_dir = Path(work_dir or default_work_dir(config))
+    with config_errors(config):
+        work_dir = Path(work_dir or default_work_dir(config))
+        require_folder(work_dir)
+        runs = run_configs(config, work_dir)
     prepare(config)
-    runs = run_configs(config, work_dir)
     diverged: list[str] = []
     for name, (run_config, folder) in runs.items():
         if amp:
-            enable_amp(run_config)
-            run_config.val_cfg.fp16 = True
+            with config_errors(run_config):
+                enable_amp(run_config)
+                run_config.val_cfg.fp16 = True
         run_resume = resume or run_config.get("resume", False)
         runner = build_runner(run_config, folder, name, launcher=launcher, resume=run_resume)
+        for text, remedy in config_warnings(run_config):
+            runner.logger.warning(f"{text} {remedy.capitalize()}")
         runner.register_hook(OverlapHook())
         if is_main_process():
             record = provenance(command, run_config.get("randomness", {}).get("seed"))
             write_atomically((json.dumps(record, indent=2) + "\n").encode(), folder / "provenance.json")
         try:
-            runner.train()
+            with config_errors(run_config, only_building=True):
+                runner.train()
         except NonFiniteLossError as error:
             if len(runs) == 1:
                 raise
             diverged.append(f"{name}: {error}")
         # as long as its data loaders live, the workers of a finished run hold memory
         del runner
-    if "runs" in config and "compare" in config:
+    if config.get("runs") and config.get("compare"):
         if launcher != "none":
             barrier()
         if is_main_process():

@@ -23,7 +23,8 @@ from gbseg.evaluation.probabilities import probabilities_of
 from gbseg.files import checkpoint_path
 from gbseg.mm.checkpoint_loading import read_checkpoint
 from gbseg.mm.checkpoint_weights import load_weights
-from gbseg.mm.config import inner_test_dataset, load_config, without_annotations
+from gbseg.mm.component_errors import config_errors
+from gbseg.mm.config import inner_test_dataset, load_config, merge_options, without_annotations
 from gbseg.mm.models.link_tta import SCALES, LinkTTAModel
 from gbseg.mm.models.pixelnet_segmentor import PixelNet
 from gbseg.palettes import VOC_PALETTE
@@ -117,6 +118,7 @@ class Segmenter:
 
     Raises:
         FileNotFoundError: there is no such config or checkpoint.
+        gbseg.config_files.ConfigError: the config cannot be read or built; the message names the key.
         gbseg.mm.checkpoint_loading.CheckpointError: the checkpoint is damaged, or holds more than data.
         ValueError: the config lists several runs; the checkpoint is not of this config; the head has one output channel; tile
             or overlap is not such a multiple.
@@ -137,17 +139,16 @@ class Segmenter:
         spans(1, tile, overlap)
         if isinstance(config, Config):
             config = copy.deepcopy(config)
-            # a copy, because merging removes _delete_ from its argument
-            config.merge_from_dict(copy.deepcopy(dict(cfg_options or {})))
+            merge_options(config, cfg_options or {})
         else:
             config = load_config(os.fspath(config), cfg_options)
-        if "runs" in config:
+        if config.get("runs"):
             raise ValueError(f"{config.filename} lists the runs {', '.join(config.runs)}: take one of them by its own config.")
         checkpoint = checkpoint_path(checkpoint)
         self.tile, self.overlap, self.amp = tile, overlap, amp
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dataset = inner_test_dataset(config)
-        with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmseg")):
+        with config_errors(config), DefaultScope.overwrite_default_scope(config.get("default_scope", "mmseg")):
+            dataset = inner_test_dataset(config)
             network = MODELS.build(config.model)
             loader, *transforms = without_annotations(dataset.pipeline)
             self._load_file = TRANSFORMS.build(loader)
@@ -174,7 +175,8 @@ class Segmenter:
                     f"{tuple(settings.get('scales') or SCALES)}.",
                     stacklevel=2,
                 )
-            self.model = LinkTTAModel(module=network, **settings).eval()
+            with config_errors(config, key="tta_model"):
+                self.model = LinkTTAModel(module=network, **settings).eval()
 
     def __call__(
         self, image: str | os.PathLike | Image.Image | np.ndarray, *, bgr: bool = False, probabilities: bool = False

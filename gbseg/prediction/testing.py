@@ -6,9 +6,10 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
-from gbseg.files import checkpoint_path
+from gbseg.files import checkpoint_path, require_folder
 from gbseg.mm.checkpoint_loading import read_checkpoint
 from gbseg.mm.checkpoint_weights import require_weights
+from gbseg.mm.component_errors import config_errors
 from gbseg.mm.config import default_work_dir
 from gbseg.mm.models.link_tta import enable_tta
 from gbseg.mm.training import build_runner
@@ -58,6 +59,7 @@ def test(
         The scores by name, in percent; none with ``submit``.
 
     Raises:
+        ConfigError: a part of the config cannot be built; the message names it.
         FileNotFoundError: there is no such checkpoint, or `gbseg.prediction.submission.prepare_submission` misses a file.
         gbseg.mm.checkpoint_loading.CheckpointError: the checkpoint is damaged, or holds more than data.
         ValueError: the config lists several runs; the checkpoint is of another network; the metric cannot write predictions,
@@ -65,55 +67,59 @@ def test(
             `gbseg.prediction.submission.prepare_submission` refuses the config.
         gbseg.evaluation.submission_archive.SubmissionError: the predictions are no valid submission.
     """
-    if "runs" in config:
+    if config.get("runs"):
         raise ValueError(f"{config.filename} lists the runs {', '.join(config.runs)}: test one of them by its own config.")
     checkpoint = checkpoint_path(checkpoint)
     options = {"--out": out, "--show-dir": show_dir, "--submit": submit, "--tta": tta, "--ci": ci, "--calibration": calibration}
     if config.get("default_scope") == "mmpretrain" and (given := [option for option, value in options.items() if value]):
         raise ValueError(f"{', '.join(given)}: of segmentation; a classifier is tested for what its test_evaluator computes.")
     work_dir = Path(work_dir or default_work_dir(config))
+    for folder in (work_dir, out, show_dir):
+        require_folder(Path(folder) if folder is not None else None)
     config = copy.deepcopy(config)
-    model = config.model
-    if tta:
-        enable_tta(config)
-    if submit is not None:
-        submission = prepare_submission(config, submit, submit_list, out, work_dir)
-    elif out is not None:
-        if not isinstance(config.test_evaluator, dict) or config.test_evaluator.get("type") != "VOCMetric":
-            raise ValueError("--out needs test_evaluator=dict(type='VOCMetric'): other metrics write no indexed PNGs.")
-        config.test_evaluator["out_dir"] = str(out)
-    if show_dir is not None:
-        config.custom_hooks = [*config.get("custom_hooks", []), dict(type="OverlayHook", out_dir=str(show_dir))]
-    if amp:
-        config.test_cfg.fp16 = True
-    size = (model.get("test_cfg") or {}).get("input", "original") if model.type == "PixelNet" else None
-    evaluator = _voc_metric(config)
-    if ci or calibration:
-        if evaluator is None:
-            raise ValueError("--ci and --calibration need test_evaluator=dict(type='VOCMetric') and a set with labels.")
-        if ci < 0:
-            raise ValueError(f"--ci is a number of bootstrap resamples, e.g. 2000, not {ci}.")
-        evaluator.ci = ci
-    report_dir = None
-    if evaluator is not None and (report or calibration):
-        report_dir = work_dir / f"test_{Path(checkpoint).stem}{'_tta' if tta else ''}"
-        facts = {"config": str(config.filename), "checkpoint": str(checkpoint)}
-        if size is not None:
-            facts["network input"] = size if size == "original" else "{} x {}".format(*size)
+    with config_errors(config):
+        model = config.model
         if tta:
-            facts["test-time augmentation"] = "mean probabilities over scales and flips"
-        hook = dict(type="ReportHook", out_dir=str(report_dir), calibration=calibration, facts=facts, command=command)
-        hook |= dict(name=f"{Path(config.filename or 'run').stem} {Path(checkpoint).stem}", page=report)
-        config.custom_hooks = [*config.get("custom_hooks", []), hook]
-    # nothing for training and validation is built
-    unused = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "val_dataloader", "val_cfg", "val_evaluator")
-    config.update(dict.fromkeys(unused))
+            enable_tta(config)
+        if submit is not None:
+            submission = prepare_submission(config, submit, submit_list, out, work_dir)
+        elif out is not None:
+            if not isinstance(config.test_evaluator, dict) or config.test_evaluator.get("type") != "VOCMetric":
+                raise ValueError("--out needs test_evaluator=dict(type='VOCMetric'): other metrics write no indexed PNGs.")
+            config.test_evaluator["out_dir"] = str(out)
+        if show_dir is not None:
+            config.custom_hooks = [*config.get("custom_hooks", []), dict(type="OverlayHook", out_dir=str(show_dir))]
+        if amp:
+            config.test_cfg.fp16 = True
+        size = (model.get("test_cfg") or {}).get("input", "original") if model.type == "PixelNet" else None
+        evaluator = _voc_metric(config)
+        if ci or calibration:
+            if evaluator is None:
+                raise ValueError("--ci and --calibration need test_evaluator=dict(type='VOCMetric') and a set with labels.")
+            if ci < 0:
+                raise ValueError(f"--ci is a number of bootstrap resamples, e.g. 2000, not {ci}.")
+            evaluator.ci = ci
+        report_dir = None
+        if evaluator is not None and (report or calibration):
+            report_dir = work_dir / f"test_{Path(checkpoint).stem}{'_tta' if tta else ''}"
+            facts = {"config": str(config.filename), "checkpoint": str(checkpoint)}
+            if size is not None:
+                facts["network input"] = size if size == "original" else "{} x {}".format(*size)
+            if tta:
+                facts["test-time augmentation"] = "mean probabilities over scales and flips"
+            hook = dict(type="ReportHook", out_dir=str(report_dir), calibration=calibration, facts=facts, command=command)
+            hook |= dict(name=f"{Path(config.filename or 'run').stem} {Path(checkpoint).stem}", page=report)
+            config.custom_hooks = [*config.get("custom_hooks", []), hook]
+        # nothing for training and validation is built
+        training = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler")
+        config.update(dict.fromkeys((*training, "val_dataloader", "val_cfg", "val_evaluator")))
     runner = build_runner(config, work_dir, launcher=launcher, load_from=str(checkpoint), resume=False)
     # mmengine only warns of missing weights, and would score the network with random ones
     require_weights(runner.model, read_checkpoint(checkpoint), checkpoint)
     if submit is not None:
         submission.clear()
-    scores = runner.test()
+    with config_errors(config, only_building=True):
+        scores = runner.test()
     if submit is not None:
         submission.pack()
     if size is not None and submit is None:

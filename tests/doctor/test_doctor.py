@@ -384,7 +384,12 @@ def test_a_foreign_config_that_follows_the_readme_is_sound(tmp_path: Path) -> No
             r"label 0 .*does not ignore \(ignore_index=255\)",
             "=255",
         ),
-        ("model = dict(decode_head=dict(typ=1))", "error", "cannot be built: .*'typ'", "correct the key"),
+        (
+            "model = dict(decode_head=dict(typ=1))",
+            "error",
+            "cannot be built: .*FCNHead takes no typ; is type meant",
+            "correct the key",
+        ),
     ],
     ids=["rate", "auxiliary", "guard", "imports", "low-rate", "high-rate", "weights", "heads", "padding", "model"],
 )
@@ -483,6 +488,69 @@ def test_no_false_alarm_on_what_ships(path: Path, tmp_path: Path) -> None:
         assert re.search(r"there is no (file|folder|list)", finding.text), finding
     if "prepare" in config:
         assert not problems
+
+
+@pytest.mark.parametrize(("max_iters", "warmup"), [(2000, 50), (30, 1), (2, 1)])
+def test_the_examples_warm_up_follows_the_length_of_the_training(max_iters: int, warmup: int, tmp_path: Path) -> None:
+    """As its user sets it, by editing the file: the rate rises, falls and can be built."""
+    root, path = folder(tmp_path), tmp_path / "mine.py"
+    text = (ROOT / "configs/custom_example.py").read_text()
+    text = text.replace('["_base_/', '["gbseg::_base_/').replace(', "_base_/', ', "gbseg::_base_/')
+    path.write_text(text.replace("max_iters = 2000", f"max_iters = {max_iters}").replace("data/my_dataset", str(root)))
+    config = load_config(path, {"model.backbone.weights": None})
+    assert [(scheduler.begin, scheduler.end) for scheduler in config.param_scheduler] == [(0, warmup), (warmup, max_iters)]
+    findings = list(examine(config))
+    assert not bad(findings)
+    assert [f.text for f in findings if f.where == "optimizer"] == ["AdamW and 2 schedulers of its rate build."]
+    # a warm-up of its own that is longer than the training
+    path.write_text(path.read_text().replace("max(1, max_iters // 40)", "50"))
+    problems = bad(examine(load_config(path, {"model.backbone.weights": None})))
+    if max_iters > 50:
+        assert not problems
+    else:
+        (finding,) = problems
+        assert (finding.level, finding.where) == ("error", "optimizer")
+        assert (
+            f"mine.py: param_scheduler[1]: end should be larger than begin, but got begin=50, end={max_iters}" in finding.text
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "level", "text"),
+    [
+        ("optim_wrapper.optimizer.typ", 1, "error", "optim_wrapper.optimizer: SGD takes no typ; is type meant"),
+        ("optim_wrapper.type", "Nothing", "error", "optim_wrapper: there is no optim_wrapper called Nothing"),
+        ("optim_wrapper.constructor", "Nothing", "error", "no optimizer wrapper constructor called Nothing"),
+        ("optim_wrapper.constructor", "LearningRateDecayOptimizerConstructor", "error", "optim_wrapper"),
+        ("param_scheduler.0.typ", 1, "error", r"param_scheduler\[0\]: PolyLR takes no typ; is type meant"),
+        (
+            "train_dataloader.sampler.type",
+            "Nothing",
+            "error",
+            "train_dataloader.sampler: there is no data sampler called Nothing",
+        ),
+        ("custom_imports", 5, "error", "custom_imports is 5"),
+        # for a machine with a GPU, looked at without one
+        ("optim_wrapper.type", "AmpOptimWrapper", "ok", "SGD and 1 schedulers of its rate build"),
+    ],
+)
+def test_optimizer_schedule_and_settings(key: str, value: Any, level: str, text: str, tmp_path: Path) -> None:
+    config = foreign(tmp_path, GUARD)
+    assert not [finding for finding in examine(config) if finding.level == "error" and "data" not in finding.where]
+    config.merge_from_dict({key: value})
+    assert any(finding.level == level and re.search(text, finding.text) for finding in examine(config)), list(examine(config))
+
+
+@pytest.mark.parametrize("key", ["model", "train_dataloader", "optim_wrapper", "default_hooks", "train_cfg", "val_evaluator"])
+@pytest.mark.parametrize("value", [5, "text", [1], {"a": 1}, None])
+def test_the_doctor_survives_any_value(key: str, value: Any, tmp_path: Path) -> None:
+    """It says that something is wrong, and goes on to the end."""
+    config = foreign(tmp_path, GUARD)
+    config[key] = value
+    findings = list(examine(config))
+    # without hooks, a loop or a set to evaluate on a config may be as it is meant
+    assert any(finding.level == "error" and "data" not in finding.where for finding in findings) or value is None
+    assert all("\n" not in finding.text for finding in findings)
 
 
 def test_data_that_prepare_will_make_are_not_missing(tmp_path: Path) -> None:

@@ -69,11 +69,31 @@ def test_examples_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert callable(build_parser().parse_args(argv).run)
 
 
-def test_refused_before_anything_heavy_is_loaded() -> None:
+def test_refused_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
+    folder = tmp_path
+    (folder / "syntax.py").write_text("a = 1\nmodel = dict(\n")
+    (folder / "empty.py").touch()
+    (folder / "base.py").write_text("_base_ = ['gbseg::demo.py']\n")
+    (folder / "binary.py").write_bytes(b"a = '\xff'")
     cases: list[tuple[list[str], int, str]] = [
-        (["train", "nothing.py"], 1, "there is no config nothing.py. gbseg brings: gbseg::classification/"),
-        (["train", "gbseg::nothing.py"], 1, "configs/nothing.py. gbseg brings: "),
-        (["train", "mmseg::nothing.py"], 1, "configs/nothing.py. gbseg brings: "),
+        (["train", "nothing.py"], 1, "there is no config nothing.py. gbseg brings "),
+        (["train", "demo_exgb.py"], 1, "there is no config demo_exgb.py. Perhaps gbseg::demo_expgb.py"),
+        (["train", "gbseg::nothing.py"], 1, "configs/nothing.py. gbseg brings "),
+        (["train", "mmseg::nothing.py"], 1, "configs/nothing.py. mmseg brings "),
+        (["train", "configs"], 1, "configs is a folder, not a config"),
+        (["train", "README.md"], 1, "README.md is no config: its name does not end in .py"),
+        (["train", f"{folder}/syntax.py"], 1, "syntax.py is no valid Python in line 2: "),
+        (["doctor", f"{folder}/empty.py"], 1, "empty.py is empty"),
+        (["test", f"{folder}/base.py", "x.pth"], 1, "its _base_ 'gbseg::demo.py' does not exist"),
+        (["browse", f"{folder}/binary.py"], 1, "binary.py is no text in UTF-8"),
+        (
+            ["train", "gbseg::demo_expgb.py", "--work-dir", "README.md"],
+            1,
+            "README.md is to be a folder, and README.md is a file",
+        ),
+        (["train", "gbseg::demo_expgb.py", "--work-dir", "README.md/x"], 1, "is to be a folder, and README.md is a file"),
+        (["browse", "gbseg::demo_expgb.py", "--out", "README.md"], 1, "README.md is to be a folder, and README.md is a file"),
+        (["train", "gbseg::demo_expgb.py", "--launcher", "torch"], 2, "invalid choice: 'torch'"),
         (["doctor", "mmnothing::nothing.py"], 1, "configs of mmnothing were asked for, and mmnothing is not installed."),
         (["test", "gbseg::demo_expgb.py", "no.pth"], 1, "there is no checkpoint no.pth; training writes them"),
         (["predict", "gbseg::demo_expgb.py", "no.pth", "README.md", "--out", "o"], 1, "there is no checkpoint no.pth"),

@@ -28,8 +28,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, IterTimerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel, BaseTTAModel, ImgDataPreprocessor, MMDistributedDataParallel, PretrainedInit
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import DefaultScope
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, RUNNERS, DefaultScope
 from mmengine.runner import IterBasedTrainLoop, Runner, checkpoint, load_checkpoint
 from mmengine.structures import PixelData
 from mmpretrain.models.heads import ClsHead
@@ -428,3 +428,36 @@ def test_albu() -> None:
     pytest.importorskip("albumentations")
     pipeline = Albu([dict(type="HorizontalFlip")]).aug
     assert hasattr(pipeline, "set_random_state")
+
+
+@rests_on("compat.build_steps")
+def test_what_was_being_built_when_an_exception_was_raised() -> None:
+    """`build_steps` reads local variables of mmengine's functions, and the names of private methods of its runner."""
+    assert all(callable(getattr(Runner, name)) for name in compat.SET_UP)
+    parameters = inspect.signature(Runner.__init__).parameters
+    assert {key for key in compat.SET_UP.values() if key} <= {*parameters, "model_wrapper_cfg", "compile"}
+
+    def steps_of(build: Callable[[], Any]) -> tuple[list[str], list[tuple[str | None, Any]]]:
+        with pytest.raises(Exception) as caught:
+            build()
+        methods, steps = compat.build_steps(caught.value)
+        return methods, [(step.registry and step.registry.name, step.settings) for step in steps]
+
+    layer, wrong = dict(type=nn.BatchNorm2d, num_features=2, zzz=1), dict(type="Nothing")
+
+    class Outer:
+        def __init__(self, part: dict) -> None:
+            MODELS.build(part)
+
+    nested = dict(type=Outer, part=layer)
+    assert steps_of(lambda: MODELS.build(nested)) == ([], [("model", nested), ("model", layer)])
+    model = torch.nn.Linear(1, 1)
+    assert steps_of(lambda: build_optim_wrapper(model, dict(optimizer=wrong))) == ([], [("optimizer", wrong)])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scheduler = dict(type="PolyLR", convert_to_iter_based=True, zzz=1)
+    build = functools.partial(PARAM_SCHEDULERS.build, scheduler, default_args=dict(optimizer=optimizer, epoch_length=5))
+    assert steps_of(build) == ([], [("parameter scheduler", scheduler)])
+    loader = dict(dataset=[1, 2], sampler=None, zzz=1)
+    assert steps_of(lambda: Runner.build_dataloader(loader)) == (["build_dataloader"], [(None, loader)])
+    assert steps_of(lambda: RUNNERS.build(dict(runner_type="Nothing"))) == ([], [("runner", dict(type="Nothing"))])
+    assert compat.build_steps(ValueError("never raised")) == ([], [])

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
+from gbseg.config_files import ConfigError
 from gbseg.mm.config import config_folder, load_config, run_configs
 
 HERE = Path(__file__).parents[2] / "configs"
@@ -69,7 +70,7 @@ def test_mmengine_is_as_before_afterwards(tmp_path: Path) -> None:
     """Outside of `load_config`, also after an error in it, mmengine resolves prefixes in its own way."""
     original = Config._get_cfg_path
     load_config("gbseg::demo_expgb.py")
-    with pytest.raises(NameError):
+    with pytest.raises(ConfigError, match="NameError"):
         load_config(_write(tmp_path, "model = undefined\n"))
     assert Config._get_cfg_path is original
 
@@ -77,22 +78,38 @@ def test_mmengine_is_as_before_afterwards(tmp_path: Path) -> None:
 def test_options_override(tmp_path: Path) -> None:
     """Keys with dots, of any depth, of lists too, new ones as well; the file is not touched."""
     path = _write(tmp_path, "a = dict(b=dict(c=1, d=2))\ne = [dict(f=1), dict(f=2)]\n")
-    config = load_config(path, {"a.b.c": 3, "e.1.f": 5, "g.h": "new"})
-    changed = {key: config.to_dict()[key] for key in "aeg"}
-    assert changed == {"a": {"b": {"c": 3, "d": 2}}, "e": [{"f": 1}, {"f": 5}], "g": {"h": "new"}}
+    config = load_config(path, {"a.b.c": 3, "e.1.f": 5, "a.g.h": "new", "model.type": "New"})
+    changed = {key: config.to_dict()[key] for key in ("a", "e", "model")}
+    assert changed["a"] == {"b": {"c": 3, "d": 2}, "g": {"h": "new"}}
+    assert (changed["e"], changed["model"]) == ([{"f": 1}, {"f": 5}], {"type": "New"})
     assert load_config(path).a.b.c == 1
     assert load_config(path, {}).to_dict() == load_config(path).to_dict()
 
 
-@pytest.mark.parametrize("name", ["gbseg::nothing.py", "gbseg::", "mmseg::nothing.py", "nothing.py", "configs"])
-def test_a_config_that_does_not_exist(name: str) -> None:
-    """The message names the path and lists what there is: experiments, and no bases."""
-    with pytest.raises(FileNotFoundError, match="there is no config") as caught:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gbseg::nothing.py", r"there is no config /.*configs/nothing\.py\. gbseg brings \d+, in /.*/configs\."),
+        ("mmseg::nothing.py", r"there is no config /.*configs/nothing\.py\. mmseg brings \d+, in /.*/configs\."),
+        ("nothing.py", r"there is no config nothing\.py\. gbseg brings \d+, in /"),
+        ("demo_exgb.py", r"there is no config demo_exgb\.py\. Perhaps gbseg::demo_expgb\.py"),
+        ("gbseg::resnet50_imagenet_expgb.py", r"Perhaps gbseg::classification/resnet50_imagenet_expgb\.py"),
+    ],
+)
+def test_a_config_that_does_not_exist(name: str, message: str) -> None:
+    """The message names the path and those with a similar name: experiments, and no bases."""
+    with pytest.raises(FileNotFoundError, match=message) as caught:
         load_config(name)
-    message = str(caught.value)
-    assert name.partition("::")[2] in message
-    assert "gbseg::demo_expgb.py" in message
-    assert "_base_" not in message
+    assert "_base_" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gbseg::", "there is no config gbseg::"), ("configs", "is a folder"), ("README.md", "is no config")]
+)
+def test_a_path_that_is_no_config(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(HERE.parent)
+    with pytest.raises((ConfigError, FileNotFoundError), match=message):
+        load_config(name)
 
 
 def test_a_package_that_is_not_installed() -> None:
@@ -148,11 +165,12 @@ def test_runs_that_are_files(tmp_path: Path) -> None:
     """A file beside the config, and changes of it: the options of the command line hold for both, against whatever they say."""
     (tmp_path / "other.py").write_text("a = dict(b=2, c=3)\n")
     config = load_config(
-        _write(tmp_path, "runs = dict(one='other.py', two=dict(a=dict(b=4, c=5)))\na = dict(b=1)\n"), {"a.c": 7, "d": 1}
+        _write(tmp_path, "runs = dict(one='other.py', two=dict(a=dict(b=4, c=5)))\na = dict(b=1)\n"),
+        {"a.c": 7, "log_level": "DEBUG"},
     )
     runs = run_configs(config, tmp_path)
     assert {name: one.a.to_dict() for name, (one, _) in runs.items()} == {"one": {"b": 2, "c": 7}, "two": {"b": 4, "c": 7}}
-    assert [one.d for one, _ in runs.values()] == [1, 1]
+    assert [one.log_level for one, _ in runs.values()] == ["DEBUG", "DEBUG"]
     assert [folder for _, folder in runs.values()] == [tmp_path / "one", tmp_path / "two"]
 
 

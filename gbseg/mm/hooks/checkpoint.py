@@ -48,6 +48,7 @@ class DurableCheckpointHook(CheckpointSteps):
         **kwargs: as in ``mmengine.hooks.CheckpointHook``, but without ``backend_args`` and ``file_client_args``.
 
     Raises:
+        TypeError: there is no such argument.
         ValueError: ``max_keep_ckpts`` is 0 or 1, or another file backend is given: only a local file system has an atomic
             rename.
         CheckpointWriteError: in training, the disk is full or cannot be written.
@@ -67,6 +68,9 @@ class DurableCheckpointHook(CheckpointSteps):
             if kwargs.pop(name, None) is not None:
                 raise ValueError(f"DurableCheckpointHook writes to a local file system only: take {name} out")
         super().__init__(max_keep_ckpts=max_keep_ckpts, backend_args={"backend": "gbseg_durable"}, **kwargs)
+        # mmengine's hook takes any, and fails when it writes the first checkpoint
+        for name in self.args:
+            raise TypeError(f"DurableCheckpointHook.__init__() got an unexpected keyword argument {name!r}")
         self._state_to_save: dict[str, Any] | None = None
         self._loaded_state: dict[str, Any] | None = None
         self._read_back = False
