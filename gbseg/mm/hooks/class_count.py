@@ -49,10 +49,8 @@ class ClassCountHook(Hook):
 
 def _require_mixing(model: Any, dataset: Any) -> None:
     """Give a preprocessor that mixes the head's number of classes, if it has none, and refuse one that would not mix."""
-    preprocessor, classes = (
-        getattr(model, "data_preprocessor", None),
-        getattr(getattr(model, "head", None), "num_classes", None),
-    )
+    preprocessor: Any = getattr(model, "data_preprocessor", None)
+    classes = getattr(getattr(model, "head", None), "num_classes", None)
     if not getattr(preprocessor, "to_onehot", False) or not isinstance(classes, int):
         return
     # a config may give MMPretrain's class instead of its name
