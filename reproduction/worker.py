@@ -168,6 +168,11 @@ def _shared_config(configs: Sequence[Config]) -> dict[str, Any]:
         ("load_from", shared.get("load_from"), (None,)),
         ("model.neck", shared["model"].get("neck"), (None,)),
         ("model.train_cfg", shared["model"].get("train_cfg"), (None,)),
+        (
+            "model.data_preprocessor.batch_augments",
+            (shared["model"].get("data_preprocessor") or {}).get("batch_augments"),
+            (None,),
+        ),
         ("model.head.loss.reduction", shared["model"]["head"]["loss"].get("reduction", "mean"), ("mean",)),
         ("train_dataloader.dataset.pad", dataset.get("pad", 0), (0,)),
         ("train_dataloader.dataset.flip", dataset.get("flip", False), (False,)),

@@ -28,6 +28,9 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
         help="leave out images with fewer pixels of the 20 VOC classes than this",
     )
     parser.add_argument("--images", choices=LINK_MODES, default="symlink", help="how COCO's images get into JPEGImages")
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="leave out images that are broken or of which an annotation is"
+    )
     add_checks(parser)
     parser.set_defaults(resume_hint="what is done stays done, the same command continues")
     return _run
@@ -40,10 +43,12 @@ def _run(a: argparse.Namespace) -> int:
     for split in splits:
         # before the first one is worked on
         find_coco(a.coco, split)
-    made = [prepare_coco(a.coco, a.out, split, a.min_pixels, a.images, a.processes) for split in splits]
+    made = [prepare_coco(a.coco, a.out, split, a.min_pixels, a.images, a.processes, a.skip_broken) for split in splits]
     for split in made:
         print(
             f"{a.out / 'ImageSets/Segmentation' / split.name}.txt: {split.listed:,} of {split.images:,} images have "
             f"{a.min_pixels:,} or more pixels of VOC's classes"
         )
+        if split.broken:
+            print(f"{split.broken:,} images are broken and left out: {a.out / f'{split.name}_broken.txt'} lists why")
     return check(a, a.out, [split.name for split in made])

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 with redirect_stdout(io.StringIO()):
     from mmpretrain.datasets import CustomDataset as CustomDataset
     from mmpretrain.models.heads import LinearClsHead as LinearClsHead
+    from mmpretrain.models.utils import ClsDataPreprocessor as ClsDataPreprocessor
     from mmpretrain.structures import DataSample as DataSample
     from mmseg.datasets import BaseSegDataset as BaseSegDataset
     from mmseg.datasets.transforms import Albu as Albu

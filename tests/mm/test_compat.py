@@ -42,6 +42,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import gbseg.mm.models
 from gbseg.mm import compat
 from gbseg.mm.checkpoint_loading import load_safely
 from gbseg.mm.config import config_folder
@@ -345,6 +346,26 @@ def test_swapped_channels(kind: type) -> None:
     swap = "to_rgb" if kind is ClsDataPreprocessor else "bgr_to_rgb"
     assert compat.swaps_channels(kind(**{swap: True}))
     assert not compat.swaps_channels(kind())
+
+
+@rests_on("compat.set_classes")
+def test_classes_that_a_data_set_found(tmp_path: Path) -> None:
+    """They are what ``metainfo`` and ``CLASSES`` give."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+    dataset = compat.CustomDataset(data_root=str(tmp_path))
+    compat.set_classes(dataset, ["x", "y"])
+    assert dataset.metainfo["classes"] == dataset.CLASSES == ("x", "y")
+
+
+@rests_on("mm.models.classification_preprocessor.ClsDataPreprocessor")
+def test_the_name_of_the_preprocessor() -> None:
+    """Classifiers find it under MMPretrain's name, and MMPretrain's own passes labels in a tensor on."""
+    assert type(MODELS.build(dict(type="mmpretrain.ClsDataPreprocessor"))) is gbseg.mm.models.ClsDataPreprocessor
+    labels = torch.arange(3)
+    plain = ClsDataPreprocessor(batch_augments=dict(augments=dict(type="Mixup", alpha=1.0)), num_classes=3)
+    assert plain({"inputs": torch.zeros(3, 1, 2, 2), "data_samples": labels}, training=True)["data_samples"] is labels
 
 
 @rests_on("compat.history_buffer")

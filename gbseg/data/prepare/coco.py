@@ -17,7 +17,7 @@ from gbseg._moved import add_moved_names
 from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG
 from gbseg.data.lists import list_bytes
 from gbseg.data.masks import MaskError, encode_mask, read_mask
-from gbseg.data.prepare.coco_instances import CROWD, CocoImage, draw_mask, read_instances
+from gbseg.data.prepare.coco_instances import CROWD, CocoFault, CocoImage, draw_mask, read_instances
 from gbseg.files import FileWriteError, lock_folder, remove_temporary_files, sync_disks, temporary_path, write_atomically
 from gbseg.parallel import run_in_processes
 
@@ -38,11 +38,13 @@ class CocoSplit:
         name: name of the list.
         listed: number of images in the list.
         images: number of images in the annotations.
+        broken: number of images that were left out because they or their annotations are broken.
     """
 
     name: str
     listed: int
     images: int
+    broken: int = 0
 
 
 def prepare_coco(
@@ -52,6 +54,7 @@ def prepare_coco(
     min_pixels: int = 1000,
     images: Literal["symlink", "hardlink", "copy"] = "symlink",
     processes: int | None = None,
+    skip_broken: bool = False,
 ) -> CocoSplit:
     """Make ``<out>/SegmentationClass/<id>.png``, ``JPEGImages/<id>.jpg`` and the list ``coco_<split>`` of one split of COCO.
 
@@ -67,11 +70,13 @@ def prepare_coco(
         min_pixels: images with fewer pixels of VOC's classes (1..20, without crowds) are left out.
         images: how COCO's images get into ``JPEGImages``: as relative links (nothing is copied), hard links, or copies.
         processes: number of processes, by default one per core.
+        skip_broken: leave out images that are broken, or of which an annotation is; without it there is no list then.
 
     Raises:
         FileNotFoundError: annotations or images are missing.
         ValueError: an argument is not one of the above, ``out`` is VOC's folder or was made with other settings, or files are
-            damaged. Damaged images and annotations are collected over the whole split; the message names the first ten.
+            damaged. Broken images and annotations are collected over the whole split: ``coco_<split>_broken.txt`` in ``out``
+            lists all, the message the first ten.
         OSError: the system refused to write.
         RuntimeError: a worker was killed, or another process prepares ``out``.
     """
@@ -85,7 +90,9 @@ def prepare_coco(
     if (out / MASKS_AUG).exists() or (out / LISTS / "train.txt").exists():
         raise ValueError(f"{out} holds VOC itself; COCO needs a folder of its own (docs/data.md says how to train on both)")
     annotations, source = find_coco(coco, split)
-    coco_images = read_instances(annotations)
+    faults: list[CocoFault] = []
+    coco_images = read_instances(annotations, faults)
+    total = len(coco_images) + len({fault.image for fault in faults} - {None})
     with annotations.open("rb") as file:
         settings = {
             "format": FORMAT,
@@ -100,13 +107,11 @@ def prepare_coco(
             remove_temporary_files(out / folder)
         results: list[tuple[CocoImage, int]] = []
         prepare = functools.partial(_prepare, source=source, out=out, min_pixels=min_pixels, mode=images)
-        if failed := run_in_processes(prepare, coco_images, f"COCO {split}", processes, lambda *result: results.append(result)):
-            faults = "".join(f"\n  {error}" for _, error in failed[:10])
-            more = f"\n  and {len(failed) - 10:,} more" if len(failed) > 10 else ""
-            raise ValueError(
-                f"{len(failed):,} of {len(coco_images):,} images of COCO {split} could not be prepared, so there is no list "
-                f"yet; repair these and start again, what is done stays done:{faults}{more}"
-            )
+        failed = run_in_processes(prepare, coco_images, f"COCO {split}", processes, lambda *result: results.append(result))
+        broken = total - len(coco_images) + len(failed)
+        _report_broken(
+            out, split, [fault.text for fault in faults] + [str(error) for _, error in failed], broken, total, skip_broken
+        )
         ids = sorted(image.id for image, pixels in results if pixels >= min_pixels)
         if not ids:
             raise ValueError(f"no image of COCO {split} has {min_pixels:,} pixels of VOC's classes: lower --min-pixels")
@@ -115,7 +120,24 @@ def prepare_coco(
             # the list must not reach the disk before the files that it names
             sync_disks()
             write_atomically(content, path)
-        return CocoSplit(path.stem, len(ids), len(coco_images))
+        return CocoSplit(path.stem, len(ids), total, broken)
+
+
+def _report_broken(out: Path, split: str, faults: Sequence[str], broken: int, total: int, skip: bool) -> None:
+    """Write the faults to a file, and refuse them unless they are to be left out."""
+    path = out / f"coco_{split}_broken.txt"
+    if not faults:
+        path.unlink(missing_ok=True)
+        return
+    write_atomically("".join(f"{fault}\n" for fault in faults).encode(), path)
+    if skip:
+        return
+    first = "".join(f"\n  {fault}" for fault in faults[:10])
+    more = f"\n  and {len(faults) - 10:,} more" if len(faults) > 10 else ""
+    raise ValueError(
+        f"{broken:,} of {total:,} images of COCO {split} could not be prepared, so there is no list yet; repair these and "
+        f"start again, or leave them out by --skip-broken; what is done stays done. {path} lists them all:{first}{more}"
+    )
 
 
 def find_coco(coco: str | Path, split: str) -> tuple[Path, Path]:

@@ -7,7 +7,6 @@ import contextlib
 import json
 from array import array
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from pycocotools import mask as coco_mask
 from gbseg._moved import add_moved_names
 from gbseg.palettes import VOC_CLASSES
 
-__all__ = ["CROWD", "VOC_LABELS", "CocoImage", "Instance", "draw_mask", "read_instances"]
+__all__ = ["CROWD", "VOC_LABELS", "CocoFault", "CocoImage", "Instance", "draw_mask", "read_instances"]
 
 #: Label of crowds, which training ignores.
 CROWD = 255
@@ -70,30 +69,60 @@ class CocoImage(NamedTuple):
         return PurePath(self.file_name).stem
 
 
-def read_instances(path: str | Path) -> list[CocoImage]:
+class CocoFault(NamedTuple):
+    """An entry of the annotation file that is broken.
+
+    Attributes:
+        text: which one, and what is wrong.
+        image: id of the image that cannot be used for it; None if the entry is of no image that is listed.
+    """
+
+    text: str
+    image: int | None
+
+
+def read_instances(path: str | Path, faults: list[CocoFault] | None = None) -> list[CocoImage]:
     """Read ``instances_*.json``: every image, sorted by id, with its instances of the 20 VOC classes and its crowds.
 
     Instances of other categories are left out: they are background, or part of the VOC object that they lie on (food on a
     dining table), as in the usual pre-training on COCO. Crowds of all categories are kept.
 
+    Args:
+        path: the file.
+        faults: gets every broken entry. Their images are left out, not the entry alone: without it, an object would be
+            background. By default broken entries are an error.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or no file of instances; the message says where.
+        ValueError: the file is damaged or no file of instances, or has broken entries; the message says where.
     """
+    found: list[CocoFault] = []
+    images = _read_instances(path, found)
+    if faults is None and found:
+        more = f", and {len(found) - 10:,} more" if len(found) > 10 else ""
+        raise ValueError(f"{path}: {'; '.join(fault.text for fault in found[:10])}{more}; {_REMEDY}")
+    if faults is not None:
+        faults += found
+    return images
+
+
+_REMEDY = "get it again (annotations_trainval2017.zip)"
+
+
+def _read_instances(path: str | Path, faults: list[CocoFault]) -> list[CocoImage]:
     path = Path(path)
-    remedy = "get it again (annotations_trainval2017.zip)"
     try:
         with path.open(encoding="utf-8") as file:
-            return _parse_images(json.load(file, object_hook=_compact))
+            return _parse_images(json.load(file, object_hook=_compact), faults)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there are no annotations {path}: unpack annotations_trainval2017.zip there") from error
     except json.JSONDecodeError as error:
         size = path.stat().st_size
-        raise ValueError(f"{path} ({size:,} bytes) is damaged at character {error.pos:,} ({error.msg}): {remedy}") from error
+        raise ValueError(f"{path} ({size:,} bytes) is damaged at character {error.pos:,} ({error.msg}): {_REMEDY}") from error
     except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+        raise ValueError(f"{path} is damaged ({error}): {_REMEDY}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; {remedy}") from error
+        raise ValueError(f"{path}: {error}; {_REMEDY}") from error
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +147,7 @@ def _get(entry: Any, key: str, kind: type, what: str) -> Any:
     return entry[key]
 
 
-def _parse_images(content: Any) -> list[CocoImage]:
+def _parse_images(content: Any, faults: list[CocoFault]) -> list[CocoImage]:
     images, annotations, categories = (_get(content, key, list, "it") for key in ("images", "annotations", "categories"))
     labels: dict[int, int | None] = {}
     for entry in categories:
@@ -126,34 +155,63 @@ def _parse_images(content: Any) -> list[CocoImage]:
     if absent := set(VOC_LABELS.values()) - set(labels.values()):
         names = ", ".join(name for name, label in VOC_LABELS.items() if label in absent)
         raise ValueError(f"its categories are not COCO's: {names} missing")
-    instances: dict[int, list[Instance]] = {_get(entry, "id", int, "an image"): [] for entry in images}
+    coco_images: dict[int, CocoImage] = {}
+    instances: dict[int, list[Instance]] = {}
+    for entry in images:
+        key = entry.get("id") if isinstance(entry, Mapping) else None
+        try:
+            key = _get(entry, "id", int, "an image")
+            if key in instances:
+                raise ValueError(f"image {key} is listed twice")
+            # annotations of a broken image are no further faults
+            instances[key] = []
+            coco_images[key] = _parse_image(entry, key)
+        except ValueError as error:
+            faults.append(CocoFault(str(error), key if type(key) is int else None))
     for entry in annotations:
-        key = _get(entry, "id", int, "an annotation")
-        what = f"annotation {key}"
-        image, category = _get(entry, "image_id", int, what), _get(entry, "category_id", int, what)
-        if image not in instances:
-            raise ValueError(f"{what} is of image {image}, which is not listed")
-        if category not in labels:
-            raise ValueError(f"{what} is of category {category}, which is not listed")
-        label = CROWD if _get(entry, "iscrowd", int, what) else labels[category]
+        try:
+            key = _get(entry, "id", int, "an annotation")
+            what = f"annotation {key}"
+            image, category = _get(entry, "image_id", int, what), _get(entry, "category_id", int, what)
+            if image not in instances:
+                raise ValueError(f"{what} is of image {image}, which is not listed")
+            if category not in labels:
+                raise ValueError(f"{what} is of category {category}, which is not listed")
+            label = CROWD if _get(entry, "iscrowd", int, what) else labels[category]
+        except ValueError as error:
+            faults.append(CocoFault(str(error), _listed_image(entry, instances)))
+            continue
         if label is not None:
             instances[image].append(Instance(key, label, entry.get("segmentation")))
-    coco_images = []
-    for entry in images:
-        what = f"image {entry['id']}"
-        name = _get(entry, "file_name", str, what)
-        height, width = _get(entry, "height", int, what), _get(entry, "width", int, what)
-        # names must not lead outside of the folders
-        if name != PurePath(name).name or not PurePath(name).stem or not name.isprintable():
-            raise ValueError(f"{what} has the name {name[:80]!r}, which is no plain file name")
-        if not (0 < height <= 2**15 and 0 < width <= 2**15):
-            raise ValueError(f"{what} is said to be {width} x {height} pixels")
-        coco_images.append(CocoImage(name, height, width, tuple(instances[entry["id"]])))
-    coco_images.sort(key=lambda image: image.id)
-    for image, following in pairwise(coco_images):
-        if image.id == following.id:
-            raise ValueError(f"it lists {image.file_name} and {following.file_name}, which would share a mask")
-    return coco_images
+    images_by_id: dict[str, list[int]] = {}
+    for key, coco_image in coco_images.items():
+        images_by_id.setdefault(coco_image.id, []).append(key)
+    for keys in images_by_id.values():
+        if len(keys) > 1:
+            first, second, *_ = (coco_images[key].file_name for key in keys)
+            faults += [CocoFault(f"it lists {first} and {second}, which would share a mask", key) for key in keys]
+    broken = {fault.image for fault in faults}
+    whole = [image._replace(instances=tuple(instances[key])) for key, image in coco_images.items() if key not in broken]
+    return sorted(whole, key=lambda image: image.id)
+
+
+def _listed_image(entry: Any, instances: Mapping[int, object]) -> int | None:
+    """The image of an annotation that is broken, if it is one of those listed."""
+    image = entry.get("image_id") if isinstance(entry, Mapping) else None
+    return image if type(image) is int and image in instances else None
+
+
+def _parse_image(entry: Any, key: int) -> CocoImage:
+    """An image, without its instances."""
+    what = f"image {key}"
+    name = _get(entry, "file_name", str, what)
+    height, width = _get(entry, "height", int, what), _get(entry, "width", int, what)
+    # names must not lead outside of the folders
+    if name != PurePath(name).name or not PurePath(name).stem or not name.isprintable():
+        raise ValueError(f"{what} has the name {name[:80]!r}, which is no plain file name")
+    if not (0 < height <= 2**15 and 0 < width <= 2**15):
+        raise ValueError(f"{what} is said to be {width} x {height} pixels")
+    return CocoImage(name, height, width, ())
 
 
 def draw_mask(image: CocoImage) -> np.ndarray:
@@ -164,16 +222,19 @@ def draw_mask(image: CocoImage) -> np.ndarray:
     coarse.
 
     Raises:
-        ValueError: a segmentation is damaged; the message names the image and the annotation.
+        ValueError: segmentations are damaged; the message names the image and all of them.
     """
     labels = np.zeros((image.height, image.width), np.uint8)
-    masks = []
+    masks, faults = [], []
     for instance in image.instances:
         try:
             code = _run_lengths(instance.segmentation, image.height, image.width)
         except ValueError as error:
-            raise ValueError(f"{image.file_name}: annotation {instance.id} {error}") from error
+            faults.append(f"annotation {instance.id} {error}")
+            continue
         masks.append((instance.label != CROWD, -int(coco_mask.area(code)), instance.id, instance.label, code))
+    if faults:
+        raise ValueError(f"{image.file_name}: {'; '.join(faults)}")
     for *_, label, code in sorted(masks, key=lambda mask: mask[:3]):
         labels[coco_mask.decode(code) != 0] = label
     return labels

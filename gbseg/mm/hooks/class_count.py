@@ -7,6 +7,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from gbseg.mm.compat import unwrap_model
+from gbseg.mm.datasets.array_dataset import ArrayImages
+from gbseg.mm.hooks.train_test_overlap import unwrap
+from gbseg.mm.models.classification_preprocessor import ClsDataPreprocessor
 
 __all__ = ["ClassCountHook"]
 
@@ -15,15 +18,18 @@ __all__ = ["ClassCountHook"]
 class ClassCountHook(Hook):
     """Before training and testing, compare the classes of the data with ``num_classes`` of a classifier's ``head``.
 
-    Data sets that do not name their classes (``metainfo['classes']``) and models without such a head are not checked.
+    Data sets that do not name their classes (``metainfo['classes']``) and models without such a head are not checked. Mixup and
+    CutMix need the number of classes as well: where ``data_preprocessor.num_classes`` is not set, the head's is taken.
     `gbseg.mm` adds it to every run; for MMPretrain's own tools: ``custom_hooks = [dict(type='ClassCountHook')]``.
 
     Raises:
-        ValueError: before training or testing, the numbers differ, or training and validation data name different classes.
+        ValueError: before training or testing, the numbers differ (also that of a preprocessor that mixes), or training and
+            validation data name different classes.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Check the training and the validation data."""
+        """Check the training and the validation data, and the preprocessor."""
+        _require_mixing(unwrap_model(runner.model), runner.train_dataloader.dataset)
         train = _require_count(runner, runner.train_dataloader.dataset, "training")
         if runner.val_loop is None:
             return
@@ -39,6 +45,27 @@ class ClassCountHook(Hook):
     def before_test(self, runner: Runner) -> None:
         """Check the test data."""
         _require_count(runner, runner.test_dataloader.dataset, "test")
+
+
+def _require_mixing(model: Any, dataset: Any) -> None:
+    """Give a preprocessor that mixes the head's number of classes, if it has none, and refuse one that would not mix."""
+    preprocessor: Any = getattr(model, "data_preprocessor", None)
+    classes = getattr(getattr(model, "head", None), "num_classes", None)
+    if not getattr(preprocessor, "to_onehot", False) or not isinstance(classes, int):
+        return
+    # a config may give MMPretrain's class instead of its name
+    if not isinstance(preprocessor, ClsDataPreprocessor) and any(isinstance(part, ArrayImages) for part in unwrap(dataset)):
+        raise ValueError(
+            f"{type(preprocessor).__module__}.{type(preprocessor).__name__} would not mix images of ArrayImages: write "
+            "model.data_preprocessor.type='ClsDataPreprocessor', which means gbseg's."
+        )
+    if preprocessor.num_classes is None:
+        preprocessor.num_classes = classes
+    elif preprocessor.num_classes != classes:
+        raise ValueError(
+            f"model.data_preprocessor.num_classes={preprocessor.num_classes}, by which labels are mixed, and the head has "
+            f"num_classes={classes}: set both to the number of classes, or leave the first away."
+        )
 
 
 def _require_count(runner: Runner, dataset: Any, title: str) -> tuple[str, ...]:

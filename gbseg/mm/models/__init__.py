@@ -3,6 +3,7 @@
 from mmengine.registry import MODELS
 
 from gbseg.mm.models.classification_head import GBClsHead
+from gbseg.mm.models.classification_preprocessor import ClsDataPreprocessor
 from gbseg.mm.models.classifiers import MLP, AlexNetBN, AllConvNet, SmallConvNet
 from gbseg.mm.models.link_tta import LinkTTAModel
 from gbseg.mm.models.pixelnet_head import PixelNetHead
@@ -14,6 +15,7 @@ __all__ = [
     "MLP",
     "AlexNetBN",
     "AllConvNet",
+    "ClsDataPreprocessor",
     "GBClsHead",
     "LinkTTAModel",
     "PixelNet",

@@ -17,7 +17,8 @@ class GBClsHead(LinearClsHead):
     """MMPretrain's ``LinearClsHead`` with ``pred_score`` as probabilities through the loss's link.
 
     ``pred_label`` is the argmax of the logits. Instead of data samples, the labels alone are accepted, an (N,) tensor, as the
-    in-memory data sets give them.
+    in-memory data sets give them, and in training (N, C) soft labels, which Mixup and CutMix make of them
+    (`gbseg.mm.models.classification_preprocessor`).
 
     Args:
         num_classes: C.
@@ -67,7 +68,7 @@ class GBClsHead(LinearClsHead):
     def loss(self, feats: tuple[Tensor, ...], data_samples: list[DataSample] | Tensor, **kwargs: object) -> dict[str, Tensor]:
         """The loss, and the accuracies if ``cal_acc``."""
         if isinstance(data_samples, Tensor):
-            # the parent only concatenates labels: one sample may hold all of them
+            # the parent only concatenates labels: one sample may hold all of them, soft ones as well
             data_samples = [DataSample(gt_label=data_samples.to(feats[-1].device))]
         return super().loss(feats, data_samples, **kwargs)
 

@@ -251,6 +251,61 @@ def test_images_and_annotations_that_are_wrong(
     assert (out / "ImageSets/Segmentation/coco_train.txt").read_text().split() == keys
 
 
+def test_broken_annotations_are_listed_and_left_out(
+    coco: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One broken annotation does not hide the others: all are listed, and their images, not they alone, can be left out."""
+    root, masks = coco
+    keys, out = [key for key in _enough(masks, 1) if int(key) <= 1000], tmp_path / "out"
+    path = root / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    of = {key: [entry for entry in content["annotations"] if entry["image_id"] == int(key)] for key in keys}
+    several = next(key for key in keys if len(of[key]) > 1)
+    others = [key for key in keys if key != several]
+    for entry in of[several][:2]:
+        entry["segmentation"] = [[1.0, 2.0, 3.0]]
+    del of[others[0]][0]["iscrowd"]
+    of[others[1]][0]["category_id"] = 99
+    next(entry for entry in content["images"] if entry["id"] == int(others[2]))["width"] = "wide"
+    (root / f"train2017/{others[3]}.jpg").write_text("404")
+    stray = [
+        {**of[others[4]][0], "id": 70_001, "image_id": 424242},
+        {**of[others[4]][0], "id": 70_002, "image_id": "?"},
+        "no entry",
+    ]
+    content["annotations"] += stray
+    path.write_text(json.dumps(content))
+    faults = [
+        f"image {int(others[2])} has width='wide', which is no int",
+        f"annotation {of[others[0]][0]['id']} has no 'iscrowd'",
+        f"annotation {of[others[1]][0]['id']} is of category 99, which is not listed",
+        "annotation 70001 is of image 424242, which is not listed",
+        "annotation 70002 has image_id='?', which is no int",
+        "an annotation has no 'id'",
+        f"{several}.jpg: "
+        + "; ".join(
+            f"annotation {entry['id']} has a damaged polygon (x, y, x, y, ... are expected, not array('d', [1.0, 2.0, 3.0]))"
+            for entry in of[several][:2]
+        ),
+        f"{root}/train2017/{others[3]}.jpg is no image: unpack train2017.zip again",
+    ]
+    command = ["prepare-coco", str(root), "--out", str(out), "--splits", "train", "--min-pixels", "1", "--processes", "1"]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "5 of 12 images of COCO train could not be prepared" in said and "leave them out by --skip-broken" in said
+    assert all(f"\n  {fault}\n" in said for fault in faults)
+    listed = out / "coco_train_broken.txt"
+    assert sorted(listed.read_text().splitlines()) == sorted(faults) and f"{listed} lists them all:" in said
+    assert not (out / "ImageSets/Segmentation/coco_train.txt").exists()
+    assert main([*command, "--skip-broken", "--verify"]) == 0
+    said = capsys.readouterr().out
+    assert "of 12 images have 1 or more pixels" in said and f"5 images are broken and left out: {listed} lists why" in said
+    left = [key for key in keys if key not in (several, *others[:4])]
+    assert (out / "ImageSets/Segmentation/coco_train.txt").read_text().split() == left
+    for key in left:
+        assert (np.array(Image.open(out / f"SegmentationClass/{key}.png")) == masks[key]).all()
+
+
 def test_wrong_arguments(coco: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each in a sentence, before anything is written."""
     root, _ = coco

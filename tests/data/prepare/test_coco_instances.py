@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from gbseg.data.prepare.coco_instances import VOC_LABELS, CocoImage, Instance, draw_mask, read_instances
+from gbseg.data.prepare.coco_instances import VOC_LABELS, CocoFault, CocoImage, Instance, draw_mask, read_instances
 from gbseg.palettes import VOC_CLASSES
 
 SIZE = (40, 60)
@@ -170,6 +170,23 @@ def test_files_that_are_not_coco(change: Callable[[dict], None], words: str, tmp
     with pytest.raises(ValueError, match=words) as caught:
         read_instances(path)
     assert str(path) in str(caught.value)
+
+
+def test_every_broken_entry_is_named(tmp_path: Path) -> None:
+    """All in one message, ten of many; with a list for them, the whole images remain."""
+    entries = {7 + k: (SIZE, [annotation(5 + k, 7 + k, 17, [(0, 0, 3, 3)], SIZE)]) for k in range(14)}
+    write_coco(tmp_path, "val", entries)
+    path = tmp_path / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"].append(dict(content["images"][13], id=99))
+    for entry in content["annotations"][:12]:
+        entry["category_id"] = 91
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"annotation 5 is of category 91.*; annotation 14 is.*, and 4 more; get it again"):
+        read_instances(path)
+    faults: list[CocoFault] = []
+    (image,) = read_instances(path, faults)
+    assert image.id == f"{7 + 12:012d}" and [fault.image for fault in faults] == [*range(7, 19), 20, 99]
 
 
 def test_damaged_files(tmp_path: Path) -> None:
