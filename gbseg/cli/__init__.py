@@ -24,7 +24,7 @@ from types import ModuleType
 from gbseg import __version__
 from gbseg.cli.common_options import HelpFormatter, OutputFolder, PrintCompletion, ReadableConfig, existing_checkpoint
 
-__all__ = ["COMMANDS", "build_parser", "main"]
+__all__ = ["COMMANDS", "build_parser", "is_refusal", "main"]
 
 COMMANDS = (
     "prepare-voc",
@@ -96,6 +96,16 @@ def build_parser(commands: Collection[str] = COMMANDS) -> argparse.ArgumentParse
     return parser
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether gbseg itself raised an error, in a sentence for people.
+
+    What breaks elsewhere, and an import that fails, may be a bug: it keeps its traceback.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    own = frame.f_globals.get("__name__", "").startswith(("gbseg.", "reproduction.")) and not getattr(error, "name", None)
+    return own and isinstance(error, ImportError | OSError | ValueError | RuntimeError)
+
+
 def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
     """Run a command line.
 
@@ -123,11 +133,7 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
             raise ImportError("the commands need the MM packages: pip install 'gbseg[mm]'")
         status = arguments.run(arguments)
     except Exception as error:
-        # what gbseg itself refuses is said in a sentence; what breaks elsewhere, and an import that fails, may be a bug and
-        # keeps its traceback
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        own = frame.f_globals.get("__name__", "").startswith(("gbseg.", "reproduction.")) and not getattr(error, "name", None)
-        if not own or not isinstance(error, ImportError | OSError | ValueError | RuntimeError) or os.environ.get(TRACEBACK):
+        if not is_refusal(error) or os.environ.get(TRACEBACK):
             error.add_note(f"gbseg: {program} {' '.join(argv[:2])} stopped: {type(error).__name__}: {error}. {UNEXPECTED}")
             raise
         print(f"\ngbseg: {' '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
