@@ -9,8 +9,6 @@ from gbseg.mm.compat import ClsDataPreprocessor as MMPretrainPreprocessor
 __all__ = ["ClsDataPreprocessor"]
 
 
-# under MMPretrain's name, which `ImageClassifier` takes where a config names none: a config that asks for Mixup gets it
-@MODELS.register_module(force=True)
 class ClsDataPreprocessor(MMPretrainPreprocessor):
     """MMPretrain's ``ClsDataPreprocessor``, which passes labels of `gbseg.mm.datasets.array_dataset.ArrayImages` on unmixed.
 
@@ -42,3 +40,7 @@ class ClsDataPreprocessor(MMPretrainPreprocessor):
         if self.batch_augments is not None:
             inputs, scores = self.batch_augments(inputs, scores)
         return {"inputs": inputs, "data_samples": scores}
+
+
+# under MMPretrain's name, which its ImageClassifier takes where a config names none: a config that asks for Mixup gets it
+MODELS.register_module(module=ClsDataPreprocessor, force=True)
