@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gbseg.data.lists import abbreviate
 from gbseg.mm.compat import unwrap_model
 
-__all__ = ["load_weights", "require_weights"]
+__all__ = ["load_weights", "require_some_weights", "require_weights"]
 
 
 def _weights(stored: Mapping) -> dict[str, Tensor]:
@@ -37,6 +37,29 @@ def require_weights(network: nn.Module, stored: Mapping, checkpoint: str | PathL
         raise ValueError(
             f"{checkpoint} does not belong to this config: {len(problems)} of the network's {len(shapes)} tensors are missing "
             f"or of another shape: {abbreviate(problems, 3)}."
+        )
+
+
+def require_some_weights(network: nn.Module, stored: Mapping, checkpoint: str | PathLike) -> None:
+    """Refuse a checkpoint of which nothing fits: with ``load_from``, mmengine would train random weights, with a warning.
+
+    Args:
+        network: may be wrapped for several processes or test-time augmentation.
+        stored: the checkpoint's content.
+        checkpoint: its path, for the message.
+
+    Raises:
+        ValueError: no tensor has the name and the shape of one of the network's, or what has its name is no tensor.
+    """
+    weights = _weights(stored)
+    state = {name: value for name, value in unwrap_model(network).state_dict().items() if isinstance(value, Tensor)}
+    for name in weights.keys() & state.keys():
+        if not isinstance(weights[name], Tensor):
+            raise ValueError(f"{checkpoint}: {name} is a {type(weights[name]).__name__}, and not a tensor.")
+    if not any(name in weights and weights[name].shape == value.shape for name, value in state.items()):
+        raise ValueError(
+            f"{checkpoint} has no weights of this network: none of its {len(weights)} entries ({abbreviate(list(weights), 3)}) "
+            f"has the name and shape of one of the network's {len(state)} tensors ({abbreviate(list(state), 3)})."
         )
 
 

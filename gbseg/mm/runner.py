@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.dist import is_distributed, master_only
@@ -10,6 +11,7 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from gbseg.mm.checkpoint_weights import require_some_weights
 from gbseg.mm.compat import QuietTerminal
 
 __all__ = ["QuietRunner"]
@@ -33,6 +35,18 @@ class QuietRunner(Runner):
             return super().wrap_model(model_wrapper_cfg, model)
         unused = self.cfg.get("find_unused_parameters", False)
         return MMDistributedDataParallel(module=model, broadcast_buffers=False, find_unused_parameters=unused)
+
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """mmengine's, which only warns where no weight fits.
+
+        Raises:
+            ValueError: nothing in the checkpoint is of this network.
+        """
+        stored: dict[str, Any] = super().load_checkpoint(filename, *args, **kwargs)
+        # with other rules for the names, theirs are not those of the file
+        if len(args) < 3 and "revise_keys" not in kwargs:
+            require_some_weights(self.model, stored, filename)
+        return stored
 
     @master_only
     def dump_config(self) -> None:

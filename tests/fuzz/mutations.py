@@ -69,7 +69,9 @@ def shift(rng: random.Random, data: bytes) -> bytes:
 
 def damage(rng: random.Random, data: bytes) -> tuple[str, bytes]:
     """One of the above."""
-    kind, function = rng.choice([("bit flipped", flip_bits), ("cut short", cut), ("overwritten", overwrite), ("shifted", shift)])
+    kind, function = rng.choice(
+        [("bit flipped", flip_bits), ("cut short", cut), ("overwritten", overwrite), ("shifted", shift)]
+    )
     return kind, function(rng, data)
 
 
@@ -128,7 +130,6 @@ def mask(rng: random.Random, labels: np.ndarray, stored: bytes) -> Mutant:
 
 def image(rng: random.Random, pixels: np.ndarray, stored: bytes) -> Mutant:
     """A picture (H, W, 3) uint8 of an image file."""
-    h, w, _ = pixels.shape
     options = [
         ("grey", "any", lambda: _saved(pixels[..., 0], "png")),
         ("alpha", "any", lambda: _saved(np.dstack([pixels, pixels[..., 0]]), "png")),
@@ -183,8 +184,22 @@ def checkpoint(rng: random.Random, stored: bytes, marker: Path) -> Mutant:
     content = torch.load(io.BytesIO(stored), weights_only=False)
     state = content["state_dict"]
     name = rng.choice([name for name, value in state.items() if value.is_floating_point()])
-    kind = rng.choice(["code in meta", "code in weights", "code alone", "a list", "no state_dict", "a tensor less",
-                       "another shape", "NaN", "a string as tensor", "legacy file with code", "empty", "text"])
+    kind = rng.choice(
+        [
+            "code in meta",
+            "code in weights",
+            "code alone",
+            "a list",
+            "no state_dict",
+            "a tensor less",
+            "another shape",
+            "NaN",
+            "a string as tensor",
+            "legacy file with code",
+            "empty",
+            "text",
+        ]
+    )
     right = "refuse"
     if kind == "code in meta":
         content["meta"]["more"] = RunsCode(marker)
@@ -248,9 +263,24 @@ def _keys(value: object) -> list[tuple[object, object]]:
 def archive(rng: random.Random, files: dict[str, bytes]) -> Mutant:
     """A tar archive of ``files``, plain or compressed."""
     mode = rng.choice(["w", "w:gz", "w:bz2", "w:xz"])
-    kind = rng.choice(["whole", "damaged", "damaged", "a path upwards", "an absolute path", "a link out of the folder", "a device",
-                       "a file, then a folder of its name", "a folder, then a file of its name", "a long name",
-                       "announces 2^50 bytes", "a bomb", "a zip", "gzip of nothing"])
+    kind = rng.choice(
+        [
+            "whole",
+            "damaged",
+            "damaged",
+            "a path upwards",
+            "an absolute path",
+            "a link out of the folder",
+            "a device",
+            "a file, then a folder of its name",
+            "a folder, then a file of its name",
+            "a long name",
+            "announces 2^50 bytes",
+            "a bomb",
+            "a zip",
+            "gzip of nothing",
+        ]
+    )
     buffer = io.BytesIO()
     if kind == "a zip":
         with zipfile.ZipFile(buffer, "w") as zipped:
@@ -259,13 +289,15 @@ def archive(rng: random.Random, files: dict[str, bytes]) -> Mutant:
         return Mutant(kind, buffer.getvalue(), "refuse")
     if kind == "gzip of nothing":
         return Mutant(kind, gzip.compress(b""), "refuse")
-    extra = tarfile.TarInfo({
-        "a path upwards": "../outside",
-        "an absolute path": "/tmp/outside",  # noqa: S108  (it is to be refused)
-        "a long name": "x" * rng.choice([256, 300, 5000]),
-        "a file, then a folder of its name": f"{next(iter(files))}/inner",
-        "a folder, then a file of its name": next(iter(files)).split("/")[0],
-    }.get(kind, "extra"))
+    extra = tarfile.TarInfo(
+        {
+            "a path upwards": "../outside",
+            "an absolute path": "/tmp/outside",
+            "a long name": "x" * rng.choice([256, 300, 5000]),
+            "a file, then a folder of its name": f"{next(iter(files))}/inner",
+            "a folder, then a file of its name": next(iter(files)).split("/")[0],
+        }.get(kind, "extra")
+    )
     content = b"inner"
     if kind == "a link out of the folder":
         extra.type, extra.linkname, content = tarfile.SYMTYPE, "../../outside", b""
@@ -326,4 +358,3 @@ def _mat_bomb() -> bytes:
     body += b"".join(compressor.compress(zeros) for _ in range(64)) + compressor.flush()
     header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
     return header + struct.pack("<II", 15, len(body)) + body
-

@@ -4,9 +4,9 @@
     python tests/fuzz/run.py --times 20       # the same parts with twenty times as many cases
     python tests/fuzz/run.py --only masks --case 17
 
-A case is right where a mutant that must be accepted has the values of the original, and where any other is refused in a sentence
-that names the file. Wrong are: another error, a value of a changed label, code that ran, a hang, and memory that grows by more than
-a gigabyte. Every case depends on (seed, part, number) alone. ``--write`` puts the table of counts into docs/reliability.md.
+A case is right where a mutant that must be accepted has the values of the original, and where any other is refused in a
+sentence that names the file. Wrong are: another error, a value of a changed label, code that ran, a hang, and memory that grows
+by more than a gigabyte. Every case depends on (seed, part, number) alone. ``--write`` puts the table of counts into docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -96,19 +96,21 @@ def tiny_config(folder: Path) -> dict:
 
     config = load_config("gbseg::demo_expgb.py")
     pipeline = [transform for transform in config.train_pipeline if transform["type"] not in ("RandomFlip", "ChannelGain")]
-    config.merge_from_dict({
-        "work_dir": str(folder / "work"),
-        "prepare": {"root": str(folder / "data"), "train": 2, "val": 1, "size": (64, 80)},
-        "model.backbone.width": 0.0625,
-        "model.decode_head.in_channels": (4, 8, 16, 32, 32),
-        "model.decode_head.hidden": (8, 8),
-        "model.decode_head.sampler.num": 50,
-        "train_cfg.max_iters": 1,
-        "train_cfg.val_interval": 1,
-        "train_dataloader.batch_size": 2,
-        "param_scheduler": [{"type": "PolyLR", "power": 1.0, "end": 1, "by_epoch": False}],
-        "default_hooks.checkpoint.interval": 1,
-    })
+    config.merge_from_dict(
+        {
+            "work_dir": str(folder / "work"),
+            "prepare": {"root": str(folder / "data"), "train": 2, "val": 1, "size": (64, 80)},
+            "model.backbone.width": 0.0625,
+            "model.decode_head.in_channels": (4, 8, 16, 32, 32),
+            "model.decode_head.hidden": (8, 8),
+            "model.decode_head.sampler.num": 50,
+            "train_cfg.max_iters": 1,
+            "train_cfg.val_interval": 1,
+            "train_dataloader.batch_size": 2,
+            "param_scheduler": [{"type": "PolyLR", "power": 1.0, "end": 1, "by_epoch": False}],
+            "default_hooks.checkpoint.interval": 1,
+        }
+    )
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         config[loader].dataset.data_root = str(folder / "data")
     config.train_dataloader.dataset.pipeline = pipeline
@@ -167,7 +169,9 @@ def pictures(folder: Path, masks: bool) -> Case:
     def predict() -> bool:
         return segmenter(target).labels.size > 0
 
-    readers = {"training": train, "evaluation": evaluate} if masks else dict(training=train, evaluation=evaluate, prediction=predict)
+    readers = (
+        {"training": train, "evaluation": evaluate} if masks else dict(training=train, evaluation=evaluate, prediction=predict)
+    )
 
     def case(rng: random.Random) -> Result:
         mutant = (mutations.mask if masks else mutations.image)(rng, values, stored)
@@ -287,7 +291,7 @@ def archives(folder: Path) -> Case:
             return all((out / name).read_bytes() == data for name, data in files.items())
 
         result = judge(mutant, "unpack", target.name, read)
-        if sorted(path.name for path in out.parent.iterdir()) != ["out"] or Path("/tmp/outside").exists():  # noqa: S108
+        if sorted(path.name for path in out.parent.iterdir()) != ["out"] or Path("/tmp/outside").exists():
             return result._replace(outcome="written outside")
         if result.outcome == "refused" and list(out.iterdir()):
             return result._replace(outcome="refused, but in part there")
@@ -315,7 +319,7 @@ def work(part: str, seed: int, numbers: range, results: Connection) -> None:
         case = PARTS[part][1](Path(folder))
         for number in numbers:
             faulthandler.dump_traceback_later(SECONDS, exit=True)
-            result = case(random.Random(f"{seed} {part} {number}"))  # noqa: S311  (nothing secret)
+            result = case(random.Random(f"{seed} {part} {number}"))
             faulthandler.cancel_dump_traceback_later()
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             if memory is not None and peak - memory > GIGABYTE:
@@ -362,7 +366,10 @@ def run_part(part: str, seed: int, numbers: range, keep_going: int = 20) -> list
 
 def table(results: dict[str, list[tuple[int, Result]]]) -> str:
     """The counts, as the Markdown table of the page."""
-    lines = ["| part | reader | cases | accepted | refused in a sentence | wrong |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| part | reader | cases | accepted | refused in a sentence | wrong |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
     for part, cases in results.items():
         for reader in sorted({result.reader for _, result in cases}):
             counts = Counter(result.outcome for _, result in cases if result.reader == reader)
@@ -383,7 +390,7 @@ def main() -> int:
     parts = {arguments.only: PARTS[arguments.only]} if arguments.only else PARTS
     # once, before the processes are forked
     import gbseg.cli
-    import gbseg.mm  # noqa: F401
+    import gbseg.mm
     import gbseg.prediction.segmenter  # noqa: F401
 
     results = {}

@@ -35,6 +35,7 @@ from gbseg.cli import main
 from gbseg.mm.checkpoint_contents import convert_checkpoint, readable_copy
 from gbseg.mm.checkpoint_files import DurableBackend, checkpoint_damage
 from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint
+from gbseg.mm.checkpoint_weights import require_some_weights
 
 
 @contextlib.contextmanager
@@ -516,3 +517,19 @@ def test_conversion_of_other_things(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="its end is missing"):
         convert_checkpoint(tmp_path / "cut.pth", tmp_path / "d.pth")
     assert not [path for path in tmp_path.iterdir() if path.name in ("b.pth", "c.pth", "d.pth")]
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({"meta": {}, "optimizer": {}}, r"has no weights of this network: none of its 2 entries \(meta, optimizer\)"),
+        ({"state_dict": {"trunk.weight": torch.zeros(3, 2)}}, r"none of its 1 entries \(trunk.weight\)"),
+        ({"state_dict": {"weight": torch.zeros(3, 5)}}, "has no weights of this network"),
+        ({"state_dict": {"weight": "w", "bias": torch.zeros(3)}}, "weight is a str, and not a tensor"),
+    ],
+)
+def test_fine_tuning_needs_a_weight_that_fits(stored: dict, message: str) -> None:
+    """mmengine warned, and trained on from random weights."""
+    with pytest.raises(ValueError, match=message):
+        require_some_weights(torch.nn.Linear(2, 3), stored, "other.pth")
+    require_some_weights(torch.nn.Linear(2, 3), {"state_dict": {"module.bias": torch.zeros(3), "head": 1}}, "part.pth")
