@@ -38,9 +38,10 @@ def _components(config: Config) -> Iterator[tuple[str, Registry | None, Any, tup
         if hook is not None:
             yield key, HOOKS, hook, ("priority",)
     training = _keyed(config.get("train_cfg"))
-    default = "EpochBasedTrainLoop" if training.get("by_epoch") else "IterBasedTrainLoop"
-    if training and ("type" in training or "by_epoch" in training):
-        yield "train_cfg", LOOPS, {"type": default, **training}, ("runner", "dataloader", "by_epoch")
+    if "by_epoch" in training:
+        training = {"type": "EpochBasedTrainLoop" if training["by_epoch"] else "IterBasedTrainLoop", **training}
+    if training:
+        yield "train_cfg", LOOPS, training, ("runner", "dataloader", "by_epoch")
     for split, loop in (("val", "ValLoop"), ("test", "TestLoop")):
         if settings := _keyed(config.get(f"{split}_cfg")):
             yield f"{split}_cfg", LOOPS, {"type": loop, **settings}, ("runner", "dataloader", "evaluator")

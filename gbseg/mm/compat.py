@@ -130,6 +130,12 @@ def build_steps(error: BaseException) -> tuple[list[str], list[BuildStep]]:
     return methods, steps
 
 
+def before_call_hook(error: Exception) -> Exception:
+    """What a hook has raised: ``Runner.call_hook`` replaces a ``TypeError``, and hides it and its traceback."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return error.__context__ if isinstance(error.__context__, TypeError) and frame.f_code.co_name == "call_hook" else error
+
+
 def _has_keys(value: Any) -> bool:
     return isinstance(value, Mapping | Config)
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from gbseg.config_files import ConfigError, near
-from gbseg.mm.compat import SET_UP, BuildStep, build_steps
+from gbseg.mm.compat import SET_UP, BuildStep, before_call_hook, build_steps
 
 __all__ = [
     "build_error",
@@ -71,7 +71,8 @@ def config_errors(config: Config, only_building: bool = False, key: str = "") ->
     try:
         yield
     # any exception: whatever a config names runs its own code on any value
-    except Exception as error:
+    except Exception as raised:
+        error = before_call_hook(raised)
         if isinstance(error, ConfigError | torch.OutOfMemoryError) or (only_building and not any(build_steps(error))):
             raise
         if refused_by_gbseg(error):

@@ -25,7 +25,7 @@ import mmpretrain
 import mmseg
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.hooks import CheckpointHook, IterTimerHook, RuntimeInfoHook
+from mmengine.hooks import CheckpointHook, Hook, IterTimerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel, BaseTTAModel, ImgDataPreprocessor, MMDistributedDataParallel, PretrainedInit
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
@@ -482,3 +482,30 @@ def test_what_was_being_built_when_an_exception_was_raised() -> None:
     assert steps_of(lambda: Runner.build_dataloader(loader)) == (["build_dataloader"], [(None, loader)])
     assert steps_of(lambda: RUNNERS.build(dict(runner_type="Nothing"))) == ([], [("runner", dict(type="Nothing"))])
     assert compat.build_steps(ValueError("never raised")) == ([], [])
+
+
+@rests_on("compat.before_call_hook")
+def test_what_a_hook_has_raised(tmp_path: Path) -> None:
+    class Failing(Hook):
+        def before_run(self, runner: Runner) -> None:
+            MODELS.build(dict(type=nn.Identity, part=[].get))  # type: ignore[attr-defined]
+
+        def after_run(self, runner: Runner) -> None:
+            MODELS.build(5)
+
+    runner = Runner(model=BaseModelWithNothing(), work_dir=str(tmp_path), custom_hooks=[Failing()])
+    with pytest.raises(TypeError, match="in <") as caught:
+        runner.call_hook("after_run")
+    original = compat.before_call_hook(caught.value)
+    assert "in <" not in str(original)
+    assert [step.settings for step in compat.build_steps(original)[1]] == [5]
+    with pytest.raises(AttributeError) as other:
+        runner.call_hook("before_run")
+    assert compat.before_call_hook(other.value) is other.value
+
+
+class BaseModelWithNothing(BaseModel):
+    """No parameters."""
+
+    def forward(self) -> None:
+        """Nothing."""
