@@ -5,8 +5,9 @@
     python tests/fuzz/run.py --only masks --case 17
 
 A case is right where a mutant that must be accepted has the values of the original, and where any other is refused in a
-sentence that names the file. Wrong are: another error, a value of a changed label, code that ran, a hang, and memory that grows
-by more than a gigabyte. Every case depends on (seed, part, number) alone. ``--write`` puts the table of counts into docs/reliability.md.
+sentence that names the file. Wrong are: another error, a value of a changed label, code that ran, a hang, and memory that
+grows by more than a gigabyte. Every case depends on (seed, part, number) alone. ``--write`` puts the table of counts into
+docs/reliability.md.
 """
 
 from __future__ import annotations
