@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, LOOPS, METRICS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, LOOPS, METRICS, MODELS, OPTIM_WRAPPERS, TASK_UTILS, TRANSFORMS
 from torch import nn
 
 from gbseg._moved import MODULES as MOVED
@@ -50,6 +50,7 @@ def check_model(config: Config) -> Iterator[Finding]:
     yield from _check_rates(config, losses)
     yield from _check_auxiliary_losses(main_heads, auxiliary_heads)
     yield from _check_heads(model, heads)
+    yield from _check_softmaxes(config, heads)
     yield from _check_nonfinite_guard(config, any(isinstance(loss, BoostedLoss) for loss in losses.values()))
     yield from _check_imports(config)
     yield from _check_weights(config)
@@ -63,10 +64,10 @@ def sub_configs(config: Mapping[str, Any], key: str) -> dict[str, Mapping[str, A
     return {f"{key}[{index}]": part for index, part in enumerate(parts)}
 
 
-def _losses(head_name: str, head: Mapping[str, Any]) -> dict[str, nn.Module]:
+def _losses(head_name: str, head: Mapping[str, Any], key: str = "loss_decode") -> dict[str, nn.Module]:
     """The losses of a head by their key in the config; `_build` reports those that cannot be built."""
     losses = {}
-    for name, config in sub_configs(head, "loss_decode").items():
+    for name, config in sub_configs(head, key).items():
         with warnings.catch_warnings(action="ignore"), contextlib.suppress(KeyError, TypeError, ValueError):
             losses[f"{head_name}.{name}"] = MODELS.build(dict(config))
     return losses
@@ -193,10 +194,57 @@ def _check_heads(model: Mapping[str, Any], heads: Mapping[str, Mapping[str, Any]
             text = f"what a batch is padded with gets the label {padding} (data_preprocessor.seg_pad_val)"
             text += f", which {name} does not ignore (ignore_index={ignore_index})."
             yield Finding(ERROR, "labels", text, f"set model.data_preprocessor.seg_pad_val={ignore_index}.")
+        if head.get("out_channels") == 1 and any(_is_boosted(loss) for loss in sub_configs(head, "loss_decode").values()):
+            text = f"{name}.out_channels=1 is a sigmoid head, and a boosted loss takes an output for each class."
+            yield Finding(ERROR, "loss", text, f"set {name}.out_channels={head.get('num_classes')} and threshold=None.")
     counts = {name: head.get("num_classes") for name, head in heads.items()}
     if len(set(counts.values())) > 1:
         text = ", ".join(f"{name} {count}" for name, count in counts.items())
         yield Finding(ERROR, "model", f"the heads have different num_classes: {text}.", "set the same in all of them.")
+
+
+def _link_differs(loss: nn.Module) -> bool:
+    """Whether the loss turns logits into probabilities, and not by a softmax."""
+    logits = torch.linspace(-2.0, 3.0, 6).unsqueeze(0)
+    link = getattr(loss, "probabilities", None)
+    return link is not None and not torch.allclose(link(logits), torch.softmax(logits, 1))
+
+
+def _check_softmaxes(config: Config, heads: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+    """Places where MMSegmentation takes a softmax of the logits, for losses whose link is another."""
+    tta = (config.get("tta_model") or {}).get("type")
+    for head_name, head in heads.items():
+        losses = {name: loss for name, loss in _losses(head_name, head).items() if _link_differs(loss)}
+        sampler = head.get("sampler") or {}
+        thresh = sampler.get("thresh") if sampler.get("type") in ("OHEMPixelSampler", "mmseg.OHEMPixelSampler") else None
+        if losses and thresh is not None:
+            text = f"{head_name}.sampler compares thresh={thresh:g} with a softmax, no probability after {_kinds(losses)}."
+            remedy = "set sampler=dict(type='LinkOHEMPixelSampler', ...), with 'gbseg.mm' in custom_imports."
+            yield Finding(WARNING, "softmax", text, remedy)
+        if losses and head_name.startswith("decode_head") and tta in ("SegTTAModel", "mmseg.SegTTAModel"):
+            text = f"tta_model is {tta}, which averages softmaxes, not the probabilities of {_kinds(losses)}"
+            remedy = "gbseg replaces it; for other tools set tta_model=dict(type='LinkTTAModel')."
+            yield Finding(NOTE, "softmax", f"{text}.", remedy)
+        queries = _losses(head_name, head, "loss_cls")
+        differing = {name: loss for name, loss in queries.items() if _link_differs(loss)}
+        if str(head.get("type")).endswith("SideAdapterCLIPHead"):
+            differing.update(losses)
+        if differing:
+            text = (
+                f"{head_name}: {head.get('type')} predicts by a softmax over the classes of a query, which {_kinds(differing)}"
+            )
+            remedy = "take ExpGBLoss with targets=(0, t_pos) there, whose link is the softmax."
+            yield Finding(WARNING, "softmax", f"{text} does not train.", remedy)
+        for name, loss in queries.items():
+            if isinstance(loss, BoostedLoss) and loss.class_weight is not None and loss.class_weight_mode == "outputs":
+                text = (
+                    f"{name}: {head.get('type')} divides by the weights of its labels, while class_weight multiplies outputs."
+                )
+                yield Finding(WARNING, "softmax", text, f"set class_weight_mode='labels' in {name}.")
+
+
+def _kinds(losses: Mapping[str, nn.Module]) -> str:
+    return ", ".join(dict.fromkeys(type(loss).__name__ for loss in losses.values()))
 
 
 def _check_nonfinite_guard(config: Config, boosted: bool) -> Iterator[Finding]:
@@ -212,7 +260,7 @@ def _check_nonfinite_guard(config: Config, boosted: bool) -> Iterator[Finding]:
 def _check_imports(config: Config) -> Iterator[Finding]:
     """Whether ``custom_imports`` registers every part of gbseg that the config names, for mmseg's own tools."""
     imports = [name for name in (config.get("custom_imports") or {}).get("imports", []) if name.split(".")[0] == "gbseg"]
-    registries = (DATA_SAMPLERS, DATASETS, HOOKS, LOOPS, METRICS, MODELS, OPTIM_WRAPPERS, TRANSFORMS)
+    registries = (DATA_SAMPLERS, DATASETS, HOOKS, LOOPS, METRICS, MODELS, OPTIM_WRAPPERS, TASK_UTILS, TRANSFORMS)
     entries = chain.from_iterable(registry.module_dict.items() for registry in registries)
     module_of = {name: kind.__module__ for name, kind in entries if kind.__module__.split(".")[0] == "gbseg"}
     # importing any part imports gbseg as well

@@ -21,6 +21,7 @@ from gbseg.mm.hooks.report_hook import ReportHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.loops import ResumableIterLoop
 from gbseg.mm.models.link_tta import LinkTTAModel
+from gbseg.mm.models.ohem_sampler import LinkOHEMPixelSampler
 from gbseg.mm.resumable_sampler import ResumableSampler
 from gbseg.mm.run_comparison import compare_runs
 from gbseg.mm.training import train
@@ -34,6 +35,7 @@ __all__ = [
     "DurableCheckpointHook",
     "FuseResizeHook",
     "GradientStatsHook",
+    "LinkOHEMPixelSampler",
     "LinkTTAModel",
     "ListCheckHook",
     "NonFiniteGuardHook",

@@ -321,6 +321,10 @@ def test_albumentations_without_seeds(kind: str, loop: str, wrapped: bool, warne
 MMSEG = "mmseg::fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py"
 EXPGB = "model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type='ExpGBLoss'{})){})\n"
 GUARD = "custom_imports = dict(imports=['gbseg', 'gbseg.mm'])\ncustom_hooks = [dict(type='NonFiniteGuardHook')]\n"
+POW3 = (
+    "model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type='Pow3GBLoss', loss_weight=0.1){}),"
+    " auxiliary_head=dict(loss_decode=dict(_delete_=True, type='Pow3GBLoss', loss_weight=0.04){}))\n" + GUARD
+)
 AUXILIARY = ", auxiliary_head=dict(loss_decode=dict(_delete_=True, type='ExpGBLoss', loss_weight=0.4 / 16))"
 
 
@@ -390,11 +394,68 @@ def test_a_foreign_config_that_follows_the_readme_is_sound(tmp_path: Path) -> No
             "cannot be built: .*FCNHead takes no typ; is type meant",
             "correct the key",
         ),
+        (
+            POW3.format(", sampler=dict(type='OHEMPixelSampler', thresh=0.7)", ""),
+            "warning",
+            r"decode_head\.sampler compares thresh=0\.7 with a softmax, no probability after Pow3GBLoss",
+            "LinkOHEMPixelSampler",
+        ),
+        (
+            POW3.format(", out_channels=1, num_classes=2, threshold=0.3", ", num_classes=2"),
+            "error",
+            "decode_head.out_channels=1 is a sigmoid head",
+            "decode_head.out_channels=2",
+        ),
     ],
-    ids=["rate", "auxiliary", "guard", "imports", "low-rate", "high-rate", "weights", "heads", "padding", "model"],
-)
+    ids=[
+        "rate", "auxiliary", "guard", "imports", "low-rate", "high-rate", "weights", "heads", "padding", "model", "ohem",
+        "sigmoid",
+    ],
+)  # fmt: skip
 def test_model(text: str, level: str, message: str, remedy: str, tmp_path: Path) -> None:
     only([f for f in check_model(foreign(tmp_path, text)) if "1 / 16 / 16" not in f.text], level, message, remedy)
+
+
+@pytest.mark.parametrize("head", ["decode_head", "auxiliary_head"])
+@pytest.mark.parametrize(
+    ("loss", "sampler", "warned"),
+    [
+        ("ExpGBLoss", "type='OHEMPixelSampler', thresh=0.7", False),
+        ("LinearLoss", "type='OHEMPixelSampler', thresh=0.7", True),
+        ("LinearLoss", "type='mmseg.OHEMPixelSampler', thresh=0.7", True),
+        ("LinearLoss", "type='OHEMPixelSampler'", False),
+        ("LinearLoss", "type='LinkOHEMPixelSampler', thresh=0.7", False),
+    ],
+)
+def test_softmaxes_of_a_sampler(loss: str, sampler: str, warned: bool, head: str, tmp_path: Path) -> None:
+    """Only a threshold of probabilities, and only after a loss whose link is another."""
+    text = f"model = dict({head}=dict(loss_decode=dict(_delete_=True, type='{loss}'), sampler=dict({sampler})))\n"
+    findings = list(check_model(foreign(tmp_path, text + "custom_imports = dict(imports=['gbseg.mm'])")))
+    assert [f.where for f in bad(findings) if f.where in ("softmax", "imports")] == ["softmax"] * warned
+
+
+def test_mmsegs_own_test_time_augmentation(tmp_path: Path) -> None:
+    """It is in every config of MMSegmentation, so it is a note; after exp-GB it is the same."""
+    for loss, expected in (("Pow3GBLoss", 1), ("ExpGBLoss", 0)):
+        text = f"model = dict(decode_head=dict(loss_decode=dict(_delete_=True, type='{loss}')))"
+        findings = list(check_model(foreign(tmp_path, text)))
+        notes = [f for f in findings if f.level == "note" and "SegTTAModel, which averages softmaxes" in f.text]
+        assert len(notes) == expected and all("LinkTTAModel" in note.remedy for note in notes)
+
+
+def test_heads_of_queries(tmp_path: Path) -> None:
+    """They predict by a softmax, and divide by the weights of labels. (The head itself needs mmdet.)"""
+
+    def found(options: str) -> list[Finding]:
+        head = f"dict(_delete_=True, type='Mask2FormerHead', num_classes=21, loss_cls=dict({options}))"
+        return [f for f in check_model(foreign(tmp_path, f"model = dict(decode_head={head})")) if f.where == "softmax"]
+
+    (finding,) = found("type='LinearLoss'")
+    assert finding.level == "warning" and "by a softmax over the classes of a query, which LinearLoss does not" in finding.text
+    (finding,) = found("type='ExpGBLoss', class_weight=[1.0] * 21 + [0.1]")
+    assert "divides by the weights of its labels, while class_weight multiplies outputs" in finding.text
+    assert finding.remedy == "set class_weight_mode='labels' in decode_head.loss_cls."
+    assert not found("type='ExpGBLoss', class_weight=[1.0] * 21 + [0.1], class_weight_mode='labels'")
 
 
 @pytest.mark.parametrize(

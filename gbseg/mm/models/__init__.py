@@ -6,6 +6,7 @@ from gbseg.mm.models.classification_head import GBClsHead
 from gbseg.mm.models.classification_preprocessor import ClsDataPreprocessor
 from gbseg.mm.models.classifiers import MLP, AlexNetBN, AllConvNet, SmallConvNet
 from gbseg.mm.models.link_tta import LinkTTAModel
+from gbseg.mm.models.ohem_sampler import LinkOHEMPixelSampler
 from gbseg.mm.models.pixelnet_head import PixelNetHead
 from gbseg.mm.models.pixelnet_segmentor import PixelNet
 from gbseg.mm.models.vgg16_trunk import VGG16Trunk
@@ -17,6 +18,7 @@ __all__ = [
     "AllConvNet",
     "ClsDataPreprocessor",
     "GBClsHead",
+    "LinkOHEMPixelSampler",
     "LinkTTAModel",
     "PixelNet",
     "PixelNetHead",
