@@ -35,7 +35,7 @@ model = dict(
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", imdecode_backend="pillow"),  # pillow reads palette indices, cv2 would read colours
-    dict(type="Resize", scale=size[::-1], keep_ratio=False),
+    dict(type="ResizeAligned", scale=size[::-1], keep_ratio=False),  # labels by pixel centres, as the image
     dict(type="RandomFlip", prob=0.5),
     dict(type="ChannelGain", low=0.8, high=1.3),
     dict(type="PackSegInputs"),

@@ -15,7 +15,8 @@ train_pipeline = [
         type="SeededAlbu",
         transforms=[
             dict(type="Affine", rotate=(-15, 15), shear=(-5, 5), fill=(124, 117, 104), fill_mask=255, p=0.5),
-            dict(type="RandomResizedCrop", size=(224, 224), scale=(0.4, 1.0), ratio=(0.75, 1.33)),
+            # 6: nearest neighbour by pixel centres, as the image is resized
+            dict(type="RandomResizedCrop", size=(224, 224), scale=(0.4, 1.0), ratio=(0.75, 1.33), mask_interpolation=6),
             dict(type="HorizontalFlip", p=0.5),
             dict(type="ColorJitter", brightness=(0.8, 1.3), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.05, 0.05)),
         ],

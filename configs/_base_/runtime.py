@@ -14,6 +14,7 @@ default_hooks = dict(
 
 env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))
 randomness = dict(seed=0)
+max_pixels = 2**30  # of an image or a mask; larger ones are refused
 vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
 visualizer = dict(type="SegLocalVisualizer", vis_backends=vis_backends)
 log_processor = dict(by_epoch=False)

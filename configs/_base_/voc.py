@@ -6,7 +6,7 @@ data_root = "data/VOCdevkit/VOC2012"
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", imdecode_backend="pillow"),  # pillow reads palette indices
-    dict(type="Resize", scale=(224, 224), keep_ratio=False),
+    dict(type="ResizeAligned", scale=(224, 224), keep_ratio=False),  # labels by pixel centres, as the image
     dict(type="RandomFlip", prob=0.5),
     dict(type="ChannelGain", low=0.8, high=1.3),
     dict(type="PackSegInputs"),

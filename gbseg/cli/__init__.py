@@ -102,7 +102,9 @@ def is_refusal(error: Exception) -> bool:
     What breaks elsewhere, and an import that fails, may be a bug: it keeps its traceback.
     """
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    own = frame.f_globals.get("__name__", "").startswith(("gbseg.", "reproduction.")) and not getattr(error, "name", None)
+    # a data loader raises the error of a worker again, from torch's code
+    raised_in = frame.f_globals.get("__name__", ""), type(error).__module__
+    own = any(name.startswith(("gbseg.", "reproduction.")) for name in raised_in) and not getattr(error, "name", None)
     return own and isinstance(error, ImportError | OSError | ValueError | RuntimeError)
 
 

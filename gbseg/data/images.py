@@ -1,15 +1,36 @@
-"""Images for prediction, from files or from memory, as (H, W, 3) uint8 BGR arrays."""
+"""Images from files or from memory, as (H, W, 3) uint8 BGR arrays, and the limit of pixels of every image and mask."""
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-__all__ = ["ImageError", "read_bgr", "require_readable", "to_bgr"]
+__all__ = [
+    "MAX_PIXELS",
+    "ImageError",
+    "check_file",
+    "excess_pixels",
+    "open_image",
+    "pillow_reads",
+    "read_bgr",
+    "require_readable",
+    "to_bgr",
+    "without_pillows_limit",
+]
 
-PIXELS = 2**30  # the largest image that OpenCV's builds decode
+MAX_PIXELS = 2**30
+"""The most pixels that an image or a mask may have, unless a config's ``max_pixels`` or ``--max-pixels`` says otherwise.
+
+It is what OpenCV decodes: a greater limit needs ``imdecode_backend='pillow'`` in the pipeline's loaders."""
+
+_PILLOWS_LIMIT = threading.RLock()
+_JPEG = ("JPEG", "MPO")
 _MODES_OF_16_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -17,27 +38,96 @@ class ImageError(ValueError):
     """An image cannot be read, or does not have 8 or 16 bits per channel."""
 
 
-def require_readable(path: str | os.PathLike) -> None:
+def excess_pixels(width: int, height: int, max_pixels: int = MAX_PIXELS) -> str:
+    """What a message says of an image or a mask of more than ``max_pixels`` pixels; '' for a smaller one."""
+    if width * height <= max_pixels:
+        return ""
+    return (
+        f"has {width} x {height} pixels; at most {max_pixels:,} can be read: cut it into parts, or raise max_pixels (a key of "
+        "the config: --cfg-options max_pixels=N; of --verify: --max-pixels N)"
+    )
+
+
+@contextmanager
+def without_pillows_limit() -> Iterator[None]:
+    """Lift Pillow's own limit, a sixth of `MAX_PIXELS`, as long as the context lasts. It is one for the whole process."""
+    with _PILLOWS_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def pillow_reads(size: tuple[int, int]) -> AbstractContextManager[None]:
+    """`without_pillows_limit` for an image of this width and height, if Pillow would refuse or warn of it."""
+    limit = Image.MAX_IMAGE_PIXELS
+    return without_pillows_limit() if limit is not None and size[0] * size[1] > limit else nullcontext()
+
+
+def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
+    """Open an image by Pillow, which reads its header, with any number of pixels: `excess_pixels` judges ``size``."""
+    with without_pillows_limit():
+        return Image.open(file)
+
+
+def require_readable(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> None:
     """Decode an image file completely: OpenCV fills the missing part of a damaged file with grey, without an error.
 
+    Args:
+        path: the file.
+        max_pixels: the most pixels that it may have.
+
     Raises:
-        ImageError: the file is missing, damaged or no image, or has more than 2**30 pixels.
+        ImageError: the file is missing, empty, damaged or no image, or has more than ``max_pixels`` pixels.
     """
-    # Pillow's limit is a sixth of what the configs' loader reads
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    check_file(path, max_pixels, decode=True)
+
+
+def check_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, decode: bool = False) -> tuple[int, int]:
+    """Check what a loader of images does not say, or says without a name, before it decodes the file.
+
+    Args:
+        path: the file.
+        max_pixels: the most pixels that it may have.
+        decode: decode it; otherwise only where OpenCV may not notice that it is cut off, a JPEG without its end.
+
+    Returns:
+        Width and height as they are stored; (0, 0) where Pillow cannot tell, though another reader may.
+
+    Raises:
+        ImageError: the file is missing, empty or damaged, or has more than ``max_pixels`` pixels; with ``decode`` also where
+            Pillow cannot tell.
+    """
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if width * height <= PIXELS:
+        if not Path(path).stat().st_size:
+            raise ImageError(f"{path} cannot be read as an image: it is empty (0 bytes)")
+        try:
+            image = open_image(path)
+        except (OSError, SyntaxError, ValueError, EOFError):
+            if decode:
+                raise
+            return 0, 0
+        with image:
+            if excess := excess_pixels(*image.size, max_pixels):
+                raise ImageError(f"{path} {excess}")
+            if decode or (image.format in _JPEG and not _ends_as_jpeg(path)):
                 image.load()
+            return image.size
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"{path} is missing") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"{path} cannot be read as an image: {error}") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    if width * height > PIXELS:
-        raise ImageError(f"{path} has {width} x {height} pixels; at most {PIXELS:,} (2**30) can be read: cut it into parts")
+    # any exception: Pillow raises many different ones for damaged files
+    except Exception as error:
+        raise ImageError(f"{path} cannot be read as an image: {str(error) or type(error).__name__}") from error
+
+
+def _ends_as_jpeg(path: str | os.PathLike) -> bool:
+    with Path(path).open("rb") as file:
+        file.seek(max(0, Path(path).stat().st_size - 64))
+        # what follows the end of an image is no fault
+        return b"\xff\xd9" in file.read()
 
 
 def read_bgr(path: str | os.PathLike) -> np.ndarray:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from gbseg._moved import add_moved_names
+from gbseg.data.images import MAX_PIXELS
 from gbseg.data.layout import BLANK, LISTS, MARK, mask_folders, read_list
 from gbseg.data.masks import read_mask
 from gbseg.palettes import VOC_CLASSES
@@ -143,6 +144,7 @@ def dataset_statistics(
     ignore_index: int = 255,
     folder: str | None = None,
     processes: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Statistics:
     """Count the masks of one list of a data set in VOC's layout. Images are not read: a mask has its image's size.
 
@@ -153,6 +155,7 @@ def dataset_statistics(
         ignore_index: label of pixels that belong to no class.
         folder: folder of the masks, by default the one for training with this list (`gbseg.data.layout.mask_folders`).
         processes: number of processes, by default one per core.
+        max_pixels: the most pixels that a mask may have.
 
     Raises:
         FileNotFoundError: there is no such list.
@@ -172,7 +175,9 @@ def dataset_statistics(
     ids = [line.id for line in lines]
     folder = mask_folders(root, name)[0] if folder is None else folder
     counts: list[tuple[tuple[int, ...], np.ndarray, int, np.ndarray]] = []
-    count = functools.partial(_count_mask, folder=root / folder, classes=len(classes), ignore_index=ignore_index)
+    count = functools.partial(
+        _count_mask, folder=root / folder, classes=len(classes), ignore_index=ignore_index, max_pixels=max_pixels
+    )
     if failed := run_in_processes(count, ids, f"count {name}", processes, lambda _, mask_counts: counts.append(mask_counts)):
         first = "; ".join(str(error) for _, error in failed[:3])
         raise ValueError(f"{len(failed):,} of {len(ids):,} masks cannot be counted (--verify lists them all): {first}")
@@ -192,11 +197,11 @@ def dataset_statistics(
 
 
 def _count_mask(
-    name: str, folder: Path, classes: int, ignore_index: int
+    name: str, folder: Path, classes: int, ignore_index: int, max_pixels: int
 ) -> tuple[tuple[int, ...], np.ndarray, int, np.ndarray]:
     """Size, pixels of each class, void pixels and regions of a mask, as in `Statistics`."""
     path = folder / f"{name}.png"
-    labels = read_mask(path)
+    labels = read_mask(path, max_pixels)
     pixels = np.bincount(labels.ravel(), minlength=256)
     void, pixels[ignore_index] = int(pixels[ignore_index]), 0
     if pixels[classes:].any():

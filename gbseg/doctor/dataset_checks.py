@@ -1,6 +1,5 @@
 """Checks of a config's data sets: lists, folders, images and masks."""
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,17 @@ import numpy as np
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.config import Config
 from mmengine.registry import DATASETS
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from gbseg.data.images import ImageError, check_file, pillow_reads
 from gbseg.data.lists import abbreviate
 from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.doctor.label_checks import Masks, judge
 from gbseg.doctor.model_checks import sub_configs, types_in
 from gbseg.mm.component_errors import build_error, refused_by_gbseg
+from gbseg.mm.config import max_pixels
 from gbseg.mm.datasets.list_faults import find_faults
+from gbseg.mm.datasets.sample_checks import CheckedLoader
 from gbseg.mm.hooks.train_test_overlap import evaluated_splits, find_overlap, image_paths, unwrap
 
 __all__ = ["check_data", "data_of"]
@@ -121,6 +123,9 @@ def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Ite
         yield Finding(ERROR, where, text, "put them there.")
         return
     transforms = getattr(getattr(dataset, "pipeline", None), "transforms", ())
+    # the plain loaders, since the findings here say more than a refusal
+    transforms = [t.loader if isinstance(t, CheckedLoader) else t for t in transforms]
+    limit = max_pixels(config)
     load_image = next((t for t in transforms if isinstance(t, LoadImageFromFile)), None)
     load_mask = next((t for t in transforms if isinstance(t, LoadAnnotations)), None)
     sample = infos if every or count <= SAMPLE else [infos[i] for i in np.linspace(0, count - 1, SAMPLE).astype(int)]
@@ -138,14 +143,16 @@ def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Ite
     for info in sample:
         try:
             if load_image is not None:
-                _decode(info["img_path"])
-                info = load_image.transform(info)
+                with pillow_reads(_check(info["img_path"], limit)):
+                    info = load_image.transform(info)
             if load_mask is not None and info.get("seg_map_path"):
-                info = load_mask.transform(info)
+                with pillow_reads(_check(info["seg_map_path"], limit)):
+                    info = load_mask.transform(info)
                 masks.add(info["seg_map_path"], info["gt_seg_map"], info)
         # any exception: libraries raise many different ones for damaged files
         except Exception as error:
-            unreadable.append(f"{_file_name(info, load_image)}: {str(error) or type(error).__name__}")
+            name = _file_name(info, load_image)
+            unreadable.append(f"{name}: {str(error).removeprefix(f'{name} ') or type(error).__name__}")
             continue
         if "gt_seg_map" in info and "img" in info and info["img"].shape[:2] != info["gt_seg_map"].shape[:2]:
             size_mismatches.append((info["seg_map_path"], info["gt_seg_map"].shape[:2], info["img"].shape[:2]))
@@ -170,11 +177,15 @@ def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Ite
         yield finding._replace(where=f"{where}, labels")
 
 
-def _decode(path: str) -> None:
-    """Read an image to its end: OpenCV makes grey of the rest of a truncated file, and says nothing."""
-    # a format that Pillow does not know may still be an image to the pipeline
-    with contextlib.suppress(UnidentifiedImageError), Image.open(path) as image:
-        image.load()
+def _check(path: str, limit: int) -> tuple[int, int]:
+    """Read a file to its end: OpenCV makes grey of the rest of a truncated one, and says nothing. Returns its size."""
+    try:
+        return check_file(path, limit, decode=True)
+    except ImageError as error:
+        # a format that Pillow does not know may still be one to the pipeline
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            return 0, 0
+        raise
 
 
 def _file_name(info: dict, load_image: Any) -> str:

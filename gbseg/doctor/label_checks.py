@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from gbseg.data.images import open_image
 from gbseg.data.lists import abbreviate
+from gbseg.data.masks import label_fault, stored_numbers
 from gbseg.doctor.finding import ERROR, Finding
 from gbseg.palettes import VOC_PALETTE
 
 __all__ = ["Masks", "judge"]
-
-# the factor by which Pillow multiplies the numbers of a grey PNG of 1, 2 or 4 bits a pixel, by the name of the packing
-_SCALES = {"1": 1, "L;2": 85, "L;4": 17}
 
 # problem -> level, text and remedy
 _PROBLEMS = tomllib.loads(Path(__file__).with_name("label_problems.toml").read_text(encoding="utf-8"))
@@ -57,30 +55,17 @@ class Masks:
     def add(self, path: str, read: np.ndarray, info: Mapping[str, Any]) -> None:
         """Add a mask: its file, and what the pipeline's ``LoadAnnotations`` made of it, (H, W) or (H, W, 3)."""
         self.count += 1
-        with Image.open(path) as image:
-            kind, mode = image.format, image.mode
-            # how the pixels are packed, which Pillow forgets once it has loaded them
-            scale = _SCALES.get(str(image.tile[0][3])) if kind == "PNG" and image.tile else None
-            stored = np.asarray(image)
-        if scale is not None:
-            stored = stored.astype(np.uint8) // scale
+        with open_image(path) as image:
+            remapped = bool(info.get("reduce_zero_label") or info.get("label_map"))
+            fault = label_fault(image, read, remapped)
+        if fault:
+            self.files[fault].append(path)
         if read.ndim != 2:
-            self.files["palette read as colours" if mode == "P" else "stored as colours"].append(path)
             return
-        if kind == "JPEG":
-            self.files["JPEG"].append(path)
+        with open_image(path) as image:
+            stored = stored_numbers(image)[0]
         if stored.ndim == 2:
-            if stored.dtype.itemsize > 1 and stored.max() > 255:
-                self.files["more than 8 bits"].append(path)
             self.stored.update(np.unique(stored).astype(int).tolist())
-            remapped = info.get("reduce_zero_label") or info.get("label_map")
-            same = np.array_equal(stored, read)
-            if scale is not None:
-                # remapped pixels cannot be compared; all readers of the MM packages scale 2 and 4 bits
-                scaled = scale > 1 if remapped else not same
-                self.files["numbers scaled" if scaled else "fewer than 8 bits"].append(path)
-            elif mode in ("P", "L") and not remapped and not same:
-                self.files["numbers changed"].append(path)
         for value in np.unique(read).tolist():
             self.values.setdefault(int(value), path)
 

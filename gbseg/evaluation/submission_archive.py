@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from gbseg.data.images import open_image
 from gbseg.data.masks import MaskError, read_mask
 from gbseg.files import visible_entries, write_atomically
 
@@ -69,7 +69,7 @@ def _problem_of(path: Path, size: tuple[int, int], num_classes: int) -> str | No
         values = read_mask(path)
     except MaskError as error:
         return str(error)
-    with Image.open(path) as image:
+    with open_image(path) as image:
         if image.mode != "P":
             return "is a grey PNG; the server takes indexed ones (with a palette), as --submit and --out write them"
     if values.shape != tuple(size):

@@ -18,6 +18,7 @@ from gbseg.mm.hooks.nonfinite_guard import NonFiniteGuardHook, NonFiniteLossErro
 from gbseg.mm.hooks.overlay_hook import OverlayHook
 from gbseg.mm.hooks.progress_bar import ProgressHook
 from gbseg.mm.hooks.report_hook import ReportHook
+from gbseg.mm.hooks.sample_checks import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.loops import ResumableIterLoop
 from gbseg.mm.models.link_tta import LinkTTAModel
@@ -35,6 +36,7 @@ __all__ = [
     "DurableCheckpointHook",
     "FuseResizeHook",
     "GradientStatsHook",
+    "LabelledPixelsHook",
     "LinkOHEMPixelSampler",
     "LinkTTAModel",
     "ListCheckHook",
@@ -46,6 +48,7 @@ __all__ = [
     "ReportHook",
     "ResumableIterLoop",
     "ResumableSampler",
+    "SampleCheckHook",
     "VOCMetric",
     "compare_runs",
     "enable_amp",

@@ -35,6 +35,7 @@ with redirect_stdout(io.StringIO()):
     from mmpretrain.structures import DataSample as DataSample
     from mmseg.datasets import BaseSegDataset as BaseSegDataset
     from mmseg.datasets.transforms import Albu as Albu
+    from mmseg.datasets.transforms import Resize as PlainResize
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead as BaseDecodeHead
 
 
@@ -310,6 +311,17 @@ def logged_value(runner: Runner, name: str, window: int | None = None) -> float 
     if history is None:
         return None
     return float(history.current() if window is None else history.mean(window))
+
+
+class LabelResize(PlainResize):
+    """mmseg's ``Resize``, whose resizing of label maps is the method `resize_labels`; its own is private."""
+
+    def _resize_seg(self, results: dict) -> None:
+        self.resize_labels(results)
+
+    def resize_labels(self, results: dict) -> None:
+        """Resize the label maps of ``results['seg_fields']`` to ``results['scale']``."""
+        super()._resize_seg(results)
 
 
 def labels_of_batch(head: BaseDecodeHead, samples: list[Any]) -> Tensor:

@@ -11,6 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from gbseg.config_files import ConfigError, config_folder, find_config, misspelt_names, near, read_sources
+from gbseg.data.images import MAX_PIXELS
 from gbseg.mm.compat import base_configs_by_prefix
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "default_work_dir",
     "inner_test_dataset",
     "load_config",
+    "max_pixels",
     "merge_options",
     "run_configs",
     "without_annotations",
@@ -29,7 +31,7 @@ __all__ = [
 _PIPELINE = "tta_pipeline"
 KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"} | {
     # of gbseg
-    *("prepare", "runs", "compare"),
+    *("prepare", "runs", "compare", "max_pixels"),
     # read by MMEngine's runners beside their arguments, and by MMSegmentation's and MMPretrain's tools
     *("activation_checkpointing", "compile", "custom_imports", "efficient_conv_bn_eval", "find_unused_parameters"),
     *("model_wrapper_cfg", "runner_type", "strategy", "sync_bn", "tta_model", _PIPELINE),
@@ -137,6 +139,18 @@ def config_warnings(config: Config) -> Iterator[tuple[str, str]]:
 def default_work_dir(config: Config) -> Path:
     """The folder for a config's logs and checkpoints: its own ``work_dir``, or ``work_dirs/<name of the file>``."""
     return Path(config.get("work_dir") or Path("work_dirs") / Path(config.filename).stem)
+
+
+def max_pixels(config: Config) -> int:
+    """The most pixels that an image or a mask may have: a config's ``max_pixels``, or `gbseg.data.images.MAX_PIXELS`.
+
+    Raises:
+        ValueError: it is no positive whole number.
+    """
+    limit = config.get("max_pixels", MAX_PIXELS)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise ValueError(f"max_pixels is the most pixels of an image or a mask, such as {MAX_PIXELS} (2**30), not {limit!r}.")
+    return limit
 
 
 def run_configs(config: Config, work_dir: Path) -> dict[str, tuple[Config, Path]]:

@@ -15,7 +15,8 @@ from mmengine.runner import load_checkpoint
 
 from gbseg.mm.checkpoint_files import newest_readable_checkpoint
 from gbseg.mm.component_errors import config_errors
-from gbseg.mm.config import run_configs
+from gbseg.mm.config import max_pixels, run_configs
+from gbseg.mm.datasets.sample_checks import check_samples
 from gbseg.report.comparison_table import compare
 from gbseg.report.label_overlay import prediction_sheet
 
@@ -34,6 +35,7 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: Sequence[int]
     init_default_scope(config.get("default_scope", "mmseg"))
     with config_errors(config):
         dataset = DATASETS.build(config.val_dataloader.dataset)
+        check_samples(dataset, max_pixels(config))
     if isinstance(images, int):
         images = [int(index) for index in np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round()]
     rows = []

@@ -18,7 +18,8 @@ from torch import Tensor
 from gbseg.files import write_atomically
 from gbseg.mm.compat import swaps_channels
 from gbseg.mm.component_errors import config_errors
-from gbseg.mm.config import default_work_dir
+from gbseg.mm.config import default_work_dir, max_pixels
+from gbseg.mm.datasets.sample_checks import check_samples
 from gbseg.mm.models.pixelnet_head import PixelNetHead
 from gbseg.mm.resumable_sampler import SampleIndex, SeededDataset
 from gbseg.mm.training import prepare
@@ -123,6 +124,7 @@ def _open(config: Config, split: str, image: str | None, seed: int) -> tuple[Any
     with config_errors(config):
         init_default_scope(config.get("default_scope") or "mmseg")
         dataset = SeededDataset(DATASETS.build(dict(loader.dataset)))
+        check_samples(dataset, max_pixels(config))
         indices = _indices(dataset, loader, image, seed, split == "train")
     # test images are not padded to each other
     batch_size = loader.get("batch_size", 1) if split == "train" else 1

@@ -74,9 +74,9 @@ class VOCMetric(BaseMetric):
 
     Raises:
         ValueError: ``format_only`` without ``out_dir``, or a negative ``ci``. At the end of the epoch: no image was seen, or
-            more than the set holds; two images of one stem were written to ``out_dir``; an image has a label or prediction
-            out of range, logits with NaN or infinity, or a pixel with minus infinity for every class (the message names the
-            images; with ``format_only`` too, after their PNGs were written).
+            more than the set holds; no pixel has a label; two images of one stem were written to ``out_dir``; an image has a
+            label or prediction out of range, logits with NaN or infinity, or a pixel with minus infinity for every class (the
+            message names the images; with ``format_only`` too, after their PNGs were written).
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class VOCMetric(BaseMetric):
             The metrics by name, in percent; empty with ``format_only``.
 
         Raises:
-            ValueError: no image was seen, or an image holds impossible values.
+            ValueError: no image was seen, no pixel has a label, or an image holds impossible values.
         """
         (result,) = results
         images, faults, counts = result["images"], result["faults"], result["counts"]
@@ -261,6 +261,11 @@ class VOCMetric(BaseMetric):
         if self.format_only:
             print_log(f"{images} predictions are in {self.out_dir}", logger="current")
             return {}
+        if not result["matrix"].any():
+            raise ValueError(
+                f"there is no labelled pixel in {images} images: all are {self.ignore_index} (ignored), so there is no score. "
+                "Look at the masks: gbseg doctor CONFIG, gbseg browse CONFIG."
+            )
         s, intervals = scores(result["matrix"], self.class_names, self.headline), None
         if len(counts) > 1:
             classes = None if self.headline is None else [self.class_names.index(name) for name in self.headline]

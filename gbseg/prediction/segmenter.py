@@ -18,13 +18,13 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 from torch import Tensor
 
-from gbseg.data.images import ImageError, require_readable, to_bgr
+from gbseg.data.images import ImageError, check_file, pillow_reads, to_bgr
 from gbseg.evaluation.probabilities import probabilities_of
 from gbseg.files import checkpoint_path
 from gbseg.mm.checkpoint_loading import read_checkpoint
 from gbseg.mm.checkpoint_weights import load_weights
 from gbseg.mm.component_errors import config_errors
-from gbseg.mm.config import inner_test_dataset, load_config, merge_options, without_annotations
+from gbseg.mm.config import inner_test_dataset, load_config, max_pixels, merge_options, without_annotations
 from gbseg.mm.models.link_tta import SCALES, LinkTTAModel
 from gbseg.mm.models.pixelnet_segmentor import PixelNet
 from gbseg.palettes import VOC_PALETTE
@@ -147,6 +147,7 @@ class Segmenter:
         checkpoint = checkpoint_path(checkpoint)
         self.tile, self.overlap, self.amp = tile, overlap, amp
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._max_pixels = max_pixels(config)
         with config_errors(config), DefaultScope.overwrite_default_scope(config.get("default_scope", "mmseg")):
             dataset = inner_test_dataset(config)
             network = MODELS.build(config.model)
@@ -204,11 +205,12 @@ class Segmenter:
     def _load(self, image: str | os.PathLike | Image.Image | np.ndarray, bgr: bool) -> dict:
         """The output of the pipeline's loader."""
         if isinstance(image, str | os.PathLike):
-            require_readable(image)
+            size = check_file(image, self._max_pixels, decode=True)
             loaded = {"img_path": str(image), "seg_fields": []}
             try:
-                return self._load_file(loaded)
-            except (AssertionError, OSError, ValueError, RuntimeError) as error:
+                with pillow_reads(size):
+                    return self._load_file(loaded)
+            except (AssertionError, OSError, ValueError, RuntimeError, cv2.error) as error:
                 raise ImageError(f"{image} cannot be read by the config's loader: {error}; save it as an 8-bit PNG") from error
         if not isinstance(image, np.ndarray | Image.Image):
             raise ImageError(f"an image is a path, a PIL image or a numpy array, not {type(image).__name__}")

@@ -7,8 +7,9 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.registry import DATASETS, DefaultScope
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
+from gbseg.data.images import open_image
 from gbseg.data.lists import read_ids
 from gbseg.evaluation.submission_archive import MEMBER_FOLDER, pack_submission
 from gbseg.files import visible_entries
@@ -51,7 +52,7 @@ class Submission:
             return
         sizes = {}
         for name, path in zip(self.ids, self.images, strict=True):
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by 90 degrees, and predicted upright
                 sizes[name] = (image.width, image.height) if turned else (image.height, image.width)
         pack_submission(self.folder, self.ids, sizes, self.archive, len(VOC_CLASSES))

@@ -118,7 +118,7 @@ def test_large_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(KINDS["rgb"])
     require_readable(tmp_path / "a.png")
     (tmp_path / "b.pgm").write_bytes(b"P5 40000 30000 255\n")
-    with pytest.raises(ImageError, match=r"b\.pgm has 40000 x 30000 pixels; at most 1,073,741,824 \(2\*\*30\) can be read"):
+    with pytest.raises(ImageError, match=r"b\.pgm has 40000 x 30000 pixels; at most 1,073,741,824 .* raise max_pixels"):
         require_readable(tmp_path / "b.pgm")
     assert Image.MAX_IMAGE_PIXELS == 100
     with pytest.raises(Image.DecompressionBombError):

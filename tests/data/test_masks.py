@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbseg.data.masks import MaskError, encode_mask, read_mask, resize_mask, write_mask
+from gbseg.data.masks import MaskError, encode_mask, nearest_exact, read_mask, resize_mask, write_mask
 from gbseg.palettes import VOC_PALETTE
 
 
@@ -42,7 +44,8 @@ def test_what_is_no_mask(tmp_path: Path) -> None:
     Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "rgb.png")
     Image.fromarray(grey).save(tmp_path / "photo.jpg")
     Image.fromarray(grey > 3).save(tmp_path / "bits.png")
-    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(grey.astype(np.uint16) + 250).save(tmp_path / "deep.png")
+    (tmp_path / "nothing.png").write_bytes(b"")
     (tmp_path / "cut.png").write_bytes(encode_mask(grey)[:-200])
     (tmp_path / "text.png").write_text("no picture")
     for name, bits in (("two.png", 2), ("four.png", 4)):
@@ -56,7 +59,8 @@ def test_what_is_no_mask(tmp_path: Path) -> None:
         "rgb.png": "has mode RGB",
         "photo.jpg": "is a JPEG",
         "bits.png": "has mode 1",
-        "deep.png": "has mode I;16",
+        "deep.png": r"holds the numbers 256, 257, 258, 259, 260, \.\.\., which do not fit into the 8 bits",
+        "nothing.png": "cannot be decoded",
         "two.png": "has mode L, 2 bits",
         "four.png": "has mode L, 4 bits",
         "flipped.png": "cannot be decoded",
@@ -75,6 +79,32 @@ def test_what_a_mask_cannot_hold(values: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"label map is|class numbers 0..255"):
         write_mask(tmp_path / "a.png", values)
     assert not (tmp_path / "a.png").exists()
+
+
+def test_sixteen_bits_whose_numbers_fit(tmp_path: Path) -> None:
+    """They are read as they are stored."""
+    values = np.arange(256, dtype=np.uint16).reshape(8, 32)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert (read_mask(tmp_path / "deep.png") == values).all() and read_mask(tmp_path / "deep.png").dtype == np.uint8
+
+
+def test_pixels_have_one_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours, which the caller can change, and not Pillow's."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    write_mask(tmp_path / "a.png", np.zeros((6, 8), int))
+    assert read_mask(tmp_path / "a.png").shape == (6, 8)
+    assert read_mask(tmp_path / "a.png", max_pixels=48).shape == (6, 8)
+    with pytest.raises(MaskError, match=r"a\.png has 8 x 6 pixels; at most 47 can be read: .*max_pixels"):
+        read_mask(tmp_path / "a.png", max_pixels=47)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+@pytest.mark.parametrize("sizes", [(500, 224), (375, 224), (224, 500), (640, 224), (1, 5), (5, 1), (100_000, 99_999)])
+def test_the_pixel_under_the_centre(sizes: tuple[int, int]) -> None:
+    """By the rule itself, in fractions; the pixel after the centre where it lies between two."""
+    source, target = sizes
+    expected = [math.floor((Fraction(i) + Fraction(1, 2)) * source / target) for i in range(target)]
+    assert nearest_exact(source, target).tolist() == expected
 
 
 def test_resize() -> None:

@@ -133,6 +133,15 @@ def test_the_config_keeps_them_aligned_through_its_whole_pipeline(tmp_path: Path
         (dict(type="PadIfNeeded", min_height=9, min_width=9, fill_mask=20), "PadIfNeeded gives new area the label 20"),
         (dict(type="OneOf", transforms=[dict(type="Rotate", limit=9)]), "Rotate gives new area the label 0"),
         (dict(type="RandomScale", mask_interpolation=1), "RandomScale has mask_interpolation=1, which mixes class numbers"),
+        (
+            dict(type="PixelDropout", mask_drop_value=0),
+            r"dropped pixels the label 0.*add mask_drop_value=255",
+        ),
+        (dict(type="GridElasticDeform", num_grid_xy=(4, 4), magnitude=9), "GridElasticDeform gives new area the label 0"),
+        (dict(type="GridDropout", fill_mask=0), "GridDropout gives new area the label 0"),
+        (dict(type="RandomCrop", height=9, width=9, pad_if_needed=True), "RandomCrop gives new area the label 0"),
+        (dict(type="CropAndPad", px=(-3, 3)), "CropAndPad gives new area the label 0"),
+        (dict(type="CropAndPad", percent=((-0.2, -0.1), 0, 0.1, 0)), "CropAndPad gives new area the label 0"),
         (dict(type="SmallestMaxSize", max_size=9, area_for_downscale="image_mask"), "averages class numbers"),
     ],
 )
@@ -144,6 +153,60 @@ def test_what_would_spoil_labels_is_refused(transform: dict[str, Any], message: 
 def test_what_does_not_touch_labels_is_not_refused() -> None:
     SeededAlbu([dict(type="CoarseDropout"), dict(type="Affine", border_mode=1)])
     SeededAlbu([dict(type="Affine", fill_mask=7)], ignore_index=7)
+    SeededAlbu([dict(type="PixelDropout"), dict(type="PixelDropout", mask_drop_value=255)])
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        dict(type="RandomCrop", height=20, width=24),
+        dict(type="CenterCrop", height=20, width=24),
+        dict(type="Crop", x_max=24, y_max=20),
+        dict(type="CropAndPad", px=-3),
+        dict(type="CropAndPad", percent=(-0.2, 0)),
+        dict(type="RandomResizedCrop", size=(30, 30), mask_interpolation=6),
+    ],
+    ids=lambda transform: transform["type"],
+)
+def test_crops_that_never_fill_are_accepted(transform: dict[str, Any]) -> None:
+    """And they write no label that was not there."""
+    labels = np.random.default_rng(0).integers(5, 8, (40, 48), np.uint8)
+    albu = SeededAlbu([dict(transform, p=1.0)])
+    for _ in range(20):
+        results = albu(dict(img=np.zeros((40, 48, 3), np.uint8), gt_seg_map=labels))
+        assert set(np.unique(results["gt_seg_map"])) <= {5, 6, 7}
+        assert results["img"].shape[:2] == results["gt_seg_map"].shape
+
+
+def test_whatever_writes_another_label_is_refused() -> None:
+    """Every transform of albumentations that moves labels, with its own settings: accepted ones write no new label."""
+    import albumentations
+
+    needed = {name: dict(height=32, width=32) for name in ("CenterCrop", "RandomCrop", "CropNonEmptyMaskIfExists")}
+    needed |= {name: dict(max_size=50) for name in ("LongestMaxSize", "SmallestMaxSize")}
+    needed |= {"RandomResizedCrop": dict(size=(50, 60)), "RandomSizedCrop": dict(min_max_height=(20, 40), size=(50, 60))}
+    needed |= {"Resize": dict(height=50, width=60), "GridElasticDeform": dict(num_grid_xy=(4, 4), magnitude=9)}
+    labels = np.kron(np.random.default_rng(0).integers(1, 4, (8, 10)), np.ones((8, 8))).astype(np.uint8)
+    accepted, refused = [], []
+    for name, kind in vars(albumentations).items():
+        if not (isinstance(kind, type) and issubclass(kind, albumentations.DualTransform)) or "3D" in name:
+            continue
+        try:
+            albu = SeededAlbu([dict(type=name, p=1.0, **needed.get(name, {}))])
+        except ValueError as error:
+            if str(error).startswith("SeededAlbu"):
+                refused.append(name)
+            continue
+        for _ in range(10):
+            try:
+                results = albu(dict(img=np.full((64, 80, 3), 90, np.uint8), gt_seg_map=labels))
+            except (KeyError, ValueError, NotImplementedError):
+                # it is of boxes or volumes
+                break
+            assert set(np.unique(results["gt_seg_map"])) <= {1, 2, 3}, name
+        else:
+            accepted.append(name)
+    assert len(accepted) > 15 and {"Affine", "MaskDropout", "GridElasticDeform"} <= set(refused)
 
 
 class _Brightness(Dataset):

@@ -201,7 +201,7 @@ def test_the_papers_numbers(name: str) -> None:
     assert (tuple(head.hidden), head.dropout, head.num_classes, sum(head.in_channels)) == ((4096, 4096), 0.5, 21, 5568)
     assert tuple(config.model.test_cfg.input) == (224, 224)
     transforms = {transform.type: transform for transform in config.train_dataloader.dataset.pipeline}
-    assert (tuple(transforms["Resize"].scale), transforms["Resize"].keep_ratio) == ((224, 224), False)
+    assert (tuple(transforms["ResizeAligned"].scale), transforms["ResizeAligned"].keep_ratio) == ((224, 224), False)
     assert transforms["RandomFlip"].prob == 0.5
     assert (transforms["ChannelGain"].low, transforms["ChannelGain"].high) == (0.8, 1.3)
 

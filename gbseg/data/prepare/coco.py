@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from gbseg._moved import add_moved_names
+from gbseg.data.images import open_image
 from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG
 from gbseg.data.lists import list_bytes
 from gbseg.data.masks import MaskError, encode_mask, read_mask
@@ -192,7 +193,7 @@ def _prepare(image: CocoImage, source: Path, out: Path, min_pixels: int, mode: s
         return pixels
     image_path = source / image.file_name
     try:
-        with Image.open(image_path) as file:
+        with open_image(image_path) as file:
             height, width = file.height, file.width
     except (FileNotFoundError, UnidentifiedImageError, SyntaxError) as error:
         fault = "is missing" if isinstance(error, FileNotFoundError) else "is no image"

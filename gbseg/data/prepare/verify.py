@@ -3,7 +3,6 @@
 import functools
 import os
 import sys
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from gbseg._moved import add_moved_names
+from gbseg.data.images import MAX_PIXELS, ImageError, check_file, open_image
 from gbseg.data.layout import IMAGES, LISTS, MASKS, MASKS_AUG, find_lists, mask_folders, read_list
 from gbseg.data.masks import MaskError, read_mask
 from gbseg.files import is_dead_link, walk_files
@@ -99,14 +99,19 @@ _REMEDY = {
 
 
 def verify_dataset(
-    root: str | Path, classes: Sequence[str] = VOC_CLASSES, ignore_index: int = 255, processes: int | None = None
+    root: str | Path,
+    classes: Sequence[str] = VOC_CLASSES,
+    ignore_index: int = 255,
+    processes: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Verification:
     """Check every file of a data set in VOC's layout (`gbseg.data.layout`). Nothing is written.
 
     Links to folders are followed, names that begin with a dot are skipped (`gbseg.files.walk_files`).
 
     * Every image, listed or not, decodes to its last pixel and is stored upright.
-    * Every mask is an indexed or grey PNG of 8 bits and of its image's size, and its values are classes or ``ignore_index``.
+    * Every mask is an indexed or grey PNG of 8 or 16 bits and of its image's size, and its values are classes or
+      ``ignore_index``.
     * Every line of every list is an id, and no id occurs twice.
     * Every id has an image and its masks, in the folders of `gbseg.data.layout.mask_folders`. A list ``test`` without a single
       mask has no labels, as VOC's.
@@ -116,10 +121,11 @@ def verify_dataset(
         classes: names of the classes 0, 1, ...
         ignore_index: label of pixels that belong to no class.
         processes: number of processes, by default one per core.
+        max_pixels: the most pixels that an image or a mask may have.
 
     Raises:
         FileNotFoundError: there is no such data set, or it has no list.
-        ValueError: ``processes`` is less than 1, ``classes`` is empty, or ``ignore_index`` is not in 0..255.
+        ValueError: ``processes`` or ``max_pixels`` is less than 1, ``classes`` is empty, or ``ignore_index`` is not in 0..255.
         RuntimeError: a worker was killed.
     """
     root = Path(root)
@@ -127,12 +133,15 @@ def verify_dataset(
         raise ValueError("there must be at least one class")
     if not 0 <= ignore_index <= 255:
         raise ValueError(f"a mask holds values from 0 to 255, so ignore_index cannot be {ignore_index}")
+    if max_pixels < 1:
+        raise ValueError(f"max_pixels is the most pixels of an image or a mask, not {max_pixels}")
     problems: list[Problem] = []
     files = {folder: _ids(root, folder, problems) for folder in _SUFFIX}
     list_problems, counts, unlabelled = _check_lists(root, files)
     problems += list_problems
     ids = sorted(set().union(*files.values()))
-    check = functools.partial(_check_files, root=root, classes=tuple(classes), ignore_index=ignore_index)
+    settings = dict(root=root, classes=tuple(classes), ignore_index=ignore_index, max_pixels=max_pixels)
+    check = functools.partial(_check_files, **settings)
     run_in_processes(check, ids, "verify", processes, lambda _, file_problems: problems.extend(file_problems))
     masks = len(files[MASKS]) + len(files[MASKS_AUG])
     return Verification(root, tuple(sorted(problems)), len(files[IMAGES]), masks, counts, tuple(unlabelled))
@@ -194,7 +203,7 @@ def _check_lists(root: Path, files: dict[str, set[str]]) -> tuple[list[Problem],
     return problems, counts, unlabelled
 
 
-def _check_files(image_id: str, root: Path, classes: tuple[str, ...], ignore_index: int) -> list[Problem]:
+def _check_files(image_id: str, root: Path, classes: tuple[str, ...], ignore_index: int, max_pixels: int) -> list[Problem]:
     """Decode the image and the masks of an id, as far as they exist."""
     problems = []
     size, fault = None, ""
@@ -202,9 +211,11 @@ def _check_files(image_id: str, root: Path, classes: tuple[str, ...], ignore_ind
     # lexists, so that a link to a missing file counts
     if has_image := os.path.lexists(root / path):
         try:
-            size, fault = _decode(root / path)
-        except ValueError as error:
-            problems.append(Problem(path, str(error), "get this image again: unpack or copy it from where it came"))
+            size, fault = _decode(root / path, max_pixels)
+        except ImageError as error:
+            what = str(error).removeprefix(f"{root / path} ").replace(str(root / path), Path(path).name)
+            what = what.replace("cannot be read as an image", "cannot be decoded")
+            problems.append(Problem(path, what, "get this image again: unpack or copy it from where it came"))
         if fault:
             problems.append(Problem(path, fault, "store its pixels upright and remove the tag (for a copy of your own)"))
     for path in (f"{folder}/{image_id}.png" for folder in (MASKS, MASKS_AUG)):
@@ -213,7 +224,7 @@ def _check_files(image_id: str, root: Path, classes: tuple[str, ...], ignore_ind
         if not has_image:
             problems.append(Problem(path, "has no image", f"put {image_id}.jpg into {IMAGES}, or remove the mask"))
         try:
-            labels = read_mask(root / path)
+            labels = read_mask(root / path, max_pixels)
         except MaskError as error:
             what = str(error).removeprefix(f"{root / path} ")
             problems.append(Problem(path, what, "remove it and start the preparation again"))
@@ -235,24 +246,16 @@ def _check_files(image_id: str, root: Path, classes: tuple[str, ...], ignore_ind
     return problems
 
 
-def _decode(path: Path) -> tuple[tuple[int, int], str]:
+def _decode(path: Path, max_pixels: int) -> tuple[tuple[int, int], str]:
     """(height, width) of an image as it is stored, and a fault that does not prevent reading it ('' for none)."""
-    try:
-        with warnings.catch_warnings():
-            # a large image is fine; one that Pillow refuses is not, because Pillow reads the masks
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                # the header of a file that was cut off is intact
-                image.load()
-                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-                size = (image.height, image.width)
-    except FileNotFoundError as error:
-        raise ValueError("is a link to a file that does not exist") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        message = str(error).replace(str(path), path.name)
-        raise ValueError(f"cannot be decoded: {message}") from error
+    if not path.exists():
+        raise ImageError("is a link to a file that does not exist")
+    # the header of a file that was cut off is intact
+    width, height = check_file(path, max_pixels, decode=True)
+    with open_image(path) as image:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     # OpenCV rotates such an image on reading, Pillow does not, and its mask was drawn for one of the two
-    return size, "" if orientation in (0, 1) else f"is stored turned (EXIF orientation {orientation})"
+    return (height, width), "" if orientation in (0, 1) else f"is stored turned (EXIF orientation {orientation})"
 
 
 add_moved_names(__name__)

@@ -10,6 +10,7 @@ from mmengine.registry import DATASETS
 from gbseg.files import is_dead_link, walk_files
 from gbseg.mm.compat import BaseSegDataset
 from gbseg.mm.datasets.list_faults import ListFault, masks_without_image, names_listed_twice, record_faults
+from gbseg.mm.datasets.sample_checks import check_samples
 from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
 
 __all__ = ["FolderSegmentation", "VOCSegmentation"]
@@ -43,6 +44,7 @@ class VOCSegmentation(BaseSegDataset):
 
     def __init__(self, ann_file: str | None = "", **settings: object) -> None:
         super().__init__(ann_file=ann_file or "", **settings)
+        check_samples(self)
 
     def load_data_list(self) -> list[dict]:
         """One dict of paths per image, in the order of the list."""
@@ -122,6 +124,7 @@ class FolderSegmentation(BaseSegDataset):
             ann_file=ann_file or "",
             **settings,
         )
+        check_samples(self)
 
     def load_data_list(self) -> list[dict]:
         """One dict of paths per image, sorted by name, or in the order of the list."""

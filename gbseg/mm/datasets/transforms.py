@@ -1,4 +1,4 @@
-"""Transforms of our own: the colour augmentation of PixelNet's authors, and a reproducible ``Albu``."""
+"""Transforms of our own: a resize that keeps labels in place, PixelNet's colour augmentation, and a reproducible ``Albu``."""
 
 import random
 from collections.abc import Iterator
@@ -6,12 +6,16 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from mmcv.image import rescale_size
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 
-from gbseg.mm.compat import Albu
+from gbseg.data.masks import resize_mask
+from gbseg.mm.compat import Albu, LabelResize
 
-__all__ = ["ChannelGain", "SeededAlbu"]
+__all__ = ["ChannelGain", "ResizeAligned", "SeededAlbu"]
+
+INTER_NEAREST, INTER_NEAREST_EXACT = 0, 6  # OpenCV's numbers, which albumentations takes
 
 
 @TRANSFORMS.register_module()
@@ -39,6 +43,27 @@ class ChannelGain(BaseTransform):
 
 
 @TRANSFORMS.register_module()
+class ResizeAligned(LabelResize):
+    """mmseg's ``Resize``, which gives every pixel the label under its centre (`gbseg.data.masks.nearest_exact`).
+
+    mmseg's own takes the label under the pixel's upper left corner (OpenCV's ``INTER_NEAREST``), while the image is
+    interpolated by centres: from 500 to 224 pixels, labels lie 1.1 pixels of the image too far right and down on average. The
+    image and all arguments are those of ``Resize``. ``RandomResize`` and ``RandomChoiceResize`` take it as their
+    ``resize_type='ResizeAligned'``.
+    """
+
+    def resize_labels(self, results: dict) -> None:
+        """Resize the label maps to the size that mmcv gives the image."""
+        for key in results.get("seg_fields", []):
+            labels = results.get(key)
+            if labels is not None:
+                height, width = labels.shape[:2]
+                scale = results["scale"]
+                new_width, new_height = rescale_size((width, height), scale) if self.keep_ratio else scale
+                results[key] = resize_mask(labels, (new_height, new_width))
+
+
+@TRANSFORMS.register_module()
 class SeededAlbu(Albu):
     """mmseg's ``Albu``, seeded from numpy's global generator. Refuses settings that would make wrong labels.
 
@@ -53,8 +78,9 @@ class SeededAlbu(Albu):
 
     Raises:
         ImportError: albumentations is not installed.
-        ValueError: a transform would give new area the label of a class (``fill_mask``), or would interpolate between class
-            indices (``mask_interpolation`` is not 0, nearest neighbour).
+        ValueError: a transform would give new area or dropped pixels the label of a class (``fill_mask``,
+            ``mask_drop_value``), or would interpolate between class indices (``mask_interpolation`` is neither 0 nor 6, nearest
+            neighbour).
     """
 
     def __init__(self, transforms: list[dict], ignore_index: int = 255, **settings: Any) -> None:
@@ -63,17 +89,24 @@ class SeededAlbu(Albu):
         super().__init__(transforms, **settings)
         for transform in _leaves(self.aug):
             name = type(transform).__name__
-            # None keeps the labels (CoarseDropout); borders that repeat or mirror the image need no filling
-            fill = getattr(transform, "fill_mask", None)
-            if fill is not None and getattr(transform, "border_mode", 0) == 0 and set(np.ravel(fill)) != {ignore_index}:
+            for setting in ("fill_mask", "mask_drop_value"):
+                # None keeps the labels
+                label = getattr(transform, setting, None)
+                if label is not None and _fills(transform) and set(np.ravel(label)) != {ignore_index}:
+                    area = "new area" if setting == "fill_mask" else "dropped pixels"
+                    raise ValueError(
+                        f"SeededAlbu: {name} gives {area} the label {label}, which is a class; add {setting}={ignore_index} "
+                        "(the ignored label) to its settings."
+                    )
+            if name == "GridElasticDeform":
                 raise ValueError(
-                    f"SeededAlbu: {name} gives new area the label {fill}, which is a class; add fill_mask={ignore_index} "
-                    "(the ignored label) to its settings."
+                    "SeededAlbu: GridElasticDeform gives new area the label 0, which is a class, and no setting changes that; "
+                    f"use ElasticTransform or GridDistortion with fill_mask={ignore_index}."
                 )
-            if getattr(transform, "mask_interpolation", 0) != 0:
+            if getattr(transform, "mask_interpolation", INTER_NEAREST) not in (INTER_NEAREST, INTER_NEAREST_EXACT):
                 raise ValueError(
                     f"SeededAlbu: {name} has mask_interpolation={transform.mask_interpolation}, which mixes class numbers into "
-                    "others; use 0 (nearest neighbour)."
+                    "others; use 0 (nearest neighbour; 6 where it resizes)."
                 )
             if getattr(transform, "area_for_downscale", None) == "image_mask":
                 raise ValueError(
@@ -87,6 +120,26 @@ class SeededAlbu(Albu):
         results = super().transform(results)
         results["img_shape"] = results["img"].shape[:2]
         return results
+
+
+def _fills(transform: Any) -> bool:
+    """Whether a transform of albumentations with these settings may give new area a value."""
+    # borders that repeat or mirror the image need no filling
+    if getattr(transform, "border_mode", 0) != 0:
+        return False
+    if type(transform).__name__ == "CropAndPad":
+        sides = [side for side in (transform.px, transform.percent) if side is not None]
+        # nested: a range of each side
+        return any(value > 0 for side in sides for value in _numbers(side))
+    # a crop that never pads
+    return getattr(transform, "pad_if_needed", True)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    for item in value if isinstance(value, list | tuple) else ():
+        yield from _numbers(item)
+    if not isinstance(value, list | tuple):
+        yield value
 
 
 def _leaves(transform: Any) -> Iterator[Any]:

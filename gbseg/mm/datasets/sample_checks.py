@@ -1,0 +1,243 @@
+"""Checks of images and masks where a pipeline reads them, and errors that name the files of their sample.
+
+The loaders of the MM packages cut label numbers to 8 bits, score JPEGs, and fail without the name of a file. `check_samples`
+puts these checks into the pipelines of any data set, in place; `gbseg.mm.hooks.sample_checks` does it for every run of a
+command, and the data sets of `gbseg.mm.datasets.segmentation` do it themselves.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform, LoadAnnotations
+from mmengine import fileio
+from mmengine.dataset import Compose
+from PIL import Image, UnidentifiedImageError
+
+from gbseg.data.images import MAX_PIXELS, ImageError, check_file, excess_pixels, open_image, pillow_reads
+from gbseg.data.masks import MaskError, describe_fault, label_fault
+
+__all__ = ["CheckedLoader", "CheckedPipeline", "SampleError", "check_samples"]
+
+# what readers and transforms raise because of a file; anything else may be a fault of the code, and keeps its type
+_OF_FILES = (OSError, ValueError, AssertionError, EOFError, SyntaxError, cv2.error, Image.DecompressionBombError)
+
+
+class SampleError(ValueError):
+    """A sample cannot be read; the message names its files, also when the error comes from a data loader's worker."""
+
+    def __init__(self, message: str) -> None:
+        # torch makes the error of a worker again, and gives the worker's traceback as its message
+        super().__init__(message.rpartition(f"{type(self).__module__}.{type(self).__name__}: ")[2].strip())
+
+
+class CheckedLoader(BaseTransform):
+    """A pipeline's ``LoadAnnotations`` that refuses a mask if it would give other labels than its file holds.
+
+    All other attributes are the loader's.
+
+    Args:
+        loader: the loader.
+        max_pixels: the most pixels that a mask may have.
+    """
+
+    def __init__(self, loader: LoadAnnotations, max_pixels: int = MAX_PIXELS) -> None:
+        self.loader = loader
+        self.max_pixels = max_pixels
+
+    def transform(self, results: dict) -> dict | None:
+        """Load the labels.
+
+        Raises:
+            gbseg.data.masks.MaskError: the mask is empty, damaged, a JPEG, too large, in colours, of another size than its
+                image, or holds numbers that the loader changes.
+        """
+        path = results.get("seg_map_path")
+        if not isinstance(path, str | os.PathLike):
+            return self.loader(results)
+        try:
+            content = fileio.get(path, backend_args=getattr(self.loader, "backend_args", None))
+        except OSError as error:
+            what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+            raise MaskError(f"{path} {what}") from error
+        if not content:
+            raise MaskError(f"{path} cannot be read: it is empty (0 bytes)")
+        try:
+            header: Image.Image | None = open_image(io.BytesIO(content))
+        except _OF_FILES:
+            # a file that Pillow does not know may still be one to the loader
+            header = None
+        size = (0, 0) if header is None else header.size
+        if excess := excess_pixels(*size, self.max_pixels):
+            raise MaskError(f"{path} {excess}")
+        try:
+            if header is not None and header.format == "PNG":
+                # decoding ignores the checksums: a flipped bit could give other labels that are valid classes
+                header.verify()
+            with pillow_reads(size):
+                loaded = self.loader(results)
+        # any exception of the MM packages' own: libraries raise many different ones for damaged files
+        except Exception as error:
+            if not isinstance(error, _OF_FILES) and not type(self.loader).__module__.startswith(("mmseg.", "mmcv.")):
+                raise
+            # OpenCV gives None for what it cannot decode, and the loader takes it for an array
+            what = "no reader knows it" if isinstance(error, AttributeError | UnidentifiedImageError) else str(error)
+            raise MaskError(f"{path} cannot be read: {what or type(error).__name__}") from error
+        labels = (loaded or {}).get("gt_seg_map")
+        if not isinstance(labels, np.ndarray) or loaded is None:
+            return loaded
+        if header is not None:
+            if labels.ndim < 2 and labels.size == size[0] * size[1]:
+                # mmseg squeezes: of an image one pixel high there is one axis left
+                labels = loaded["gt_seg_map"] = labels.reshape(size[::-1])
+            self._require_numbers(str(path), content, labels, results)
+        elif labels.ndim != 2:
+            raise MaskError(f"{path} is {' x '.join(map(str, labels.shape))}: labels are one number a pixel")
+        require_same_size(loaded)
+        return loaded
+
+    def _require_numbers(self, path: str, content: bytes, labels: np.ndarray, results: dict) -> None:
+        """Raise if the labels are not the numbers of the file."""
+        backend = getattr(self.loader, "imdecode_backend", None)
+        remapped = bool(results.get("reduce_zero_label") or results.get("label_map"))
+        with open_image(io.BytesIO(content)) as image:
+            # Pillow gives a palette's numbers, others its colours
+            fault = label_fault(image, labels, remapped, compare=image.mode == "P" and backend != "pillow")
+            name = type(self.loader).__name__ + (f"(imdecode_backend={backend!r})" if backend else "")
+            if fault and (text := describe_fault(fault, image, name)):
+                raise MaskError(f"{path} {text}")
+
+    def __repr__(self) -> str:
+        """The loader's own."""
+        return repr(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        """Look all other attributes up in the loader."""
+        if name.startswith("__") or name == "loader":
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+
+class CheckedPipeline(Compose):
+    """A data set's pipeline that checks the image file first, and whose errors name the image and the mask.
+
+    Args:
+        pipeline: the pipeline; it is not copied.
+        max_pixels: the most pixels that an image or a mask may have.
+    """
+
+    def __init__(self, pipeline: Callable[[dict], dict | None], max_pixels: int = MAX_PIXELS) -> None:
+        self.transforms = pipeline.transforms if type(pipeline) is Compose else [pipeline]
+        self.max_pixels = max_pixels
+
+    def __call__(self, data: dict) -> dict | None:
+        """Apply the transforms one after the other.
+
+        Raises:
+            SampleError: the image or the mask is missing, damaged, too large or unfit, or a transform refused the sample.
+        """
+        paths = {name: data.get(key) for name, key in (("image", "img_path"), ("mask", "seg_map_path"))}
+        results: dict | None = data
+        step = "reading"
+        compared = False
+        try:
+            size = self._check_image(paths["image"])
+            with pillow_reads(size):
+                for transform in self.transforms:
+                    step = type(transform).__name__
+                    results = transform(results)
+                    if results is None:
+                        return None
+                    if not compared and "gt_seg_map" in results and "ori_shape" in results:
+                        compared = True
+                        require_same_size(results)
+        except SampleError:
+            raise
+        except (MaskError, ImageError) as error:
+            raise SampleError(_name_files(str(error), paths)) from error
+        except _OF_FILES as error:
+            text = f"{step} failed: {type(error).__name__}: {str(error).strip() or 'no reason given'}"
+            raise SampleError(_name_files(text, paths)) from error
+        except Exception as error:
+            error.add_note(_name_files(f"{step} failed", paths))
+            raise
+        return results
+
+    def _check_image(self, path: Any) -> tuple[int, int]:
+        """Check a sample's image file, if it is on this machine; its width and height, (0, 0) where they are unknown."""
+        if not isinstance(path, str | os.PathLike) or not Path(path).is_file():
+            return 0, 0
+        return check_file(path, self.max_pixels)
+
+
+def require_same_size(results: dict) -> None:
+    """Raise if labels are not of the size at which their image was read.
+
+    Raises:
+        gbseg.data.masks.MaskError: they are not.
+    """
+    labels, shape = results.get("gt_seg_map"), results.get("ori_shape")
+    # volumes have more sides
+    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or shape is None or labels.shape == tuple(shape[:2]):
+        return
+    (height, width), (image_height, image_width) = labels.shape, shape[:2]
+    mask, image = (results.get(key) or "unnamed" for key in ("seg_map_path", "img_path"))
+    text = f"{mask} is {width} x {height} pixels (width x height), its image {image} {image_width} x {image_height}"
+    remedy = "make masks of the size of their images"
+    if (width, height) == (image_height, image_width):
+        remedy += " (images are read turned by their EXIF tag, which color_type='color_ignore_orientation' in LoadImageFromFile"
+        remedy += " leaves be)"
+    raise MaskError(f"{text}: {remedy}")
+
+
+def check_samples(dataset: Any, max_pixels: int = MAX_PIXELS) -> None:
+    """Put the checks into the pipelines of a data set, also of a wrapped one, in place. A second call sets the limit anew.
+
+    Args:
+        dataset: any data set of the MM packages; one without a pipeline stays as it is.
+        max_pixels: the most pixels that an image or a mask may have.
+    """
+    for part in _parts(dataset):
+        pipeline = vars(part).get("pipeline")
+        if pipeline is None or not callable(pipeline):
+            continue
+        if isinstance(pipeline, CheckedPipeline):
+            pipeline.max_pixels = max_pixels
+        else:
+            part.pipeline = CheckedPipeline(pipeline, max_pixels)
+        _check_loaders(part.pipeline.transforms, max_pixels)
+
+
+def _parts(dataset: Any) -> Iterator[Any]:
+    """A data set, and those inside it."""
+    yield dataset
+    for part in (*(vars(dataset).get("datasets") or ()), vars(dataset).get("dataset")):
+        if part is not None and hasattr(part, "__dict__"):
+            yield from _parts(part)
+
+
+def _check_loaders(transforms: list, max_pixels: int) -> None:
+    """Put a `CheckedLoader` in place of every loader of a list, and of the lists inside its transforms."""
+    for index, transform in enumerate(transforms):
+        if isinstance(transform, CheckedLoader):
+            transform.max_pixels = max_pixels
+        elif isinstance(transform, LoadAnnotations):
+            transforms[index] = CheckedLoader(transform, max_pixels)
+        elif isinstance(transform, list):
+            _check_loaders(transform, max_pixels)
+        else:
+            # RandomApply, RandomChoice, TestTimeAug and the like keep lists and Composes
+            for value in getattr(transform, "__dict__", {}).values():
+                value = getattr(value, "transforms", value)
+                if isinstance(value, list):
+                    _check_loaders(value, max_pixels)
+
+
+def _name_files(text: str, paths: dict[str, Any]) -> str:
+    """A message followed by the files of the sample that it does not name."""
+    others = ", ".join(f"{name} {path}" for name, path in paths.items() if path is not None and str(path) not in text)
+    return f"{text} ({others})" if others else text
