@@ -110,11 +110,14 @@ def tiny_config(folder: Path) -> dict:
             "train_dataloader.batch_size": 2,
             "param_scheduler": [{"type": "PolyLR", "power": 1.0, "end": 1, "by_epoch": False}],
             "default_hooks.checkpoint.interval": 1,
+            "visualizer.vis_backends": [{"type": "LocalVisBackend"}],
         }
     )
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         config[loader].dataset.data_root = str(folder / "data")
     config.train_dataloader.dataset.pipeline = pipeline
+    # a validation without a training has no best checkpoint
+    del config.default_hooks.checkpoint["save_best"]
     for name in ("runs", "compare", "train_pipeline", "folders", "size", "data_root"):
         config.pop(name, None)
     return config.to_dict()
@@ -137,7 +140,7 @@ def pictures(folder: Path, masks: bool) -> Case:
     import numpy as np
     from PIL import Image
 
-    from gbseg.mm import load_config
+    from gbseg.mm import SampleCheckHook, load_config
     from gbseg.mm.training import build_runner
     from gbseg.prediction.segmenter import Segmenter
 
@@ -150,6 +153,10 @@ def pictures(folder: Path, masks: bool) -> Case:
         runner = build_runner(config, folder / "fuzz", load_from=str(checkpoint))
         runner.load_or_resume()
         train_set = runner.train_loop.dataloader.dataset
+        for hook in runner.hooks:
+            if isinstance(hook, SampleCheckHook):
+                hook.before_train(runner)
+                hook.before_val(runner)
         clean = runner.val_loop.run()
     [name] = (folder / "data/ImageSets/Segmentation/val.txt").read_text().split()
     image, mask = folder / f"data/JPEGImages/{name}.jpg", folder / f"data/SegmentationClass/{name}.png"
@@ -314,22 +321,22 @@ RIGHT = ("accepted", "refused")
 
 def work(part: str, seed: int, numbers: range, results: Connection) -> None:
     """Run cases of one part in this process, and send the number and the result of each."""
-    memory = None
     with tempfile.TemporaryDirectory(prefix="gbseg-fuzz-") as folder:
         os.chdir(folder)
         case = PARTS[part][1](Path(folder))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for number in numbers:
             faulthandler.dump_traceback_later(SECONDS, exit=True)
             result = case(random.Random(f"{seed} {part} {number}"))
             faulthandler.cancel_dump_traceback_later()
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            if memory is not None and peak - memory > GIGABYTE:
+            if peak - memory > GIGABYTE:
                 result = result._replace(outcome="a gigabyte of memory")
             memory = peak
             results.send((number, result))
 
 
-def run_part(part: str, seed: int, numbers: range, keep_going: int = 20) -> list[tuple[int, Result]]:
+def run_part(part: str, seed: int, numbers: range) -> list[tuple[int, Result]]:
     """Run cases in processes of their own; one that dies or hangs is a result, and the rest goes on."""
     context = multiprocessing.get_context("fork")
     done: list[tuple[int, Result]] = []
@@ -341,27 +348,27 @@ def run_part(part: str, seed: int, numbers: range, keep_going: int = 20) -> list
         process = context.Process(target=work, args=(part, seed, half, sender))
         process.start()
         sender.close()
-        return process, receiver, half
+        return process, receiver, half, half[0]
 
     running = [start(half) for half in halves if half]
     while running:
-        for entry in multiprocessing.connection.wait([receiver for _, receiver, _ in running]):
+        for entry in multiprocessing.connection.wait([receiver for _, receiver, *_ in running]):
             [job] = [job for job in running if job[1] is entry]
-            process, receiver, half = job
+            process, receiver, half, first = job
             try:
                 number, result = receiver.recv()
                 done.append((number, result))
-                running[running.index(job)] = (process, receiver, half[half.index(number) + 1 :])
+                running[running.index(job)] = (process, receiver, half[half.index(number) + 1 :], first)
             except EOFError:
                 process.join()
                 running.remove(job)
-                if half and process.exitcode and keep_going:
-                    keep_going -= 1
+                if half and process.exitcode and half[0] != first:
                     done.append((half[0], Result("?", "?", "hung or died", f"exit status {process.exitcode}")))
                     if half[1:]:
                         running.append(start(half[1:]))
                 elif half:
-                    done.append((half[0], Result("?", "?", "hung or died", "given up")))
+                    # or its first case: what it printed tells
+                    done.append((first, Result("?", "?", "died before its first case", f"exit status {process.exitcode}")))
     return sorted(done)
 
 
