@@ -64,13 +64,15 @@ def test_shown_commands_are_taken(command: str, arguments: list[str], tmp_path: 
     monkeypatch.chdir(tmp_path)
     for folder in ("configs", "tools"):
         (tmp_path / folder).symlink_to(ROOT / folder)
+    # a placeholder: MMEngine reads no config without a suffix
+    arguments = ["CONFIG.py" if argument == "CONFIG" else argument for argument in arguments]
     for argument in arguments:
         # what a reader has by then: a checkpoint, an archive, a config of one's own
         if re.fullmatch(r"[A-Z]{3,}|[^-=*]+\.(pth|py|tar|tgz|jpg)", argument) and not argument.startswith(
             ("configs/", "tools/")
         ):
             (tmp_path / argument).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / argument).touch()
+            (tmp_path / argument).write_text("model = dict()\n")
     assert vars(build_parser([command]).parse_args([command, *arguments]))
 
 
