@@ -180,6 +180,9 @@ class DurableCheckpointHook(CheckpointSteps):
 
     def write_best(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """mmengine's step, but the former best file is removed last."""
+        if not self.save_best:
+            # a validation without a training (``Runner.val``) has prepared no folder
+            return
         self.file_backend.deferred = []
         try:
             super().write_best(runner, metrics)
