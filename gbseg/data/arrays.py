@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from gbseg.data.images import excess_pixels, open_image
 from gbseg.data.lists import abbreviate
 from gbseg.files import class_folders, visible_entries
 
@@ -200,7 +200,9 @@ def read_folder(root: Path | str) -> tuple[Images, tuple[str, ...]]:
     pixels = np.empty(0, np.uint8)
     for index, (path, _) in enumerate(files):
         try:
-            with Image.open(path) as file:
+            with open_image(path) as file:
+                if excess := excess_pixels(*file.size):
+                    raise ValueError(excess)
                 image = np.asarray(file.convert("RGB")).transpose(2, 0, 1)
         except (OSError, SyntaxError, ValueError) as error:
             raise BadDataFileError(f"{path} cannot be decoded: {error}") from error

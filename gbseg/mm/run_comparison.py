@@ -35,7 +35,7 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: Sequence[int]
     init_default_scope(config.get("default_scope", "mmseg"))
     with config_errors(config):
         dataset = DATASETS.build(config.val_dataloader.dataset)
-        check_samples(dataset, max_pixels(config))
+        check_samples(dataset, max_pixels(config), config.model.get("decode_head"))
     if isinstance(images, int):
         images = [int(index) for index in np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round()]
     rows = []

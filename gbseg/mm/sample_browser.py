@@ -124,7 +124,7 @@ def _open(config: Config, split: str, image: str | None, seed: int) -> tuple[Any
     with config_errors(config):
         init_default_scope(config.get("default_scope") or "mmseg")
         dataset = SeededDataset(DATASETS.build(dict(loader.dataset)))
-        check_samples(dataset, max_pixels(config))
+        check_samples(dataset, max_pixels(config), (config.get("model") or {}).get("decode_head"))
         indices = _indices(dataset, loader, image, seed, split == "train")
     # test images are not padded to each other
     batch_size = loader.get("batch_size", 1) if split == "train" else 1

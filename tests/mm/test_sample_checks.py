@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 pytest.importorskip("mmseg")
 from mmcv.transforms import LoadAnnotations
@@ -149,7 +150,9 @@ def test_masks_that_would_give_other_labels(fault: str, backend: str, kind: dict
     for loader in (settings.train_dataloader, settings.val_dataloader):
         dataset = DATASETS.build(loader.dataset)
         if kind is OTHERS:
-            SampleCheckHook().before_train(SimpleNamespace(train_dataloader=SimpleNamespace(dataset=dataset)))
+            SampleCheckHook().before_train(
+                SimpleNamespace(model=nn.Module(), train_dataloader=SimpleNamespace(dataset=dataset))
+            )
         assert dataset[0]["data_samples"].gt_sem_seg.shape[-2:] == SIZE
         with pytest.raises(ValueError, match=message) as caught:
             dataset[1]
@@ -219,6 +222,36 @@ def test_a_transform_that_fails_names_the_files(tmp_path: Path) -> None:
             build_runner(settings, root / "work").train()
         said = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
         assert "Stumble failed" in said and str(root / "images/3.jpg") in said and str(root / "masks/3.png") in said
+
+
+@pytest.mark.parametrize("kind", [OURS, OTHERS], ids=["ours", "others"])
+def test_labels_of_no_class_name_their_mask(kind: dict, tmp_path: Path) -> None:
+    """In training and evaluation; what head and data set ignore is no fault."""
+    root = write(tmp_path)
+    (root / "masks/1.png").write_bytes(png(np.resize(np.array([0, 30, 254, 255], np.uint8), SIZE)))
+    for use in (labels_seen, scores_of):
+        with pytest.raises(ValueError, match=r"masks/1\.png holds labels that are no class, .*: 30, 254; 21 classes are 0"):
+            use(root, kind)
+    for number in range(4):
+        (root / f"masks/{number}.png").write_bytes(png(np.resize(np.array([0, 20, 254, 255], np.uint8), SIZE)))
+    head = {"model.decode_head.ignore_index": 254, "train_cfg.max_iters": 1}
+    runner = build_runner(config(root, kind, **head), root / "work")
+    SampleCheckHook().before_train(runner)
+    assert set(np.unique(runner.train_dataloader.dataset[0]["data_samples"].gt_sem_seg.data)) == {0, 20, 254, 255}
+
+
+def test_mixed_samples_name_the_first(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    settings = config(root, OTHERS)
+    inner = dict(settings.train_dataloader.dataset, pipeline=settings.train_dataloader.dataset.pipeline[:-1])
+    steps = [dict(type="RandomMosaic", img_scale=(12, 16), prob=1.0), dict(type="Stumble", kind="ValueError")]
+    settings.train_dataloader.dataset = dict(
+        type="MultiImageMixDataset",
+        dataset=dict(type="ConcatDataset", datasets=[inner]),
+        pipeline=[*steps, dict(type="PackSegInputs")],
+    )
+    with pytest.raises(ValueError, match=r"Stumble failed: ValueError: too small to crop \(image .*images/3\.jpg"):
+        build_runner(settings, root / "work").train()
 
 
 @TRANSFORMS.register_module()

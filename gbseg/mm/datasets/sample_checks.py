@@ -1,30 +1,47 @@
 """Checks of images and masks where a pipeline reads them, and errors that name the files of their sample.
 
 The loaders of the MM packages cut label numbers to 8 bits, score JPEGs, and fail without the name of a file. `check_samples`
-puts these checks into the pipelines of any data set, in place; `gbseg.mm.hooks.sample_checks` does it for every run of a
+puts these checks into the pipelines of any data set, in place; `gbseg.mm.hooks.checked_data` does it for every run of a
 command, and the data sets of `gbseg.mm.datasets.segmentation` do it themselves.
 """
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform, LoadAnnotations
 from mmengine import fileio
 from mmengine.dataset import Compose
 from PIL import Image, UnidentifiedImageError
+from torch.nn import ModuleList
 
 from gbseg.data.images import MAX_PIXELS, ImageError, check_file, excess_pixels, open_image, pillow_reads
 from gbseg.data.masks import MaskError, describe_fault, label_fault
 
-__all__ = ["CheckedLoader", "CheckedPipeline", "SampleError", "check_samples"]
+__all__ = ["CheckedLoader", "CheckedPipeline", "Limits", "NamedTransform", "SampleError", "check_samples"]
 
 # what readers and transforms raise because of a file; anything else may be a fault of the code, and keeps its type
 _OF_FILES = (OSError, ValueError, AssertionError, EOFError, SyntaxError, cv2.error, Image.DecompressionBombError)
+
+
+class Limits(NamedTuple):
+    """What the images and labels of a data set may be.
+
+    Attributes:
+        max_pixels: the most pixels of an image or a mask.
+        num_classes: labels are 0..num_classes-1; None where that is not known.
+        ignored: labels that do not count.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    num_classes: int | None = None
+    ignored: frozenset[int] = frozenset({255})
 
 
 class SampleError(ValueError):
@@ -84,9 +101,10 @@ class CheckedLoader(BaseTransform):
         except Exception as error:
             if not isinstance(error, _OF_FILES) and not type(self.loader).__module__.startswith(("mmseg.", "mmcv.")):
                 raise
+            what = " ".join(str(error).split()) or type(error).__name__
             # OpenCV gives None for what it cannot decode, and the loader takes it for an array
-            what = "no reader knows it" if isinstance(error, AttributeError | UnidentifiedImageError) else str(error)
-            raise MaskError(f"{path} cannot be read: {what or type(error).__name__}") from error
+            what = "no reader knows it" if isinstance(error, AttributeError | UnidentifiedImageError) else what
+            raise MaskError(f"{path} cannot be read: {what}") from error
         labels = (loaded or {}).get("gt_seg_map")
         if not isinstance(labels, np.ndarray) or loaded is None:
             return loaded
@@ -123,55 +141,110 @@ class CheckedLoader(BaseTransform):
 
 
 class CheckedPipeline(Compose):
-    """A data set's pipeline that checks the image file first, and whose errors name the image and the mask.
+    """A data set's pipeline that checks image and labels, and whose errors name the image and the mask.
 
     Args:
         pipeline: the pipeline; it is not copied.
-        max_pixels: the most pixels that an image or a mask may have.
+        limits: what images and labels may be.
     """
 
-    def __init__(self, pipeline: Callable[[dict], dict | None], max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, pipeline: Callable[[dict], dict | None], limits: Limits) -> None:
         self.transforms = pipeline.transforms if type(pipeline) is Compose else [pipeline]
-        self.max_pixels = max_pixels
+        self.limits = limits
 
     def __call__(self, data: dict) -> dict | None:
         """Apply the transforms one after the other.
 
         Raises:
-            SampleError: the image or the mask is missing, damaged, too large or unfit, or a transform refused the sample.
+            SampleError: the image or the mask is missing, damaged, too large or unfit, a label is no class, or a transform
+                refused the sample.
         """
         paths = {name: data.get(key) for name, key in (("image", "img_path"), ("mask", "seg_map_path"))}
         results: dict | None = data
-        step = "reading"
         compared = False
-        try:
+        with _named(paths, "reading"):
             size = self._check_image(paths["image"])
-            with pillow_reads(size):
-                for transform in self.transforms:
-                    step = type(transform).__name__
+        with pillow_reads(size):
+            for transform in self.transforms:
+                with _named(paths, type(transform).__name__):
                     results = transform(results)
                     if results is None:
                         return None
                     if not compared and "gt_seg_map" in results and "ori_shape" in results:
                         compared = True
                         require_same_size(results)
-        except SampleError:
-            raise
-        except (MaskError, ImageError) as error:
-            raise SampleError(_name_files(str(error), paths)) from error
-        except _OF_FILES as error:
-            text = f"{step} failed: {type(error).__name__}: {str(error).strip() or 'no reason given'}"
-            raise SampleError(_name_files(text, paths)) from error
-        except Exception as error:
-            error.add_note(_name_files(f"{step} failed", paths))
-            raise
+        with _named(paths, "reading"):
+            self._require_classes(results, paths["mask"])
         return results
 
     def _check_image(self, path: Any) -> tuple[int, int]:
         """Check a sample's image file, if it is on this machine; its width and height, (0, 0) where they are unknown."""
         if not isinstance(path, str | os.PathLike) or not Path(path).is_file():
             return 0, 0
-        return check_file(path, self.max_pixels)
+        return check_file(path, self.limits.max_pixels)
+
+    def _require_classes(self, results: Any, path: Any) -> None:
+        """Raise if the labels that a sample ends with are neither classes nor ignored."""
+        count, ignored = self.limits.num_classes, self.limits.ignored
+        if count is None or not isinstance(results, dict):
+            return
+        labels = results.get("gt_seg_map")
+        if (sample := results.get("data_samples")) is not None:
+            labels = getattr(getattr(sample, "gt_sem_seg", None), "data", None)
+        labels = labels.numpy() if isinstance(labels, torch.Tensor) else labels
+        # the first look is ten times as fast, and enough where nothing is ignored
+        if not isinstance(labels, np.ndarray) or not labels.size or (labels.min() >= 0 and labels.max() < count):
+            return
+        wrong = [value for value in np.unique(labels).tolist() if not 0 <= value < count and value not in ignored]
+        if wrong:
+            shown = ", ".join(map(str, wrong[:5])) + ", ..." * (len(wrong) > 5)
+            ignored_values = ", ".join(map(str, sorted(ignored)))
+            raise MaskError(
+                f"{path or 'a mask'} holds labels that are no class, as the pipeline gives them: {shown}; {count} classes are "
+                f"0..{count - 1}, ignored is {ignored_values}. Correct the mask, or the classes and num_classes"
+            )
+
+
+class NamedTransform(BaseTransform):
+    """A transform of several samples, such as a mosaic, whose errors name the files of the first one.
+
+    All other attributes are the transform's.
+
+    Args:
+        step: the transform.
+    """
+
+    def __init__(self, step: Callable[[dict], dict | None]) -> None:
+        self.step = step
+
+    def transform(self, results: dict) -> dict | None:
+        """Apply it."""
+        paths = {name: results.get(key) for name, key in (("image", "img_path"), ("mask", "seg_map_path"))}
+        with _named(paths, type(self.step).__name__):
+            return self.step(results)
+
+    def __getattr__(self, name: str) -> Any:
+        """Look all other attributes up in the transform."""
+        if name.startswith("__") or name == "step":
+            raise AttributeError(name)
+        return getattr(self.step, name)
+
+
+@contextmanager
+def _named(paths: dict[str, Any], step: str) -> Iterator[None]:
+    """Name the files of a sample in the errors of a step."""
+    try:
+        yield
+    except SampleError:
+        raise
+    except (MaskError, ImageError) as error:
+        raise SampleError(_name_files(str(error), paths)) from error
+    except _OF_FILES as error:
+        text = f"{step} failed: {type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+        raise SampleError(_name_files(text, paths)) from error
+    except Exception as error:
+        error.add_note(_name_files(f"{step} failed", paths))
+        raise
 
 
 def require_same_size(results: dict) -> None:
@@ -194,21 +267,31 @@ def require_same_size(results: dict) -> None:
     raise MaskError(f"{text}: {remedy}")
 
 
-def check_samples(dataset: Any, max_pixels: int = MAX_PIXELS) -> None:
-    """Put the checks into the pipelines of a data set, also of a wrapped one, in place. A second call sets the limit anew.
+def check_samples(dataset: Any, max_pixels: int = MAX_PIXELS, head: Any = None) -> None:
+    """Put the checks into the pipelines of a data set, also of a wrapped one, in place. A second call sets the limits anew.
 
     Args:
         dataset: any data set of the MM packages; one without a pipeline stays as it is.
         max_pixels: the most pixels that an image or a mask may have.
+        head: the decode head, or its settings, whose ``num_classes`` and ``ignore_index`` say which labels there are; by
+            default the data set's classes do. 255 and the data set's ``ignore_index`` are always ignored.
     """
+    head = head[-1] if isinstance(head, Sequence | ModuleList) and len(head) else head
+    head = head if isinstance(head, Mapping) or head is None else vars(head)
     for part in _parts(dataset):
         pipeline = vars(part).get("pipeline")
+        if isinstance(pipeline, list):
+            # of samples that are mixed
+            pipeline[:] = [step if isinstance(step, NamedTransform) else NamedTransform(step) for step in pipeline]
         if pipeline is None or not callable(pipeline):
             continue
+        classes = (getattr(part, "metainfo", None) or {}).get("classes") or ()
+        ignored = {255, getattr(part, "ignore_index", None), (head or {}).get("ignore_index")} - {None}
+        limits = Limits(max_pixels, (head or {}).get("num_classes") or len(classes) or None, frozenset(ignored))
         if isinstance(pipeline, CheckedPipeline):
-            pipeline.max_pixels = max_pixels
+            pipeline.limits = limits
         else:
-            part.pipeline = CheckedPipeline(pipeline, max_pixels)
+            part.pipeline = CheckedPipeline(pipeline, limits)
         _check_loaders(part.pipeline.transforms, max_pixels)
 
 
@@ -220,21 +303,23 @@ def _parts(dataset: Any) -> Iterator[Any]:
             yield from _parts(part)
 
 
-def _check_loaders(transforms: list, max_pixels: int) -> None:
+def _check_loaders(transforms: list, max_pixels: int, depth: int = 0) -> None:
     """Put a `CheckedLoader` in place of every loader of a list, and of the lists inside its transforms."""
-    for index, transform in enumerate(transforms):
+    for index, transform in enumerate(transforms if depth < 8 else ()):
         if isinstance(transform, CheckedLoader):
             transform.max_pixels = max_pixels
         elif isinstance(transform, LoadAnnotations):
-            transforms[index] = CheckedLoader(transform, max_pixels)
+            # mmcv's own may be of boxes alone
+            if transform.with_seg or type(transform).transform is not LoadAnnotations.transform:
+                transforms[index] = CheckedLoader(transform, max_pixels)
         elif isinstance(transform, list):
-            _check_loaders(transform, max_pixels)
+            _check_loaders(transform, max_pixels, depth + 1)
         else:
             # RandomApply, RandomChoice, TestTimeAug and the like keep lists and Composes
             for value in getattr(transform, "__dict__", {}).values():
                 value = getattr(value, "transforms", value)
                 if isinstance(value, list):
-                    _check_loaders(value, max_pixels)
+                    _check_loaders(value, max_pixels, depth + 1)
 
 
 def _name_files(text: str, paths: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Check images and masks of any data set where they are read, and say so where no pixel has a label."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -31,15 +32,15 @@ class SampleCheckHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check the training data."""
-        check_samples(runner.train_dataloader.dataset, self.max_pixels)
+        check_samples(runner.train_dataloader.dataset, self.max_pixels, _head(runner))
 
     def before_val(self, runner: Runner) -> None:
         """Check the validation data."""
-        check_samples(runner.val_dataloader.dataset, self.max_pixels)
+        check_samples(runner.val_dataloader.dataset, self.max_pixels, _head(runner))
 
     def before_test(self, runner: Runner) -> None:
         """Check the test data."""
-        check_samples(runner.test_dataloader.dataset, self.max_pixels)
+        check_samples(runner.test_dataloader.dataset, self.max_pixels, _head(runner))
 
 
 @HOOKS.register_module()
@@ -70,7 +71,11 @@ class LabelledPixelsHook(Hook):
         if not self._trained.add(runner, data_batch):
             return
         batches = self._trained.batches
-        if hasattr(runner.train_dataloader, "__len__") and batches == iterations_per_epoch(runner.train_dataloader):
+        epoch = None
+        # data without a length
+        with suppress(ValueError):
+            epoch = iterations_per_epoch(runner.train_dataloader)
+        if batches == epoch:
             raise ValueError(f"nothing can be learned: {self._trained.finding('training')}")
         if batches == self.patience:
             runner.logger.warning(f"Nothing was learned yet: {self._trained.finding('training')}")
@@ -117,8 +122,7 @@ class _Unlabelled:
             # a classifier's samples, or a set without labels
             self.found = True
             return False
-        heads = getattr(unwrap_model(runner.model), "decode_head", None)
-        self.ignored = getattr(heads[-1] if isinstance(heads, Sequence | ModuleList) else heads, "ignore_index", 255)
+        self.ignored = getattr(_head(runner), "ignore_index", 255)
         self.found = any(bool((labels != self.ignored).any()) for labels in maps)
         self.batches, self.images = (0, 0) if self.found else (self.batches + 1, self.images + len(maps))
         return not self.found
@@ -129,6 +133,12 @@ class _Unlabelled:
             f"no pixel has a label in the first {self.images:,} images of the {what}, all are {self.ignored} (ignored); "
             "look at the masks: gbseg doctor CONFIG, gbseg browse CONFIG."
         )
+
+
+def _head(runner: Runner) -> Any:
+    """The decode head of a segmentor, the last one of several; None of other models."""
+    heads = getattr(unwrap_model(runner.model), "decode_head", None)
+    return heads[-1] if isinstance(heads, ModuleList) else heads
 
 
 def _flat(samples: Any) -> Iterator[Any]:
