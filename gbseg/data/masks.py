@@ -143,9 +143,15 @@ _FAULTS = {
 def stored_numbers(image: Image.Image) -> tuple[np.ndarray, int | None]:
     """The numbers of a mask as its file stores them, and the factor by which readers scale them, None where they do not."""
     # how the pixels are packed, which Pillow forgets once it has loaded them
-    scale = _SCALES.get(str(image.tile[0][3])) if image.format == "PNG" and image.tile else None
+    scale = _SCALES.get(_packing(image)) if image.format == "PNG" else None
     stored = np.asarray(image)
     return (stored if scale is None else stored.astype(np.uint8) // scale), scale
+
+
+def _packing(image: Image.Image) -> str:
+    """How Pillow packs the pixels of a file that it has not loaded yet; '' for another image."""
+    tile = getattr(image, "tile", None)
+    return str(tile[0][3]) if tile else ""
 
 
 def label_fault(image: Image.Image, read: np.ndarray, remapped: bool = False, compare: bool = True) -> str:
@@ -165,8 +171,7 @@ def label_fault(image: Image.Image, read: np.ndarray, remapped: bool = False, co
         return "palette read as colours" if mode == "P" else "stored as colours"
     if kind in ("JPEG", "MPO"):
         return "JPEG"
-    packed = bool(image.tile) and str(image.tile[0][3]) in _SCALES
-    if not compare and mode in ("P", "L") and not packed:
+    if not compare and mode in ("P", "L") and _packing(image) not in _SCALES:
         return ""
     stored, scale = stored_numbers(image)
     if stored.shape != read.shape:

@@ -140,8 +140,7 @@ def verify_dataset(
     list_problems, counts, unlabelled = _check_lists(root, files)
     problems += list_problems
     ids = sorted(set().union(*files.values()))
-    settings = dict(root=root, classes=tuple(classes), ignore_index=ignore_index, max_pixels=max_pixels)
-    check = functools.partial(_check_files, **settings)
+    check = functools.partial(_check_files, root=root, classes=tuple(classes), ignore_index=ignore_index, max_pixels=max_pixels)
     run_in_processes(check, ids, "verify", processes, lambda _, file_problems: problems.extend(file_problems))
     masks = len(files[MASKS]) + len(files[MASKS_AUG])
     return Verification(root, tuple(sorted(problems)), len(files[IMAGES]), masks, counts, tuple(unlabelled))

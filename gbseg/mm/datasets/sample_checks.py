@@ -149,7 +149,8 @@ class CheckedPipeline(Compose):
     """
 
     def __init__(self, pipeline: Callable[[dict], dict | None], limits: Limits) -> None:
-        self.transforms = pipeline.transforms if type(pipeline) is Compose else [pipeline]
+        # a subclass of Compose may do more than to call its transforms
+        self.transforms: list[Any] = vars(pipeline)["transforms"] if type(pipeline) is Compose else [pipeline]
         self.limits = limits
 
     def __call__(self, data: dict) -> dict | None:
@@ -160,7 +161,7 @@ class CheckedPipeline(Compose):
                 refused the sample.
         """
         paths = {name: data.get(key) for name, key in (("image", "img_path"), ("mask", "seg_map_path"))}
-        results: dict | None = data
+        results = data
         compared = False
         with _named(paths, "reading"):
             size = self._check_image(paths["image"])
@@ -286,8 +287,9 @@ def check_samples(dataset: Any, max_pixels: int = MAX_PIXELS, head: Any = None) 
         if pipeline is None or not callable(pipeline):
             continue
         classes = (getattr(part, "metainfo", None) or {}).get("classes") or ()
-        ignored = {255, getattr(part, "ignore_index", None), (head or {}).get("ignore_index")} - {None}
-        limits = Limits(max_pixels, (head or {}).get("num_classes") or len(classes) or None, frozenset(ignored))
+        ignored = (255, getattr(part, "ignore_index", None), (head or {}).get("ignore_index"))
+        named = frozenset(value for value in ignored if value is not None)
+        limits = Limits(max_pixels, (head or {}).get("num_classes") or len(classes) or None, named)
         if isinstance(pipeline, CheckedPipeline):
             pipeline.limits = limits
         else:
