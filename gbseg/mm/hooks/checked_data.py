@@ -115,9 +115,10 @@ class _Unlabelled:
         """Look at a batch; whether no pixel of it or an earlier one has a label."""
         if self.found or not isinstance(batch, dict):
             return False
-        samples = batch.get("data_samples") or ()
-        # test-time augmentation gives a list for every image
-        maps = [s.gt_sem_seg.data for s in _flat(samples) if hasattr(s, "gt_sem_seg")]
+        samples = batch.get("data_samples")
+        # test-time augmentation gives a list for every image; classes may be one tensor for all
+        samples = _flat(samples) if isinstance(samples, list | tuple) else ()
+        maps = [sample.gt_sem_seg.data for sample in samples if hasattr(sample, "gt_sem_seg")]
         if not maps:
             # a classifier's samples, or a set without labels
             self.found = True
