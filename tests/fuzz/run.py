@@ -1,6 +1,6 @@
 """Fuzzing: mutated images, masks, checkpoints, configs and archives through the readers that users meet.
 
-    python tests/fuzz/run.py                  # what .ci/run does: under five minutes on two cores
+    python tests/fuzz/run.py                  # all parts, some five minutes on two cores
     python tests/fuzz/run.py --times 20       # the same parts with twenty times as many cases
     python tests/fuzz/run.py --only masks --case 17
 
