@@ -16,6 +16,7 @@ __all__ = [
     "MaskError",
     "describe_fault",
     "encode_mask",
+    "holds_bytes",
     "label_fault",
     "nearest_exact",
     "read_mask",
@@ -26,6 +27,7 @@ __all__ = [
 
 # the factor by which Pillow multiplies the numbers of a grey PNG of 1, 2 or 4 bits a pixel, by the name of the packing
 _SCALES = {"1": 1, "L;2": 85, "L;4": 17}
+_LOSSY = ("JPEG", "MPO")
 
 
 class MaskError(ValueError):
@@ -154,6 +156,11 @@ def _packing(image: Image.Image) -> str:
     return str(tile[0][3]) if tile else ""
 
 
+def holds_bytes(image: Image.Image) -> bool:
+    """Whether a file, of which the header is enough, holds one number of 8 bits a pixel, as readers give it."""
+    return image.mode in ("P", "L") and image.format not in _LOSSY and _packing(image) not in _SCALES
+
+
 def label_fault(image: Image.Image, read: np.ndarray, remapped: bool = False, compare: bool = True) -> str:
     """Say what is wrong with a mask, or with what a loader made of it; '' for nothing.
 
@@ -166,12 +173,12 @@ def label_fault(image: Image.Image, read: np.ndarray, remapped: bool = False, co
     Returns:
         A key of doctor's ``label_problems.toml``.
     """
-    kind, mode = image.format, image.mode
+    mode = image.mode
     if read.ndim != 2:
         return "palette read as colours" if mode == "P" else "stored as colours"
-    if kind in ("JPEG", "MPO"):
+    if image.format in _LOSSY:
         return "JPEG"
-    if not compare and mode in ("P", "L") and _packing(image) not in _SCALES:
+    if not compare and holds_bytes(image):
         return ""
     stored, scale = stored_numbers(image)
     if stored.shape != read.shape:

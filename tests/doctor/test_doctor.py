@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import sys
@@ -267,6 +268,26 @@ def test_files_that_are_missing_damaged_or_lossy(tmp_path: Path) -> None:
     problems = [f for f in bad(check_data(config)) if f.where == "val data"]
     assert "none.txt" in problems[0].text
     assert problems[0].remedy == "correct val_dataloader.dataset."
+
+
+def test_the_limit_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    root = folder(tmp_path)
+    assert not bad(check_data(custom(root, max_pixels=600)))
+    text = "6 of 6 samples cannot be read, first .*: has 30 x 20 pixels; at most 599 can be read: .*max_pixels"
+    only(check_data(custom(root, max_pixels=599)), "error", text)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [((-1, 0, 1), np.int32), ((0, 0.5, 1), np.float32), ((0, 1, 300), np.int32)], ids=str
+)
+def test_numbers_that_eight_bits_do_not_hold(values: tuple, kind: type, tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    for path in (root / "masks").rglob("*.png"):
+        buffer = io.BytesIO()
+        Image.fromarray(np.resize(np.array(values, kind), (20, 30))).save(buffer, format="TIFF")
+        path.write_bytes(buffer.getvalue())
+    only(check_data(custom(root)), "error", "6 of 6 masks .* hold numbers above 255 .*fractions.*below 0", "below 255")
 
 
 def test_classes_of_the_data_and_of_the_head(tmp_path: Path) -> None:

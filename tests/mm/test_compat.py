@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -449,6 +450,21 @@ def test_albu() -> None:
     pytest.importorskip("albumentations")
     pipeline = Albu([dict(type="HorizontalFlip")]).aug
     assert hasattr(pipeline, "set_random_state")
+
+
+@rests_on("compat.LabelResize")
+def test_resizing_of_label_maps() -> None:
+    """``Resize`` calls ``_resize_seg`` once, after the image, with the size in ``results['scale']``."""
+    called = []
+
+    class Resize(compat.LabelResize):
+        def resize_labels(self, results: dict) -> None:
+            called.append((results["scale"], results["img_shape"]))
+            super().resize_labels(results)
+
+    image, labels = np.zeros((6, 8, 3), np.uint8), np.arange(48, dtype=np.uint8).reshape(6, 8)
+    results = Resize(scale=(4, 3))(dict(img=image, gt_seg_map=labels, seg_fields=["gt_seg_map"]))
+    assert called == [((4, 3), (3, 4))] and results["gt_seg_map"].shape == (3, 4)
 
 
 @rests_on("compat.build_steps")

@@ -266,6 +266,20 @@ def test_what_does_not_fit_is_said(segmenter: Segmenter, tmp_path: Path) -> None
         Segmenter(*write_segmentor(tmp_path, extra="tta_pipeline = []"), device="cpu", tta=True)
 
 
+def test_the_limit_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config's, also for a loader that reads by Pillow, whose own limit does not hold."""
+    config, checkpoint = write_segmentor(tmp_path)
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "photo.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ImageError, match=r"photo\.png has 50 x 40 pixels; at most 1,999 can be read: .*max_pixels=N"):
+        Segmenter(config, checkpoint, "cpu", cfg_options={"max_pixels": 1999})(tmp_path / "photo.png")
+    settings = load_config(config, {"max_pixels": 2000})
+    settings.test_dataloader.dataset.pipeline[0].imdecode_backend = "pillow"
+    assert Segmenter(settings, checkpoint, "cpu")(tmp_path / "photo.png").labels.shape == (40, 50)
+    with pytest.raises(ValueError, match=r"max_pixels is the most pixels of an image or a mask, .* not 0"):
+        Segmenter(config, checkpoint, "cpu", cfg_options={"max_pixels": 0})
+
+
 @pytest.mark.parametrize("way", ["whole", "tiles", "tta"])
 def test_a_network_of_nan_gives_no_labels(way: str, tmp_path: Path) -> None:
     config, checkpoint = write_segmentor(tmp_path)

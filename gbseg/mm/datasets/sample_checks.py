@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.nn import ModuleList
 
 from gbseg.data.images import MAX_PIXELS, ImageError, check_file, excess_pixels, open_image, pillow_reads
-from gbseg.data.masks import MaskError, describe_fault, label_fault
+from gbseg.data.masks import MaskError, describe_fault, holds_bytes, label_fault
 
 __all__ = ["CheckedLoader", "CheckedPipeline", "Limits", "NamedTransform", "SampleError", "check_samples"]
 
@@ -112,7 +112,9 @@ class CheckedLoader(BaseTransform):
             if labels.ndim < 2 and labels.size == size[0] * size[1]:
                 # mmseg squeezes: of an image one pixel high there is one axis left
                 labels = loaded["gt_seg_map"] = labels.reshape(size[::-1])
-            self._require_numbers(str(path), content, labels, results)
+            by_numbers = header.mode == "L" or getattr(self.loader, "imdecode_backend", None) == "pillow"
+            if labels.ndim != 2 or not by_numbers or not holds_bytes(header):
+                self._require_numbers(str(path), content, labels, results)
         elif labels.ndim != 2:
             raise MaskError(f"{path} is {' x '.join(map(str, labels.shape))}: labels are one number a pixel")
         require_same_size(loaded)
@@ -193,11 +195,13 @@ class CheckedPipeline(Compose):
         if (sample := results.get("data_samples")) is not None:
             labels = getattr(getattr(sample, "gt_sem_seg", None), "data", None)
         labels = labels.numpy() if isinstance(labels, torch.Tensor) else labels
-        # the first look is ten times as fast, and enough where nothing is ignored
         if not isinstance(labels, np.ndarray) or not labels.size or (labels.min() >= 0 and labels.max() < count):
             return
-        wrong = [value for value in np.unique(labels).tolist() if not 0 <= value < count and value not in ignored]
-        if wrong:
+        outside = labels[(labels < 0) | (labels >= count)]
+        for value in ignored:
+            outside = outside[outside != value]
+        if outside.size:
+            wrong = np.unique(outside).tolist()
             shown = ", ".join(map(str, wrong[:5])) + ", ..." * (len(wrong) > 5)
             ignored_values = ", ".join(map(str, sorted(ignored)))
             raise MaskError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gbseg.cli.data_checks import add_checks, check
 from gbseg.data.layout import read_list
 from gbseg.data.masks import write_mask
 from gbseg.data.prepare.verify import Problem, verify_dataset
@@ -73,6 +76,16 @@ def _paint(value: int) -> Callable[[Path], None]:
     return paint
 
 
+def _widen(more: int) -> Callable[[Path], None]:
+    def widen(path: Path) -> None:
+        with Image.open(path) as image:
+            values = np.array(image).astype(np.uint16)
+        values[3, 4] += more
+        Image.fromarray(values).save(path)
+
+    return widen
+
+
 def _colours(path: Path) -> None:
     with Image.open(path) as image:
         image.convert("RGB").save(path)
@@ -103,6 +116,7 @@ JPG, CLASS, AUG, TRAIN = "JPEGImages", "SegmentationClass", "SegmentationClassAu
         (f"{CLASS}/{IDS[0]}.png", Path.unlink, "is missing, but train names it"),
         (f"{AUG}/{IDS[2]}.png", _cut, "cannot be decoded"),
         (f"{AUG}/{IDS[2]}.png", _colours, "has mode RGB"),
+        (f"{AUG}/{IDS[2]}.png", _widen(256), ", which do not fit into the 8 bits of a label"),
         (f"{AUG}/{IDS[2]}.png", _resize, "pixels, its image"),
         (f"{AUG}/{IDS[2]}.png", _paint(21), "3 pixels with values that are no class: 21"),
         (f"{CLASS}/{IDS[0]}.png", _paint(254), "3 pixels with values that are no class: 254"),
@@ -230,3 +244,24 @@ def test_links_to_folders(root: Path, tmp_path: Path) -> None:
     (tmp_path / f"disk/JPEGImages/{IDS[3]}.jpg").unlink()
     named = {problem.file: problem.what for problem in verify_dataset(root, processes=1).problems}
     assert named[f"SegmentationClassAug/site2/{IDS[3]}.png"] == "has no image"
+
+
+def test_sixteen_bits_whose_numbers_fit(root: Path) -> None:
+    _widen(0)(root / f"{AUG}/{IDS[2]}.png")
+    assert verify_dataset(root, processes=1).problems == ()
+
+
+def test_the_limit_of_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of images and masks, ours and not Pillow's; the command has an option for it."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert verify_dataset(root, processes=1).problems == ()
+    problems = verify_dataset(root, processes=1, max_pixels=20).problems
+    assert {problem.file.partition("/")[0] for problem in problems} == {JPG, CLASS, AUG}
+    for problem in problems:
+        assert re.match(r"has \d+ x \d+ pixels; at most 20 can be read: .* --max-pixels N", problem.what)
+    with pytest.raises(ValueError, match="max_pixels is the most pixels of an image or a mask, not 0"):
+        verify_dataset(root, max_pixels=0)
+    arguments = argparse.ArgumentParser()
+    add_checks(arguments)
+    options = ["--verify", "--processes", "1", "--max-pixels"]
+    assert [check(arguments.parse_args([*options, str(limit)]), root, ()) for limit in (20, 10**6)] == [1, 0]
