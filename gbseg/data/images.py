@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
-import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -136,6 +135,9 @@ def read_bgr(path: str | os.PathLike) -> np.ndarray:
     Raises:
         ImageError: the file is missing, or OpenCV cannot decode it.
     """
+    # here, since label maps are prepared without OpenCV
+    import cv2
+
     try:
         # opened by Python, because OpenCV 5.0.0 crashes at a name that is not UTF-8
         image = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_COLOR)

@@ -48,12 +48,13 @@ def test_every_image_gets_the_mask_of_its_name(masks: str, tmp_path: Path) -> No
     fill(tmp_path, "a.jpg", "b.PNG", "deep/er/c.tif", "d.v2.jpeg", masks=masks)
     (tmp_path / "images/notes.txt").touch()
     folders = dict(img_path="images", seg_map_path=masks.split("/")[0])
-    dataset = build(tmp_path, data_prefix=folders, seg_map_suffix=masks.partition("{}")[2])
+    metainfo = {"classes": ("sky", "road", "tree", "car")}
+    dataset = build(tmp_path, data_prefix=folders, seg_map_suffix=masks.partition("{}")[2], metainfo=metainfo)
     samples = [sample["data_samples"] for sample in dataset]
     assert [Path(s.img_path).name for s in samples] == ["a.jpg", "b.PNG", "d.v2.jpeg", "c.tif"]
     assert [int(s.gt_sem_seg.data.unique()) for s in samples] == [0, 1, 3, 2]
-    assert dataset.metainfo["classes"] == ("sky", "road")
-    assert dataset.metainfo["palette"] == [list(colour) for colour in VOC_PALETTE[:2]]
+    assert dataset.metainfo["classes"] == metainfo["classes"]
+    assert dataset.metainfo["palette"] == [list(colour) for colour in VOC_PALETTE[:4]]
 
 
 def test_a_list_chooses_and_orders(tmp_path: Path) -> None:
