@@ -467,6 +467,7 @@ def test_resizing_of_label_maps() -> None:
     assert called == [((4, 3), (3, 4))] and results["gt_seg_map"].shape == (3, 4)
 
 
+@pytest.mark.usefixtures("mmengine_scope")
 @rests_on("compat.build_steps")
 def test_what_was_being_built_when_an_exception_was_raised() -> None:
     """`build_steps` reads local variables of mmengine's functions, and the names of private methods of its runner."""
@@ -478,7 +479,7 @@ def test_what_was_being_built_when_an_exception_was_raised() -> None:
         with pytest.raises(Exception) as caught:
             build()
         methods, steps = compat.build_steps(caught.value)
-        return methods, [(step.registry and step.registry.name, step.settings) for step in steps]
+        return methods, [(None if step.registry is None else step.registry.name, step.settings) for step in steps]
 
     layer, wrong = dict(type=nn.BatchNorm2d, num_features=2, zzz=1), dict(type="Nothing")
 

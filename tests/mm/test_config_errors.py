@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("mmseg")
 import mmengine.registry
 from mmengine.config import Config
-from mmengine.registry import DATA_SAMPLERS, HOOKS, MODELS, Registry, init_default_scope
+from mmengine.registry import DATA_SAMPLERS, HOOKS, MODELS, DefaultScope, Registry, init_default_scope
 
 import gbseg.mm  # noqa: F401  (registers everything)
 from gbseg.cli import main
@@ -196,7 +196,9 @@ def test_a_wrong_argument_of_any_component_of_ours(name: str, registry: Registry
     if near:
         settings[f"{near}x"] = 1
     config = Config(dict(part=settings))
-    with pytest.raises(ConfigError) as caught, config_errors(config):
+    # whatever default scope an earlier test of this process has set
+    scope = DefaultScope.overwrite_default_scope(registry.scope)
+    with scope, pytest.raises(ConfigError) as caught, config_errors(config):
         registry.build(dict(settings))
     message = str(caught.value)
     wrong = sorted(settings.keys() - {"type"} - parameters.keys())
