@@ -132,7 +132,7 @@ def misspelt_names(file: Path, keys: Collection[str]) -> list[tuple[Path, str, s
     assigned = {path: _assigned(tree) for path, tree in trees.items()}
     read = {name for tree in trees.values() for name in _read(tree)}
     installed = [config_folder(package) for package in ("mmseg", "mmpretrain") if find_spec(package)]
-    found = []
+    misspelt = []
     for path, names in assigned.items():
         others = set().union(*(other for other_path, other in assigned.items() if other_path != path))
         if any(path.is_relative_to(folder) for folder in installed):
@@ -140,8 +140,8 @@ def misspelt_names(file: Path, keys: Collection[str]) -> list[tuple[Path, str, s
         for name in names:
             absent = [key for key in keys if key not in names]
             if name not in keys and name not in read | others and (match := near(name, absent, cutoff=_RESEMBLANCE)):
-                found.append((path, name, match[0]))
-    return found
+                misspelt.append((path, name, match[0]))
+    return misspelt
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,6 @@ import inspect
 import os
 import shlex
 import sys
-import traceback
 import warnings
 from collections.abc import Collection, Sequence
 from importlib import import_module
@@ -23,8 +22,9 @@ from types import ModuleType
 
 from gbseg import __version__
 from gbseg.cli.common_options import HelpFormatter, OutputFolder, PrintCompletion, ReadableConfig, existing_checkpoint
+from gbseg.errors import is_refusal
 
-__all__ = ["COMMANDS", "build_parser", "is_refusal", "main"]
+__all__ = ["COMMANDS", "build_parser", "main"]
 
 COMMANDS = (
     "prepare-voc",
@@ -94,18 +94,6 @@ def build_parser(commands: Collection[str] = COMMANDS) -> argparse.ArgumentParse
         if command in commands:
             _add_command(subparser, command)
     return parser
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether gbseg itself raised an error, in a sentence for people.
-
-    What breaks elsewhere, and an import that fails, may be a bug: it keeps its traceback.
-    """
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    # a data loader raises the error of a worker again, from torch's code
-    raised_in = frame.f_globals.get("__name__", ""), type(error).__module__
-    own = any(name.startswith(("gbseg.", "reproduction.")) for name in raised_in) and not getattr(error, "name", None)
-    return own and isinstance(error, ImportError | OSError | ValueError | RuntimeError)
 
 
 def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:

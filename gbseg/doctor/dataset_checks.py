@@ -15,7 +15,8 @@ from gbseg.data.lists import abbreviate
 from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.doctor.label_checks import Masks, judge
 from gbseg.doctor.model_checks import sub_configs, types_in
-from gbseg.mm.component_errors import build_error, refused_by_gbseg
+from gbseg.errors import is_refusal
+from gbseg.mm.component_errors import build_error
 from gbseg.mm.config import max_pixels
 from gbseg.mm.datasets.list_faults import find_faults
 from gbseg.mm.datasets.sample_checks import CheckedLoader
@@ -59,7 +60,7 @@ def check_data(config: Config, every: bool = False, prepare: dict | None = None)
         # any exception: this runs code of any data set while it looks for its files
         except Exception as error:
             # gbseg's own messages already say what to do
-            if refused_by_gbseg(error):
+            if is_refusal(error):
                 yield Finding(ERROR, where, str(error))
             else:
                 text = f"the data set cannot be built: {build_error(error, config, 'dataset')}"

@@ -97,8 +97,8 @@ class LabelRecord:
         value = label.reshape(rows.shape).gather(1, position.clamp(max=size - 1).unsqueeze(1)).squeeze(1).long()
         # rows with bad labels in their order; the others, and those beyond, share a place that is cut off
         place = torch.where(hit, hit.cumsum(0) - 1, _SHOWN).clamp(max=_SHOWN)
-        found = torch.stack([torch.arange(bad.shape[0], device=bad.device), position, value], dim=1)
-        seen = found.new_full((_SHOWN + 1, 3), LabelRecord.NOTHING).index_copy(0, place, found)[:_SHOWN]
+        triples = torch.stack([torch.arange(bad.shape[0], device=bad.device), position, value], dim=1)
+        seen = triples.new_full((_SHOWN + 1, 3), LabelRecord.NOTHING).index_copy(0, place, triples)[:_SHOWN]
         # filled on the device: a tensor made of host numbers would be copied there, and the copy synchronises
         classes = seen.new_full((1,), num_classes)
         ignored = seen.new_full((1,), LabelRecord.NO_INDEX if ignore_index is None else ignore_index)

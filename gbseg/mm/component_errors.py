@@ -18,13 +18,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from gbseg.config_files import ConfigError, near
+from gbseg.errors import is_refusal
 from gbseg.mm.compat import SET_UP, BuildStep, before_call_hook, build_steps
 
 __all__ = [
     "build_error",
     "config_errors",
     "missing_packages",
-    "refused_by_gbseg",
     "wrong_arguments",
     "wrong_type",
     "wrong_values",
@@ -75,17 +75,11 @@ def config_errors(config: Config, only_building: bool = False, key: str = "") ->
         error = before_call_hook(raised)
         if isinstance(error, ConfigError | torch.OutOfMemoryError) or (only_building and not any(build_steps(error))):
             raise
-        if refused_by_gbseg(error):
+        if is_refusal(error):
             if (place := _locate(error, config)[0] or key) and not hasattr(error, "__notes__"):
                 error.add_note(f"It comes from {place} in {_name(config)}.")
             raise
         raise ConfigError(build_error(error, config, key)) from error
-
-
-def refused_by_gbseg(error: Exception) -> bool:
-    """Whether gbseg has raised an exception by itself, with a message that says what to do."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, _OWN) and frame.f_globals.get("__name__", "").startswith(("gbseg.", "reproduction."))
 
 
 def build_error(error: Exception, config: Config, key: str = "") -> str:
@@ -270,20 +264,20 @@ def _parameters(kind: Any) -> tuple[dict[str, bool], bool]:
     functions = [kind]
     if inspect.isclass(kind):
         functions = [vars(parent)["__init__"] for parent in kind.__mro__[:-1] if "__init__" in vars(parent)]
-    found: dict[str, bool] = {}
+    required: dict[str, bool] = {}
     for function in functions:
         try:
             parameters = list(inspect.signature(function).parameters.values())[inspect.isclass(kind) :]
         except (TypeError, ValueError):
-            return found, True
+            return required, True
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 # what a parent requires may be given by its child
-                found.setdefault(parameter.name, parameter.default is parameter.empty and function is functions[0])
+                required.setdefault(parameter.name, parameter.default is parameter.empty and function is functions[0])
         # **kwargs go to the next parent
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return found, False
-    return found, bool(functions)
+            return required, False
+    return required, bool(functions)
 
 
 def _locate(error: Exception, config: Config) -> tuple[str, Any]:
@@ -292,7 +286,7 @@ def _locate(error: Exception, config: Config) -> tuple[str, Any]:
     root = ("", dict(config.items()))
     key = SET_UP[methods[-1]] if methods else ""
     place = (key, root[1].get(key)) if key in root[1] else root
-    found = True
+    located = True
     for step in steps:
         if step.registry is None:
             # the loop's
@@ -303,8 +297,8 @@ def _locate(error: Exception, config: Config) -> tuple[str, Any]:
         starts = (place, root) if isinstance(step.settings, Mapping) else (place,)
         parts = (part for start in starts for same in (_is_same, _is_of_type) for part in _nodes(*start) if same(part[1], step))
         match = next(parts, None)
-        place, found = match or place, match is not None
-    return place if found else (place[0], None)
+        place, located = match or place, match is not None
+    return place if located else (place[0], None)
 
 
 def _nodes(key: str, node: Any) -> Iterator[tuple[str, Any]]:

@@ -73,7 +73,7 @@ def judge(mutant: mutations.Mutant, reader: str, name: str, read: Callable[[], b
         name: what a refusal must contain: the file's name.
         read: reads it; whether the values are those of the original.
     """
-    from gbseg.cli import is_refusal
+    from gbseg.errors import is_refusal
 
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

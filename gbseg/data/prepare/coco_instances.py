@@ -96,13 +96,13 @@ def read_instances(path: str | Path, faults: list[CocoFault] | None = None) -> l
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or no file of instances, or has broken entries; the message says where.
     """
-    found: list[CocoFault] = []
-    images = _read_instances(path, found)
-    if faults is None and found:
-        more = f", and {len(found) - 10:,} more" if len(found) > 10 else ""
-        raise ValueError(f"{path}: {'; '.join(fault.text for fault in found[:10])}{more}; {_REMEDY}")
+    broken: list[CocoFault] = []
+    images = _read_instances(path, broken)
+    if faults is None and broken:
+        more = f", and {len(broken) - 10:,} more" if len(broken) > 10 else ""
+        raise ValueError(f"{path}: {'; '.join(fault.text for fault in broken[:10])}{more}; {_REMEDY}")
     if faults is not None:
-        faults += found
+        faults += broken
     return images
 
 

@@ -57,8 +57,8 @@ def masks_without_image(
         image_suffixes: suffixes of images.
         mask_suffix: what follows the name in the name of a mask.
     """
-    found = (path for path in walk_files(masks) if path.name.endswith(mask_suffix))
-    named = {path.relative_to(masks).as_posix().removesuffix(mask_suffix): path for path in found}
+    paths = (path for path in walk_files(masks) if path.name.endswith(mask_suffix))
+    named = {path.relative_to(masks).as_posix().removesuffix(mask_suffix): path for path in paths}
     lonely = {name: path for name, path in named.items() if name not in names}
     if images != masks and images.is_relative_to(masks):
         # a folder of masks around everything else: only where masks lie

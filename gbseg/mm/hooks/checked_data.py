@@ -109,11 +109,11 @@ class _Unlabelled:
     def __init__(self) -> None:
         self.batches = self.images = 0
         self.ignored = 255
-        self.found = False
+        self.has_labels = False
 
     def add(self, runner: Runner, batch: Any) -> bool:
         """Look at a batch; whether no pixel of it or an earlier one has a label."""
-        if self.found or not isinstance(batch, dict):
+        if self.has_labels or not isinstance(batch, dict):
             return False
         samples = batch.get("data_samples")
         # test-time augmentation gives a list for every image; classes may be one tensor for all
@@ -121,12 +121,12 @@ class _Unlabelled:
         maps = [sample.gt_sem_seg.data for sample in samples if hasattr(sample, "gt_sem_seg")]
         if not maps:
             # a classifier's samples, or a set without labels
-            self.found = True
+            self.has_labels = True
             return False
         self.ignored = getattr(_head(runner), "ignore_index", 255)
-        self.found = any(bool((labels != self.ignored).any()) for labels in maps)
-        self.batches, self.images = (0, 0) if self.found else (self.batches + 1, self.images + len(maps))
-        return not self.found
+        self.has_labels = any(bool((labels != self.ignored).any()) for labels in maps)
+        self.batches, self.images = (0, 0) if self.has_labels else (self.batches + 1, self.images + len(maps))
+        return not self.has_labels
 
     def finding(self, what: str) -> str:
         """What was seen, and what to do."""
