@@ -1,8 +1,9 @@
-"""The order of the tests, and a disk that can be filled, for every test that asks for one."""
+"""The order of the tests, a logger for each, and a disk that can be filled for every test that asks for one."""
 
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,6 +40,14 @@ def _triton() -> tuple[int, ...]:
         return tuple(map(int, version("triton").split(".")[:2]))
     except PackageNotFoundError:
         return ()
+
+
+@pytest.fixture(autouse=True)
+def own_loggers() -> Iterator[None]:
+    """A logger for every test: MMEngine's are named by the second, and keep the first one's files and standard error."""
+    yield
+    if "mmengine.logging" in sys.modules:
+        sys.modules["mmengine.logging"].MMLogger._instance_dict.clear()
 
 
 @pytest.fixture

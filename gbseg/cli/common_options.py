@@ -110,10 +110,15 @@ def _parse_scalar(text: str) -> object:
     return {"true": True, "false": False}.get(text.lower(), None if text == "None" else text)
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """``config`` and ``--cfg-options``."""
+def add_config(parser: argparse.ArgumentParser, must_exist: bool = True) -> None:
+    """``config`` and ``--cfg-options``.
+
+    Args:
+        parser: gets them.
+        must_exist: whether the file is looked for and parsed with the command line.
+    """
     help_text = "a config file, or gbseg::NAME.py for one that came with the package"
-    parser.add_argument("config", action=ReadableConfig, help=help_text)
+    parser.add_argument("config", action=ReadableConfig if must_exist else "store", help=help_text)
     parser.add_argument(
         "--cfg-options",
         nargs="+",

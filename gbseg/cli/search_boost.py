@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gbseg.cli.common_options import add_config
-from gbseg.cli.reproduce import require_checkout
+from gbseg.cli.reproduce import in_checkout, require_checkout
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Add the options; returns the function that runs the command."""
-    add_config(parser)
+    # without a checkout that is what there is to say, whatever the config is
+    add_config(parser, must_exist=in_checkout())
     parser.add_argument("--trials", type=int, default=30, help="settings tried of each side, boosted outputs and softmax")
     parser.add_argument("--epochs", type=int, default=4, help="of a trial that is not pruned, and of the confirmation")
     parser.add_argument("--held-out", type=int, default=5000, help="training images that the search measures on")

@@ -275,7 +275,7 @@ class PauseHook(Hook):
 
 
 def runner(cfg: Config) -> Runner:
-    """Build the run in this process."""
+    """Build the run in a process that does nothing else: MMEngine is changed for all that follows."""
     torch.set_num_threads(1)
     # most of a short run's time: one asks compilers for their versions, the other lays out the config's text anew each time
     mmengine.runner.runner.collect_env = dict

@@ -287,7 +287,7 @@ def test_damaged_files_in_mmengine(make: Callable, done: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"damaged\.pth cannot be read: ") as error:
         model.init_weights()
     assert DAMAGED[make] in str(error.value)
-    runner = tiny.runner(tiny.config(tmp_path / "run", load_from=str(damaged)))
+    runner = Runner.from_cfg(tiny.config(tmp_path / "run", load_from=str(damaged)))
     with pytest.raises(ValueError, match=r"damaged\.pth cannot be read: "):
         runner.load_or_resume()
 
@@ -338,7 +338,7 @@ def test_resuming_in_a_copied_folder(done: Path, tmp_path: Path) -> None:
     shutil.copytree(done, tmp_path / "copy")
     assert Path((tmp_path / "copy/last_checkpoint").read_text()).is_file()
     assert tiny.run(tmp_path / "copy", resume=True) == 0
-    runner: Runner = tiny.runner(tiny.config(tmp_path / "copy", resume=True))
+    runner: Runner = Runner.from_cfg(tiny.config(tmp_path / "copy", resume=True))
     runner.call_hook("before_run")
     assert runner._load_from == str(tmp_path / "copy/iter_12.pth")
 

@@ -375,7 +375,7 @@ def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
         for scheme in ("torchvision", "open-mmlab", "mmcls"):
             with pytest.raises(UnsafeCheckpointError, match=r"builtins\.exec"):
                 CheckpointLoader.load_checkpoint(f"{scheme}://net", "cpu")
-        runner: Runner = tiny.runner(tiny.config(tmp_path / "run", load_from=f"{address}/evil.pth"))
+        runner: Runner = Runner.from_cfg(tiny.config(tmp_path / "run", load_from=f"{address}/evil.pth"))
         with pytest.raises(UnsafeCheckpointError, match=r"builtins\.exec"):
             runner.load_or_resume()
     finally:
