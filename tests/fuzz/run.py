@@ -317,11 +317,23 @@ PARTS: dict[str, tuple[int, Callable[[Path], Case]]] = {
 RIGHT = ("accepted", "refused")
 
 
-def work(part: str, seed: int, numbers: range, results: Connection) -> None:
-    """Run cases of one part in this process, and send the number and the result of each."""
-    with tempfile.TemporaryDirectory(prefix="gbseg-fuzz-") as folder:
+def work(part: str, seed: int, numbers: range, results: Connection, home: Path, log: Path) -> None:
+    """Run cases of one part in this process, and send the number and the result of each.
+
+    Args:
+        part: of `PARTS`.
+        seed: of all cases.
+        numbers: of the cases.
+        results: where they are sent to, after None when all is ready for the first.
+        home: an empty folder is made in it.
+        log: gets what is written to standard error, of which libjpeg's share is large, and where a case hangs.
+    """
+    with log.open("a") as stream:
+        os.dup2(stream.fileno(), 2)
+        folder = tempfile.mkdtemp(dir=home)
         os.chdir(folder)
         case = PARTS[part][1](Path(folder))
+        results.send(None)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for number in numbers:
             faulthandler.dump_traceback_later(SECONDS, exit=True)
@@ -334,39 +346,40 @@ def work(part: str, seed: int, numbers: range, results: Connection) -> None:
             results.send((number, result))
 
 
-def run_part(part: str, seed: int, numbers: range) -> list[tuple[int, Result]]:
+def run_part(part: str, seed: int, numbers: range, home: Path) -> list[tuple[int, Result]]:
     """Run cases in processes of their own; one that dies or hangs is a result, and the rest goes on."""
     context = multiprocessing.get_context("fork")
     done: list[tuple[int, Result]] = []
-    running = []
-    halves = [numbers[0::2], numbers[1::2]]
+    log = home / "stderr.txt"
 
-    def start(half: range) -> tuple:
+    def start(rest: range) -> None:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(part, seed, half, sender))
+        process = context.Process(target=work, args=(part, seed, rest, sender, home, log))
         process.start()
         sender.close()
-        return process, receiver, half, half[0]
+        running[receiver] = (process, rest, False)
 
-    running = [start(half) for half in halves if half]
+    running: dict[Connection, tuple] = {}
+    for half in (numbers[0::2], numbers[1::2]):
+        if half:
+            start(half)
     while running:
-        for entry in multiprocessing.connection.wait([receiver for _, receiver, *_ in running]):
-            [job] = [job for job in running if job[1] is entry]
-            process, receiver, half, first = job
+        for receiver in multiprocessing.connection.wait(list(running)):
+            process, rest, ready = running[receiver]
             try:
-                number, result = receiver.recv()
-                done.append((number, result))
-                running[running.index(job)] = (process, receiver, half[half.index(number) + 1 :], first)
+                if (result := receiver.recv()) is not None:
+                    done.append(result)
+                    rest = rest[1:]
+                running[receiver] = (process, rest, True)
+                continue
             except EOFError:
                 process.join()
-                running.remove(job)
-                if half and process.exitcode and half[0] != first:
-                    done.append((half[0], Result("?", "?", "hung or died", f"exit status {process.exitcode}")))
-                    if half[1:]:
-                        running.append(start(half[1:]))
-                elif half:
-                    # or its first case: what it printed tells
-                    done.append((first, Result("?", "?", "died before its first case", f"exit status {process.exitcode}")))
+            del running[receiver]
+            if rest:
+                text = f"exit status {process.exitcode}; the end of what it wrote:\n{log.read_text()[-3000:]}"
+                done.append((rest[0], Result("?", "?", "hung or died" if ready else "died before its first case", text)))
+                if rest[1:] and ready:
+                    start(rest[1:])
     return sorted(done)
 
 
@@ -404,7 +417,8 @@ def main() -> int:
         numbers = range(max(1, round(count * arguments.times)))
         if arguments.case is not None:
             numbers = range(arguments.case, arguments.case + 1)
-        results[part] = run_part(part, arguments.seed, numbers)
+        with tempfile.TemporaryDirectory(prefix="gbseg-fuzz-") as home:
+            results[part] = run_part(part, arguments.seed, numbers, Path(home))
         for number, result in results[part]:
             if result.outcome not in RIGHT or arguments.case is not None:
                 print(f"{part}, case {number}: {result.kind}, {result.reader}: {result.outcome}\n{result.message}\n")
