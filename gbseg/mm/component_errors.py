@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -230,11 +231,12 @@ def wrong_values(config: Config) -> Iterator[tuple[str, str]]:
     loop = config.get("train_cfg")
     for name in ("max_iters", "max_epochs", "val_interval") if isinstance(loop, Mapping) else ():
         value = loop.get(name)
-        if isinstance(value, str) or (value is not None and (value == 0 or (name != "val_interval" and value < 0))):
+        # a validation that never comes has the interval -1
+        if value is not None and not (isinstance(value, Real) and (value > 0 or (name == "val_interval" and value < 0))):
             yield f"train_cfg.{name} is {value!r}.", "A number from 1 is needed."
     for key, value in intervals:
-        if isinstance(value, str):
-            yield f"{key} is {value!r}, a text.", "A number is needed."
+        if isinstance(value, str | Sequence | Mapping):
+            yield f"{key} is {value!r}.", "A number is needed."
     wrapper = config.get("optim_wrapper")
     clip = wrapper.get("clip_grad") if isinstance(wrapper, Mapping) else None
     if isinstance(clip, Mapping):

@@ -262,7 +262,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("train_cfg.max_iters", 0, "train_cfg.max_iters is 0."),
     ("train_cfg.max_iters", "2", "train_cfg.max_iters is '2'."),
     ("train_cfg.val_interval", 0, "train_cfg.val_interval is 0."),
-    ("default_hooks.logger.interval", "5", "default_hooks.logger.interval is '5', a text."),
+    ("default_hooks.logger.interval", "5", "default_hooks.logger.interval is '5'."),
     ("default_hooks.logger.intervall", 5, "default_hooks.logger: LoggerHook takes no intervall; is interval"),
     ("default_hooks.guard.type", "NonFiniteGuard", "default_hooks.guard: there is no hook called NonFiniteGuard; is NonFinite"),
     ("default_hooks.loger.interval", 5, "default_hooks.loger: it has no type."),

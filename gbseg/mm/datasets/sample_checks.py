@@ -284,7 +284,7 @@ def check_samples(dataset: Any, max_pixels: int = MAX_PIXELS, head: Any = None) 
     head = head[-1] if isinstance(head, Sequence | ModuleList) and len(head) else head
     head = head if isinstance(head, Mapping) or head is None else vars(head)
     for part in _parts(dataset):
-        pipeline = vars(part).get("pipeline")
+        pipeline = getattr(part, "__dict__", {}).get("pipeline")
         if isinstance(pipeline, list):
             # of samples that are mixed
             pipeline[:] = [step if isinstance(step, NamedTransform) else NamedTransform(step) for step in pipeline]
@@ -304,8 +304,9 @@ def check_samples(dataset: Any, max_pixels: int = MAX_PIXELS, head: Any = None) 
 def _parts(dataset: Any) -> Iterator[Any]:
     """A data set, and those inside it."""
     yield dataset
-    for part in (*(vars(dataset).get("datasets") or ()), vars(dataset).get("dataset")):
-        if part is not None and hasattr(part, "__dict__"):
+    inner = getattr(dataset, "__dict__", {})
+    for part in (*(inner.get("datasets") or ()), inner.get("dataset")):
+        if part is not None:
             yield from _parts(part)
 
 

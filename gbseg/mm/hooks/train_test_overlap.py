@@ -63,7 +63,7 @@ def unwrap(dataset: Any) -> Iterator[Any]:
     if getattr(dataset, "datasets", None):
         for part in dataset.datasets:
             yield from unwrap(part)
-    elif "dataset" in vars(dataset):
+    elif "dataset" in getattr(dataset, "__dict__", {}):
         yield from unwrap(dataset.dataset)
     else:
         yield dataset
