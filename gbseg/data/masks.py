@@ -14,6 +14,7 @@ from gbseg.palettes import VOC_PALETTE
 
 __all__ = [
     "MaskError",
+    "converted_by_reader",
     "describe_fault",
     "encode_mask",
     "holds_bytes",
@@ -191,6 +192,24 @@ def label_fault(image: Image.Image, read: np.ndarray, remapped: bool = False, co
     if mode not in ("P", "L"):
         return "more than 8 bits" if read.dtype.itemsize == 1 and _wide(stored) else ""
     return "" if remapped or same else "numbers changed"
+
+
+def converted_by_reader(image: Image.Image, read: np.ndarray) -> bool:
+    """Whether labels are what readers make of a file unasked, and not class numbers that somebody's loader makes on purpose.
+
+    That is: cut or limited to 8 bits, or their upper 8 bits; 2 and 4 bits scaled up; the grey of a palette's colours.
+
+    Args:
+        image: the file, opened by Pillow.
+        read: what the loader gave.
+    """
+    stored, scale = stored_numbers(image)
+    with np.errstate(invalid="ignore"):
+        results = [stored.astype(np.uint8), np.clip(stored, 0, 255), stored.astype(np.int64) >> 8, stored * (scale or 1)]
+    if any(np.array_equal(read, result) for result in results):
+        return True
+    # libraries round grey in two ways
+    return image.mode == "P" and bool((abs(np.asarray(image.convert("L")).astype(int) - read) <= 1).all())
 
 
 def describe_fault(fault: str, image: Image.Image, loader: str) -> str:

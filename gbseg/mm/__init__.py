@@ -8,7 +8,6 @@ from gbseg.mm import checkpoint_loading, datasets, models  # noqa: F401  (MMEngi
 from gbseg.mm.amp import CpuAmpOptimWrapper, enable_amp
 from gbseg.mm.config import load_config
 from gbseg.mm.hooks.channels_last import ChannelsLastHook
-from gbseg.mm.hooks.checked_data import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.checkpoint import DurableCheckpointHook
 from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.convergence_hook import ConvergenceHook
@@ -19,6 +18,7 @@ from gbseg.mm.hooks.nonfinite_guard import NonFiniteGuardHook, NonFiniteLossErro
 from gbseg.mm.hooks.overlay_hook import OverlayHook
 from gbseg.mm.hooks.progress_bar import ProgressHook
 from gbseg.mm.hooks.report_hook import ReportHook
+from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.loops import ResumableIterLoop
 from gbseg.mm.models.link_tta import LinkTTAModel

@@ -127,7 +127,8 @@ def config_warnings(config: Config) -> Iterator[tuple[str, str]]:
     Yields:
         What is the case, and what to do.
     """
-    if config.filename:
+    # a config that was made of a text has no file, and its file may be gone by now
+    if config.filename and Path(config.filename).is_file():
         for path, name, key in misspelt_names(Path(config.filename), KEYS - {_PIPELINE}):
             yield f"{path} sets {name}, which nothing reads.", f"write {key}, if that is meant."
     for option in config.get("cfg_options") or {}:

@@ -32,10 +32,10 @@ from gbseg.files import require_folder, write_atomically
 from gbseg.mm.amp import enable_amp
 from gbseg.mm.component_errors import config_errors, missing_packages, wrong_arguments, wrong_type, wrong_values
 from gbseg.mm.config import config_warnings, default_work_dir, max_pixels, run_configs
-from gbseg.mm.hooks.checked_data import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
+from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.run_comparison import compare_runs
 from gbseg.mm.runner import QuietRunner

@@ -11,16 +11,22 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import Dataset
 
 pytest.importorskip("mmseg")
 from mmcv.transforms import LoadAnnotations
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 
 from gbseg.cli import main
-from gbseg.mm import SampleCheckHook
+from gbseg.mm import LabelledPixelsHook, SampleCheckHook
+from gbseg.mm.datasets.sample_checks import CheckedPipeline, check_samples
 from gbseg.mm.training import build_runner
 
 SIZE = (12, 16)
@@ -300,13 +306,14 @@ def test_pixels_have_one_limit(kind: dict, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("kind", [OURS, OTHERS], ids=["ours", "others"])
 def test_no_pixel_has_a_label(kind: dict, tmp_path: Path) -> None:
     root = write(tmp_path, lambda n: np.full(SIZE, 255, np.uint8))
+    patience = dict(custom_hooks=[dict(type="LabelledPixelsHook", patience=2)])
     with pytest.raises(ValueError, match="nothing can be learned: no pixel has a label in the first 4 images"):
-        labels_seen(root, kind)
+        labels_seen(root, kind, **patience)
 
     def logged() -> str:
         return "".join(path.read_text() for path in (root / "work").glob("*/*.log"))
 
-    # a run that is shorter than an epoch
+    # a run that is shorter than the hook's patience
     assert "Nothing was learned" not in logged()
     labels_seen(root, kind, **{"train_cfg.max_iters": 1})
     assert "Nothing was learned: no pixel has a label in the first 2 images of the training" in logged()
@@ -316,6 +323,58 @@ def test_no_pixel_has_a_label(kind: dict, tmp_path: Path) -> None:
     else:
         scores_of(root, kind)
         assert "These scores mean nothing: no pixel has a label in the first 4 images of the evaluation" in logged()
+
+
+def test_a_crop_without_labels_is_not_the_end(tmp_path: Path) -> None:
+    """The first batches of an epoch that is one image long may miss its labels."""
+    mask = np.full(SIZE, 255, np.uint8)
+    mask[:, :4] = 1
+    root = write(tmp_path, lambda n: mask)
+    (root / "one.txt").write_text("0\n")
+    crops = iter([mask[:, 8:], mask[:, 8:], mask[:, :8]])
+    runner = build_runner(
+        config(root, OTHERS, **{"train_dataloader.dataset.ann_file": "one.txt", "train_dataloader.batch_size": 1}),
+        root / "work",
+    )
+    plain = runner.model.loss
+
+    def loss(inputs: Any, samples: Any) -> Any:
+        # as a transform would have cut it
+        samples[0].gt_sem_seg.data = torch.from_numpy(np.resize(next(crops), SIZE))[None].long()
+        return plain(inputs, samples)
+
+    runner.model.loss = loss
+    runner.train()
+    assert runner.iter == 3
+
+
+def _one_of_two(rank: int, store: str, folder: str, labelled: tuple[bool, bool]) -> None:
+    """Three iterations of the hook in one of two processes; writes how they ended."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    hook = LabelledPixelsHook(patience=2)
+    runner: Any = SimpleNamespace(
+        train_dataloader=[0, 1], model=SimpleNamespace(decode_head=SimpleNamespace(ignore_index=255)), logger=MMLogger("test")
+    )
+    label = 1 if labelled[rank] else 255
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.full((1, 2, 2), label)))
+    end = "went on"
+    try:
+        hook.before_train(runner)
+        for iteration in range(3):
+            hook.after_train_iter(runner, iteration, dict(data_samples=[sample]))
+    except ValueError as error:
+        end = str(error)
+    Path(folder, f"end_{rank}").write_text(end)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("labelled", [(True, False), (False, False)])
+def test_two_processes_decide_together(labelled: tuple[bool, bool], tmp_path: Path) -> None:
+    """One without a label does not end alone, with the other one waiting for its gradients."""
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path / "store"), str(tmp_path), labelled), nprocs=2)
+    for rank in range(2):
+        text = (tmp_path / f"end_{rank}").read_text()
+        assert text == "went on" if any(labelled) else text.startswith("nothing can be learned: ")
 
 
 def test_one_labelled_pixel_is_enough(tmp_path: Path) -> None:
@@ -337,3 +396,119 @@ def test_a_command_says_it_in_one_sentence(tmp_path: Path, capfd: pytest.Capture
         said = capfd.readouterr().err
         assert f"gbseg: {root}/masks/1.png holds the numbers 256, 257, 258" in said and f"(image {root}/images/1.jpg)" in said
         assert "Traceback" not in said
+
+
+def test_a_single_output_has_two_classes(tmp_path: Path) -> None:
+    """A sigmoid's labels are 0 and 1."""
+    root = write(tmp_path, lambda n: np.resize(np.uint8([0, 1, 255]), SIZE))
+    binary = {
+        "model.decode_head.num_classes": 1,
+        "model.decode_head.loss_decode": dict(type="mmseg.CrossEntropyLoss", use_sigmoid=True),
+        "train_dataloader.dataset.metainfo": dict(classes=("road",), palette=[[1, 1, 1]]),
+    }
+    assert set(np.unique(labels_seen(root, OTHERS, **binary))) == {0, 1, 255}
+    (root / "masks/1.png").write_bytes(png(np.full(SIZE, 2, np.uint8)))
+    with pytest.raises(ValueError, match=r"masks/1\.png holds labels that are no class, .*: 2; 2 classes are 0\.\.1"):
+        labels_seen(root, OTHERS, **binary)
+
+
+def test_augmented_tests_are_checked(tmp_path: Path) -> None:
+    """Every view of an image has its labels."""
+    root = write(tmp_path)
+    (root / "masks/1.png").write_bytes(png(np.full(SIZE, 30, np.uint8)))
+    views = [[dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)], [dict(type="LoadAnnotations")]]
+    pipeline = [
+        dict(type="LoadImageFromFile"),
+        dict(type="TestTimeAug", transforms=[*views, [dict(type="PackSegInputs")]]),
+    ]
+    settings = config(root, OTHERS)
+    settings.model = dict(type="SegTTAModel", module=settings.model)
+    settings.test_dataloader.dataset.pipeline = pipeline
+    with pytest.raises(ValueError, match=r"masks/1\.png holds labels that are no class, .*: 30; 21 classes"):
+        build_runner(settings, root / "work").test()
+
+
+@TRANSFORMS.register_module()
+class _Thousands(LoadAnnotations):
+    """A user's loader that makes classes of ids on purpose: of Cityscapes' instances, of merged colours."""
+
+    def transform(self, results: dict) -> dict:
+        ids = cv2.imread(results["seg_map_path"], cv2.IMREAD_UNCHANGED)
+        results["gt_seg_map"] = (ids // 1000 if ids.dtype == np.uint16 else ids[..., 0] // 100).astype(np.uint8)
+        return results
+
+
+def test_classes_that_a_loader_makes_on_purpose(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    ids = np.resize(np.arange(3), SIZE)
+    for number in range(4):
+        (root / f"masks/{number}.png").write_bytes(png((ids * 1000 + 17).astype(np.uint16)))
+    palette = Image.fromarray(ids.astype(np.uint8), mode="P")
+    palette.putpalette([0, 0, 0, 0, 0, 120, 0, 0, 240])
+    palette.save(root / "masks/3.png")
+    seen = labels_seen(root, OTHERS, loader="dict(type='_Thousands')")
+    assert len(seen) >= 4 and all((labels == ids).all() for labels in seen)
+
+
+@TRANSFORMS.register_module()
+class _Careless(LoadAnnotations):
+    """A user's loader that loses what does not fit into 8 bits, or reads a palette's colours."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def transform(self, results: dict) -> dict:
+        stored = cv2.imread(results["seg_map_path"], cv2.IMREAD_UNCHANGED)
+        grey = cv2.imread(results["seg_map_path"], cv2.IMREAD_GRAYSCALE)
+        read = dict(cut=lambda: stored.astype(np.uint8), limited=lambda: np.clip(stored, 0, 255), grey=lambda: grey)[self.how]()
+        results["gt_seg_map"] = read.astype(np.uint8)
+        return results
+
+
+@pytest.mark.parametrize("how", ["cut", "limited", "grey"])
+def test_classes_that_a_loader_loses(how: str, tmp_path: Path) -> None:
+    root = write(tmp_path)
+    (root / "masks/1.png").write_bytes(png((LABELS * 1000).astype(np.uint16)))
+    with pytest.raises(ValueError, match=r"masks/1\.png holds the numbers 1000, 2000, which do not fit"):
+        labels_seen(root, OTHERS, loader=f"dict(type='_Careless', how='{how}')")
+    if how == "grey":
+        palette = Image.fromarray(LABELS.astype(np.uint8), mode="P")
+        palette.putpalette([0, 0, 0, 0, 10, 60, 90, 0, 20])
+        palette.save(root / "masks/1.png")
+        with pytest.raises(ValueError, match=r"masks/1\.png is read by _Careless.* as other numbers than are stored"):
+            labels_seen(root, OTHERS, loader=f"dict(type='_Careless', how='{how}')")
+
+
+class _Torchvision(Dataset):
+    """Not a data set of the MM packages: its transforms take an image, or image and label."""
+
+    def __init__(self, pipeline: Callable) -> None:
+        self.pipeline = pipeline
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return self.pipeline(Image.new("RGB", (4, 4)))
+
+
+@pytest.mark.parametrize("pipeline", [lambda image: image, np.asarray, lambda image: (np.asarray(image), 1)])
+def test_samples_of_others_pass(pipeline: Callable) -> None:
+    dataset = _Torchvision(pipeline)
+    plain = dataset[0]
+    check_samples(dataset)
+    assert isinstance(dataset.pipeline, CheckedPipeline) and type(dataset[0]) is type(plain)
+    check_samples([dict(inputs=0)])
+
+
+@pytest.mark.parametrize("key", ["train_dataloader", "val_dataloader"])
+def test_a_set_without_samples(key: str, tmp_path: Path) -> None:
+    root = write(tmp_path)
+    (root / "none.txt").write_text("")
+    with pytest.raises(ValueError, match=rf"{key}\.dataset: \w+ has no samples"):
+        labels_seen(
+            root, OTHERS, **{f"{key}.dataset.ann_file": "none.txt", "train_cfg.val_interval": 1, "train_cfg.val_begin": 1}
+        )
+    with pytest.raises(ValueError, match=rf"{key}\.dataset: list has no samples"):
+        labels_seen(root, OTHERS, **{f"{key}.dataset": [], "train_cfg.val_interval": 1, "train_cfg.val_begin": 1})

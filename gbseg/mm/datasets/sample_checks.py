@@ -1,7 +1,7 @@
 """Checks of images and masks where a pipeline reads them, and errors that name the files of their sample.
 
 The loaders of the MM packages cut label numbers to 8 bits, score JPEGs, and fail without the name of a file. `check_samples`
-puts these checks into the pipelines of any data set, in place; `gbseg.mm.hooks.checked_data` does it for every run of a
+puts these checks into the pipelines of any data set, in place; `gbseg.mm.hooks.sample_check` does it for every run of a
 command, and the data sets of `gbseg.mm.datasets.segmentation` do it themselves.
 """
 
@@ -22,9 +22,18 @@ from PIL import Image, UnidentifiedImageError
 from torch.nn import ModuleList
 
 from gbseg.data.images import MAX_PIXELS, ImageError, check_file, excess_pixels, open_image, pillow_reads
-from gbseg.data.masks import MaskError, describe_fault, holds_bytes, label_fault
+from gbseg.data.masks import MaskError, converted_by_reader, describe_fault, holds_bytes, label_fault
 
-__all__ = ["CheckedLoader", "CheckedPipeline", "Limits", "NamedTransform", "SampleError", "check_samples"]
+__all__ = [
+    "CheckedLoader",
+    "CheckedPipeline",
+    "Limits",
+    "NamedTransform",
+    "SampleError",
+    "check_samples",
+    "flat_samples",
+    "inner_datasets",
+]
 
 # what readers and transforms raise because of a file; anything else may be a fault of the code, and keeps its type
 _OF_FILES = (OSError, ValueError, AssertionError, EOFError, SyntaxError, cv2.error, Image.DecompressionBombError)
@@ -127,6 +136,14 @@ class CheckedLoader(BaseTransform):
         with open_image(io.BytesIO(content)) as image:
             # Pillow gives a palette's numbers, others its colours
             fault = label_fault(image, labels, remapped, compare=image.mode == "P" and backend != "pillow")
+            own = not type(self.loader).__module__.startswith(("mmseg.", "mmcv.", "gbseg."))
+            if (
+                own
+                and fault in ("more than 8 bits", "numbers scaled", "numbers changed")
+                and not converted_by_reader(image, labels)
+            ):
+                # class numbers of the user's making
+                return
             name = type(self.loader).__name__ + (f"(imdecode_backend={backend!r})" if backend else "")
             if fault and (text := describe_fault(fault, image, name)):
                 raise MaskError(f"{path} {text}")
@@ -162,9 +179,11 @@ class CheckedPipeline(Compose):
             SampleError: the image or the mask is missing, damaged, too large or unfit, a label is no class, or a transform
                 refused the sample.
         """
-        paths = {name: data.get(key) for name, key in (("image", "img_path"), ("mask", "seg_map_path"))}
-        results = data
-        compared = False
+        results: Any = data
+        # what is no sample of the MM packages (torchvision's transforms take the image alone) has nothing to look at
+        given = data if isinstance(data, dict) else {}
+        paths = {name: given.get(key) for name, key in (("image", "img_path"), ("mask", "seg_map_path"))}
+        compared = not given
         with _named(paths, "reading"):
             size = self._check_image(paths["image"])
         with pillow_reads(size):
@@ -173,7 +192,7 @@ class CheckedPipeline(Compose):
                     results = transform(results)
                     if results is None:
                         return None
-                    if not compared and "gt_seg_map" in results and "ori_shape" in results:
+                    if not compared and isinstance(results, dict) and {"gt_seg_map", "ori_shape"} <= results.keys():
                         compared = True
                         require_same_size(results)
         with _named(paths, "reading"):
@@ -191,12 +210,17 @@ class CheckedPipeline(Compose):
         count, ignored = self.limits.num_classes, self.limits.ignored
         if count is None or not isinstance(results, dict):
             return
-        labels = results.get("gt_seg_map")
-        if (sample := results.get("data_samples")) is not None:
-            labels = getattr(getattr(sample, "gt_sem_seg", None), "data", None)
-        labels = labels.numpy() if isinstance(labels, torch.Tensor) else labels
-        if not isinstance(labels, np.ndarray) or not labels.size or (labels.min() >= 0 and labels.max() < count):
-            return
+        # test-time augmentation gives a list of samples
+        samples = flat_samples([results.get("data_samples")])
+        maps = [getattr(getattr(sample, "gt_sem_seg", None), "data", None) for sample in samples]
+        for labels in (results.get("gt_seg_map"), *maps):
+            labels = labels.numpy() if isinstance(labels, torch.Tensor) else labels
+            if isinstance(labels, np.ndarray) and labels.size and (labels.min() < 0 or labels.max() >= count):
+                self._require_ignored(labels, count, ignored, path)
+
+    @staticmethod
+    def _require_ignored(labels: np.ndarray, count: int, ignored: frozenset[int], path: Any) -> None:
+        """Raise if some labels are neither classes nor ignored."""
         outside = labels[(labels < 0) | (labels >= count)]
         for value in ignored:
             outside = outside[outside != value]
@@ -293,7 +317,9 @@ def check_samples(dataset: Any, max_pixels: int = MAX_PIXELS, head: Any = None) 
         classes = (getattr(part, "metainfo", None) or {}).get("classes") or ()
         ignored = (255, getattr(part, "ignore_index", None), (head or {}).get("ignore_index"))
         named = frozenset(value for value in ignored if value is not None)
-        limits = Limits(max_pixels, (head or {}).get("num_classes") or len(classes) or None, named)
+        count = (head or {}).get("num_classes") or len(classes)
+        # a single output is a sigmoid's, of which the labels are 0 and 1
+        limits = Limits(max_pixels, max(count, 2) if count else None, named)
         if isinstance(pipeline, CheckedPipeline):
             pipeline.limits = limits
         else:
@@ -304,10 +330,21 @@ def check_samples(dataset: Any, max_pixels: int = MAX_PIXELS, head: Any = None) 
 def _parts(dataset: Any) -> Iterator[Any]:
     """A data set, and those inside it."""
     yield dataset
-    inner = getattr(dataset, "__dict__", {})
-    for part in (*(inner.get("datasets") or ()), inner.get("dataset")):
-        if part is not None:
-            yield from _parts(part)
+    for part in inner_datasets(dataset):
+        yield from _parts(part)
+
+
+def inner_datasets(dataset: Any) -> list[Any]:
+    """The data sets that a wrapper (repeated, concatenated, mixed) wraps itself."""
+    attributes = getattr(dataset, "__dict__", {})
+    several, one = attributes.get("datasets"), attributes.get("dataset")
+    return [*(several if isinstance(several, list | tuple) else ()), *(() if one is None else (one,))]
+
+
+def flat_samples(samples: Sequence[Any]) -> Iterator[Any]:
+    """The samples of a list that may hold lists, as test-time augmentation gives them."""
+    for sample in samples:
+        yield from flat_samples(sample) if isinstance(sample, list | tuple) else (sample,)
 
 
 def _check_loaders(transforms: list, max_pixels: int, depth: int = 0) -> None:

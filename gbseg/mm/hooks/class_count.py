@@ -20,7 +20,7 @@ class ClassCountHook(Hook):
 
     Data sets that do not name their classes (``metainfo['classes']``) and models without such a head are not checked. Mixup and
     CutMix need the number of classes as well: where ``data_preprocessor.num_classes`` is not set, the head's is taken.
-    `gbseg.mm` adds it to every run; for MMPretrain's own tools: ``custom_hooks = [dict(type='ClassCountHook')]``.
+    gbseg's commands add it to every run; for MMPretrain's own tools: ``custom_hooks = [dict(type='ClassCountHook')]``.
 
     Raises:
         ValueError: before training or testing, the numbers differ (also that of a preprocessor that mixes), or training and

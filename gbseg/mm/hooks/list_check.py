@@ -16,7 +16,7 @@ class ListCheckHook(Hook):
     """Before training, validation and testing, look at the ``list_faults`` of the data sets that are evaluated on.
 
     gbseg's data sets have them: images that are listed twice, and masks whose images are missing. When the training data are
-    built, each is a warning. `gbseg.mm` adds the hook to every run; for MMSegmentation's own tools:
+    built, each is a warning. gbseg's commands add the hook to every run; for MMSegmentation's own tools:
     ``custom_hooks = [dict(type='ListCheckHook')]``.
 
     Raises:

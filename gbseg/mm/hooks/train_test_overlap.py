@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS, HOOKS
 from mmengine.runner import Runner
 
 from gbseg.data.lists import abbreviate
+from gbseg.mm.datasets.sample_checks import inner_datasets
 
 __all__ = ["Overlap", "OverlapHook", "find_overlap", "image_paths"]
 
@@ -60,12 +61,10 @@ def image_paths(dataset: Any) -> list[Path]:
 
 def unwrap(dataset: Any) -> Iterator[Any]:
     """The data sets inside wrappers, whose own length may be that of all repetitions."""
-    if getattr(dataset, "datasets", None):
-        for part in dataset.datasets:
-            yield from unwrap(part)
-    elif "dataset" in getattr(dataset, "__dict__", {}):
-        yield from unwrap(dataset.dataset)
-    else:
+    inner = inner_datasets(dataset)
+    for part in inner:
+        yield from unwrap(part)
+    if not inner:
         yield dataset
 
 
@@ -94,7 +93,7 @@ def evaluated_splits(config: Mapping[str, Any]) -> dict[str, dict]:
 class OverlapHook(Hook):
     """At the start of training, warn of images that are both trained on and evaluated on.
 
-    `gbseg.mm.training` adds it to every run; for mmseg's own tools: ``custom_hooks = [dict(type='OverlapHook')]``.
+    gbseg's commands add it to every run; for mmseg's own tools: ``custom_hooks = [dict(type='OverlapHook')]``.
     """
 
     priority = "VERY_LOW"
