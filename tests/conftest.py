@@ -1,4 +1,4 @@
-"""The order of the tests, a logger for each, and a disk that can be filled for every test that asks for one."""
+"""The order of the tests, MMEngine's globals new for each, and a disk that can be filled for every test that asks for one."""
 
 import os
 import shutil
@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # a core for each process of the tests, and for the commands that it starts
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 if not torch.cuda.is_available():
     # before any kernel is made: they run on a CPU, operation by operation
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -23,8 +27,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # a broken formula shows within seconds, not behind everything that is built on it
-    formulas = (Path(__file__).parent / "test_boosting.py", Path(__file__).parent / "losses")
-    items.sort(key=lambda item: not any(item.path.is_relative_to(place) for place in formulas))
+    here = Path(__file__).parent
+    formulas = (here / "test_boosting.py", here / "losses")
+    # and of two processes none is left alone with the longest files at the end
+    items.sort(
+        key=lambda item: (
+            not any(item.path.is_relative_to(place) for place in formulas),
+            not item.path.is_relative_to(here / "integration"),
+        )
+    )
     if torch.cuda.is_available() or not (found := _triton()) or found >= (3, 9):
         return
     reason = pytest.mark.skip(reason="Triton's interpreter before 3.9 rounds bfloat16 otherwise and fails with numpy 2.4")
@@ -43,11 +54,15 @@ def _triton() -> tuple[int, ...]:
 
 
 @pytest.fixture(autouse=True)
-def own_loggers() -> Iterator[None]:
-    """A logger for every test: MMEngine's are named by the second, and keep the first one's files and standard error."""
+def no_mmengine_globals() -> Iterator[None]:
+    """No test finds the loggers or the default scope of another.
+
+    MMEngine's loggers are named by the second: of two runs in one, the second would write to the files of the first.
+    """
     yield
-    if "mmengine.logging" in sys.modules:
+    if "mmengine.registry" in sys.modules:
         sys.modules["mmengine.logging"].MMLogger._instance_dict.clear()
+        sys.modules["mmengine.registry"].DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture
