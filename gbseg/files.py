@@ -16,6 +16,7 @@ __all__ = [
     "free_space",
     "is_dead_link",
     "lock_folder",
+    "named_checkpoint",
     "readable_os_errors",
     "remove_temporary_files",
     "require_folder",
@@ -56,8 +57,6 @@ def require_folder(path: Path | None) -> None:
 def checkpoint_path(path: str | os.PathLike) -> Path:
     """The file of a checkpoint. MMEngine's text file ``last_checkpoint`` stands for the checkpoint that it names.
 
-    A file of that name beside it comes first: the folder may have been copied or moved, and mmengine writes the path as it was.
-
     Raises:
         FileNotFoundError: there is no such file.
         IsADirectoryError: it is a folder.
@@ -69,13 +68,24 @@ def checkpoint_path(path: str | os.PathLike) -> Path:
         raise FileNotFoundError(f"there is no checkpoint {path}; training writes them into work_dirs/<config>/.")
     if path.name != "last_checkpoint":
         return path
-    with path.open(errors="replace") as file:
-        text = file.read(4096).strip()
-    for named in (path.with_name(Path(text).name), Path(text)) if text else ():
-        if named.is_file() and named != path:
-            return named
-    named_by_it = f"names {text}, which is neither beside it nor at that path" if text else "is empty"
+    named, found = named_checkpoint(path)
+    if found is not None:
+        return found
+    named_by_it = f"names {named[:100]}, which is neither beside it nor at that path" if named else "is empty"
     raise FileNotFoundError(f"{path} {named_by_it}: give the checkpoint itself.")
+
+
+def named_checkpoint(last_checkpoint: Path) -> tuple[str, Path | None]:
+    """The text of MMEngine's file ``last_checkpoint``, and the file that it names, None if there is none.
+
+    A file of that name beside it comes first: the folder may have been copied or moved, and mmengine writes the path as it was.
+    """
+    with last_checkpoint.open(errors="replace") as file:
+        text = file.read(4096).strip()
+    named = Path(text)
+    # no name: '/'. os.path, because pathlib raises at a name that is too long
+    places = (last_checkpoint.with_name(named.name), named) if named.name else ()
+    return text, next((place for place in places if os.path.isfile(place) and place != last_checkpoint), None)  # noqa: PTH113
 
 
 def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool = True) -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from gbseg import files
-from gbseg.files import FileWriteError, remove_temporary_files, require_folder, write_atomically
+from gbseg.files import (
+    FileWriteError,
+    checkpoint_path,
+    named_checkpoint,
+    remove_temporary_files,
+    require_folder,
+    write_atomically,
+)
 
 LIMITED = """
 import resource, signal, sys
@@ -154,3 +161,17 @@ def test_a_link_in_a_circle(tmp_path: Path, target: str) -> None:
     (tmp_path / "out/back").symlink_to("../in")
     with pytest.raises(ValueError, match="in/over/back is a link to"):
         list(files.walk_files(tmp_path / "in"))
+
+
+def test_what_last_checkpoint_names(tmp_path: Path) -> None:
+    """A name that no file can have is said like one that is not there."""
+    last = tmp_path / "last_checkpoint"
+    (tmp_path / "a.pth").touch()
+    for text in ("/", "..", ".", "x" * 300, "a/" * 3000, "a\0b", "gone.pth"):
+        last.write_text(text)
+        with pytest.raises(FileNotFoundError, match=r"last_checkpoint names .*, which is neither beside it nor at") as error:
+            checkpoint_path(last)
+        assert len(str(error.value)) < 350 + len(str(tmp_path))
+        assert named_checkpoint(last)[1] is None
+    last.write_text("/gone/a.pth\n")
+    assert checkpoint_path(last) == named_checkpoint(last)[1] == tmp_path / "a.pth"

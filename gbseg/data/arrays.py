@@ -6,12 +6,11 @@ Shapes: N images of C channels and H x W pixels; B images in a batch.
 import gzip
 import io
 import math
-import pickle
 import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from gbseg.data.images import excess_pixels, open_image
 from gbseg.data.lists import abbreviate
+from gbseg.data.plain_pickles import load_plain
 from gbseg.files import class_folders, visible_entries
 
 __all__ = [
@@ -119,27 +119,18 @@ def read_mnist(root: Path | str, train: bool) -> Images:
     return Images(pixels[:, None], labels.astype(np.int64))
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays of numbers and nothing else, because a pickle can run any code."""
-
-    ALLOWED = ("numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype", "_codecs.encode")
-
-    def find_class(self, module: str, name: str) -> Any:
-        current = module.replace("numpy.core", "numpy._core")  # its name since NumPy 2
-        if f"{current}.{name}" not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
-        return super().find_class(current, name)
-
-
 def _read_cifar_batch(path: Path, remedy: str) -> Images:
     data = _read_bytes(path, remedy)
     try:
-        content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
+        content = load_plain(io.BytesIO(data), encoding="bytes")
         # keys are bytes in the original files, which Python 2 wrote, and may be text in others
         content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
         pixels, labels = content["data"], np.asarray(content["labels"])
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        raise BadDataFileError(f"{path} is no CIFAR-10 batch: {type(error).__name__}: {error}. {remedy}") from error
+        reason = str(error)
+        if reason.startswith("GLOBAL "):
+            reason = f"it asks for {reason.removeprefix('GLOBAL ')}, which no CIFAR file needs"
+        raise BadDataFileError(f"{path} is no CIFAR-10 batch: {type(error).__name__}: {reason}. {remedy}") from error
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
         raise BadDataFileError(f"{path} is no CIFAR-10 batch: its data is not (N, 3072) uint8. {remedy}")
     if labels.shape != pixels.shape[:1] or not np.issubdtype(labels.dtype, np.integer):

@@ -24,14 +24,19 @@ class SubmissionError(ValueError):
 
     Attributes:
         problems: (id or file name, problem), in the order of the list.
+        folder: where the predictions are.
     """
 
     def __init__(self, problems: Sequence[tuple[str, str]], folder: str | Path) -> None:
-        self.problems = list(problems)
+        self.problems, self.folder = list(problems), folder
         width = max(len(name) for name, _ in self.problems)
         lines = [f"  {name:<{width}}  {problem}" for name, problem in self.problems]
         head = f"no archive was written: {len(self.problems)} problem(s) with the predictions in {folder}:"
         super().__init__("\n".join([head, *lines]))
+
+    def __reduce__(self) -> tuple:
+        # an exception is otherwise pickled with its message as the only argument
+        return type(self), (self.problems, self.folder)
 
 
 def check_submission(

@@ -1,10 +1,12 @@
 """Training with MMEngine and its family: configs, data sets, models, hooks, loops, checkpoints, commands.
 
 Importing it registers all components: ``custom_imports = dict(imports=["gbseg.mm"])`` in a config. From then on MMEngine loads
-checkpoints as data only, so that none of them runs code (`gbseg.mm.checkpoint_loading`).
+checkpoints, pickles and YAML as data only, so that none of them runs code (`gbseg.mm.checkpoint_loading`,
+`gbseg.mm.data_file_loading`).
 """
 
-from gbseg.mm import checkpoint_loading, datasets, models  # noqa: F401  (MMEngine's loading of checkpoints; registers them)
+# MMEngine's loading of checkpoints and data files; registers the others
+from gbseg.mm import checkpoint_loading, data_file_loading, datasets, models  # noqa: F401
 from gbseg.mm.amp import CpuAmpOptimWrapper, enable_amp
 from gbseg.mm.config import load_config
 from gbseg.mm.hooks.channels_last import ChannelsLastHook

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gbseg.files import write_atomically
 from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint, unpickle_safely
 
-__all__ = ["convert_checkpoint", "readable_copy"]
+__all__ = ["convert_checkpoint", "without_unsafe_entries"]
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Tensor, nn.Parameter)
 TRAINED = ("state_dict", "optimizer")  # what no checkpoint is written without
@@ -79,7 +79,7 @@ def _listed(left_out: dict[str, str]) -> str:
     return ", ".join(f"{place} ({kind})" for place, kind in left_out.items())
 
 
-def readable_copy(data: bytes | memoryview, path: str | Path) -> bytes | memoryview:
+def without_unsafe_entries(data: bytes | memoryview, path: str | Path) -> bytes | memoryview:
     """What torch.save has made of a checkpoint, without the entries for which `read_checkpoint` would refuse the file.
 
     A hook or a user of the message hub may have put any object there. It is left out, and named in a warning once a folder.

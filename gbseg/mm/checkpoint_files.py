@@ -2,14 +2,18 @@
 
 import logging
 import re
+from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 
-from gbseg.files import FileWriteError, checkpoint_path, write_atomically
-from gbseg.mm.checkpoint_contents import readable_copy
+from gbseg.files import FileWriteError, checkpoint_path, named_checkpoint, write_atomically
+from gbseg.mm.checkpoint_contents import without_unsafe_entries
 from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint
+from gbseg.mm.rng import rng_fault
 
 __all__ = [
     "CheckpointWriteError",
@@ -17,6 +21,7 @@ __all__ = [
     "NoReadableCheckpointError",
     "checkpoint_damage",
     "newest_readable_checkpoint",
+    "require_resumable",
     "write_checkpoint",
 ]
 
@@ -54,8 +59,8 @@ class DurableBackend(LocalBackend):
     deferred: list[str] | None = None
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
-        """Write bytes by `write_checkpoint`; of a checkpoint, what can be read back (`readable_copy`)."""
-        write_checkpoint(readable_copy(obj, filepath), filepath)
+        """Write bytes by `write_checkpoint`; of a checkpoint, what can be read back (`without_unsafe_entries`)."""
+        write_checkpoint(without_unsafe_entries(obj, filepath), filepath)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = "utf-8") -> None:
         """Write text atomically; raises like `write_checkpoint`."""
@@ -75,7 +80,17 @@ class DurableBackend(LocalBackend):
 def checkpoint_damage(path: str | Path) -> str | None:
     """Why training cannot be resumed from this file, None if it can. Reads the file in full, without holding it in memory."""
     try:
-        _require_resumable(path)
+        return _damage(path)
+    except UnsafeCheckpointError as error:
+        return error.reason
+
+
+def _damage(path: str | Path) -> str | None:
+    """`checkpoint_damage`, but a file that holds more than data, and so is whole, is an ``UnsafeCheckpointError``."""
+    try:
+        require_resumable(read_checkpoint(path, mmap=True), path)
+    except UnsafeCheckpointError:
+        raise
     except CheckpointError as error:
         return error.reason
     except OSError as error:
@@ -83,11 +98,46 @@ def checkpoint_damage(path: str | Path) -> str | None:
     return None
 
 
-def _require_resumable(path: str | Path) -> None:
-    checkpoint = read_checkpoint(path, mmap=True)
-    missing = [key for key in ("meta", "state_dict", "message_hub") if key not in checkpoint]
-    if missing:
+def require_resumable(checkpoint: Mapping[str, Any], path: object) -> None:
+    """Refuse a checkpoint from which no training can be resumed.
+
+    Args:
+        checkpoint: the content, from `gbseg.mm.checkpoint_loading.read_checkpoint`.
+        path: its file, for the message.
+
+    Raises:
+        CheckpointError: something is missing or of another kind than what is written.
+    """
+    if missing := [key for key in ("meta", "state_dict", "message_hub") if key not in checkpoint]:
         raise CheckpointError(path, f"it holds no {', no '.join(missing)}")
+    fault = _fault("its meta", checkpoint["meta"], dict(epoch=Integral, iter=Integral))
+    state = checkpoint.get("training_state")
+    if fault is None and state is not None:
+        fault = _fault("its training_state", state, dict(iter=Integral, processes=list, outdated=list))
+        if fault is None and not (state["processes"] and all(isinstance(name, str) for name in state["outdated"])):
+            fault = "its training_state has no processes, or outdated files that are no names"
+        for rank, process in enumerate(state["processes"] if fault is None else ()):
+            place = f"its training_state.processes[{rank}]"
+            # a loop without a position in the data leaves the rest out
+            has_position = isinstance(process, Mapping) and "draws" in process
+            position = dict(seed=Integral, draws=Integral, size=Integral, validated=bool) if has_position else {}
+            fault = fault or _fault(place, process, dict(rng=dict, **position))
+            if fault is None and (wrong := rng_fault(process["rng"])):
+                fault = f"{place} has an rng that is no state of the generators ({wrong})"
+    if fault is not None:
+        raise CheckpointError(path, fault)
+
+
+def _fault(place: str, values: Any, kinds: dict[str, type]) -> str | None:
+    """Say which entry is missing or of another kind."""
+    if not isinstance(values, Mapping):
+        return f"{place} is a {type(values).__name__}, and not a dictionary"
+    for key, kind in kinds.items():
+        if key not in values:
+            return f"{place} has no {key}"
+        if not isinstance(values[key], kind):
+            return f"{place} has the {key} {str(values[key])[:40]}, which is a {type(values[key]).__name__}"
+    return None
 
 
 def _steps_by_path(folder: Path, example: Path | None) -> dict[Path, int]:
@@ -122,14 +172,10 @@ def _newest_first(folder: Path, last: Path | None, may_be_newer: bool) -> list[P
 
 
 def _last_checkpoint(work_dir: Path) -> Path | None:
-    """The path in mmengine's file ``last_checkpoint``."""
+    """The path in mmengine's file ``last_checkpoint``; one that does not exist, if it names no other, to be reported."""
     file = work_dir / "last_checkpoint"
-    text = file.read_text(errors="replace").strip() if file.is_file() else ""
-    if not text:
-        return None
-    # the folder may have been copied or moved since: mmengine writes the path as it was given
-    beside = work_dir / Path(text).name
-    return beside if beside.is_file() or not Path(text).is_file() else Path(text)
+    named, found = named_checkpoint(file) if file.is_file() else ("", None)
+    return found or (work_dir / Path(named).name if Path(named).name else None)
 
 
 def newest_readable_checkpoint(
@@ -153,15 +199,8 @@ def newest_readable_checkpoint(
     last = _last_checkpoint(Path(work_dir)) if start is None else checkpoint_path(start)
     damaged = []
     for path in _newest_first(Path(folder or work_dir) if last is None else last.parent, last, may_be_newer=start is None):
-        try:
-            _require_resumable(path)
+        if (damage := _damage(path)) is None:
             return path
-        except UnsafeCheckpointError:
-            raise
-        except CheckpointError as error:
-            damage = error.reason
-        except OSError as error:
-            damage = str(error)
         damaged.append(f"{path}: {damage}")
         print_log(f"Checkpoint {path} cannot be resumed from, trying the one before: {damage}", "current", logging.WARNING)
     if not damaged:

@@ -18,19 +18,20 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
-import numpy as np
 import torch
 from mmengine.config import ConfigDict
-from mmengine.logging import print_log
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
+from torch import Tensor, TypedStorage, UntypedStorage, nn
 from torch.torch_version import TorchVersion
 
+from gbseg.data.lists import abbreviate
+from gbseg.data.plain_pickles import PLAIN, Dtype, StandIn, numpy_names, real
 from gbseg.files import checkpoint_path
-from gbseg.mm.compat import HISTORY_BUFFER, history_buffer, replace_torch_load
+from gbseg.mm.compat import HISTORY_BUFFER, history_buffer, replace_torch_load, replaced_in_torchs_list
 
 __all__ = ["CheckpointError", "UnsafeCheckpointError", "load_safely", "read_checkpoint", "unpickle_safely"]
 
@@ -43,7 +44,11 @@ class CheckpointError(ValueError):
 
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(f"the checkpoint {path} cannot be read: {reason}")
-        self.reason = reason
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple:
+        # an exception is otherwise pickled with its message as the only argument; rank 0 sends it to the other processes
+        return type(self), (self.path, self.reason)
 
 
 class UnsafeCheckpointError(CheckpointError):
@@ -57,44 +62,18 @@ class UnsafeCheckpointError(CheckpointError):
         )
         self.kind = kind
 
-
-class _Dtype:
-    """In place of ``numpy.dtype``: numbers, truth values and text of fixed length."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        if not re.fullmatch(r"[biufcSU]\d+", code):
-            raise pickle.UnpicklingError(f"GLOBAL numpy.dtype({code!r})")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path, self.kind)
 
 
-class _Array:
-    """In place of ``numpy.ndarray``."""
-
-    def __init__(self, *_: object) -> None:
-        self.value = np.empty(0)
-
-    def __setstate__(self, state: tuple) -> None:
-        *_, shape, dtype, fortran, data = state
-        self.value = np.ndarray(shape, dtype.dtype, bytearray(data), order="F" if fortran else "C")
-
-
-class _History:
+class _History(StandIn):
     """In place of mmengine's ``HistoryBuffer``, whose state replaces functions of the class."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.state = state
 
-
-def _scalar(dtype: _Dtype, data: bytes) -> Any:
-    return np.ndarray((), dtype.dtype, data)[()]
-
-
-def _no_bytes() -> bytes:
-    """In place of ``bytes``, by which an empty array has its data; ``bytes(10**12)`` would take the memory."""
-    return b""
+    def real(self, done: dict[int, Any]) -> HistoryBuffer:
+        return history_buffer(real(self.state, done))
 
 
 def _attribute(owner: object, name: str) -> str:
@@ -104,18 +83,18 @@ def _attribute(owner: object, name: str) -> str:
     return name
 
 
-_ALLOWED: dict[str, Callable[..., Any]] = {
-    "builtins.bytes": _no_bytes,
-    "builtins.getattr": _attribute,
-    "builtins.slice": slice,
-    "numpy.dtype": _Dtype,
-    "numpy.ndarray": _Array,
-    HISTORY_BUFFER: _History,
-    **{f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
-    # others that checkpoints have in `meta`, and pre-trained weights in `args`; none of them does more than to hold values
+# what checkpoints have in `meta`, and pre-trained weights in `args`; none of them does more than to hold values
+HOLDERS: dict[str, Callable[..., Any]] = {
     **{f"{kind.__module__}.{kind.__qualname__}": kind for kind in (argparse.Namespace, ConfigDict, TorchVersion)},
     **dict.fromkeys(("pathlib.PosixPath", "pathlib._local.PosixPath"), Path),
+}
+_ALLOWED: dict[str, Callable[..., Any]] = {
+    "builtins.getattr": _attribute,
+    "builtins.slice": slice,
+    HISTORY_BUFFER: _History,
+    **{name: PLAIN[name] for name in ("builtins.bytes", "builtins.bytearray", "_codecs.encode")},
+    **numpy_names(Dtype),
+    **HOLDERS,
 }
 
 
@@ -130,31 +109,11 @@ def _allow_list() -> Iterator[None]:
         serialization.clear_safe_globals()
         serialization.add_safe_globals([*others, *((kind, name) for name, kind in _ALLOWED.items())])
         try:
-            yield
+            with replaced_in_torchs_list(_ALLOWED):
+                yield
         finally:
             serialization.clear_safe_globals()
             serialization.add_safe_globals(before)
-
-
-def _real(value: Any, done: dict[int, Any]) -> Any:
-    """The value with numpy's and MMEngine's objects where their stand-ins are. Dictionaries and lists are changed in place."""
-    if id(value) in done:
-        return done[id(value)]
-    done[id(value)] = value
-    if isinstance(value, dict):
-        for key, item in value.items():
-            value[key] = _real(item, done)
-    elif type(value) is list:
-        value[:] = [_real(item, done) for item in value]
-    elif type(value) is tuple:
-        done[id(value)] = tuple(_real(item, done) for item in value)
-    elif isinstance(value, _Array):
-        done[id(value)] = value.value
-    elif isinstance(value, _History):
-        done[id(value)] = history_buffer(_real(value.state, done))
-    elif isinstance(value, argparse.Namespace):
-        _real(vars(value), done)
-    return done[id(value)]
 
 
 def _first_sentence(error: BaseException) -> str:
@@ -183,29 +142,32 @@ def _one_sentence(path: object) -> Iterator[None]:
         raise CheckpointError(path, _first_sentence(error)) from error
 
 
-def _load_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
-    from safetensors.torch import load_file
+def _load_safetensors(file: BinaryIO, map_location: Any) -> dict[str, Any]:
+    from safetensors.torch import load, load_file
 
     # a function or dict that maps devices is of torch.load alone
     device = str(map_location) if isinstance(map_location, str | torch.device) else "cpu"
-    return load_file(path, device)
+    if isinstance(file, io.BufferedReader):
+        return load_file(file.name, device)
+    return {name: value.to(device) for name, value in load(file.read()).items()}
 
 
-def _require_whole(path: Path, size: int) -> None:
-    """Verify the checksums that torch.save writes and torch.load ignores: it would not notice a flipped bit in a weight."""
+def _unpacked_size(file: BinaryIO, name: object, size: int) -> int:
+    """The bytes in an archive of torch.save, whose checksums are verified: torch would not notice a flipped bit in a weight."""
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile:
-        raise CheckpointError(path, "its end is missing: the file was cut off, or damaged") from None
+        raise CheckpointError(name, "its end is missing: the file was cut off, or damaged") from None
     with archive:
         members = archive.infolist()
         unpacked = sum(member.file_size for member in members)
         if unpacked > MAX_EXPANSION * size:
-            raise CheckpointError(path, f"its {size / 2**20:.1f} MiB would unpack to {unpacked / 2**20:.1f} MiB")
+            raise CheckpointError(name, f"its {size / 2**20:.1f} MiB would unpack to {unpacked / 2**20:.1f} MiB")
         # torch.serialization.set_crc32_options(False) writes no checksums, which are 0 then
         damaged = archive.testzip() if any(member.CRC for member in members) else None
     if damaged is not None:
-        raise CheckpointError(path, f"the checksum of its part {damaged!r} is wrong, so that its values are not those written")
+        raise CheckpointError(name, f"the checksum of its part {damaged!r} is wrong, so that its values are not those written")
+    return unpacked
 
 
 def _what_it_is(start: bytes) -> str:
@@ -220,7 +182,13 @@ def _what_it_is(start: bytes) -> str:
     return f"it was not written by torch.save or safetensors (it begins with {line[:12]!r})"
 
 
-def unpickle_safely(file: io.BytesIO | Path | str, map_location: Any = "cpu", mmap: bool = False, name: object = None) -> Any:
+def unpickle_safely(
+    file: BinaryIO | Path | str,
+    map_location: Any = "cpu",
+    mmap: bool = False,
+    name: object = None,
+    max_bytes: float = float("inf"),
+) -> Any:
     """``torch.load`` of anything that is data.
 
     Args:
@@ -228,22 +196,38 @@ def unpickle_safely(file: io.BytesIO | Path | str, map_location: Any = "cpu", mm
         map_location: as for torch.load.
         mmap: as for torch.load.
         name: the file's name in messages.
+        max_bytes: the most that a tensor may take.
 
     Raises:
         UnsafeCheckpointError: it holds more than data.
-        CheckpointError: it cannot be read.
+        CheckpointError: it cannot be read, or has larger tensors.
     """
+    values: dict[int, Any] = {}
     with _one_sentence(name or file), _allow_list():
-        return _real(torch.load(file, map_location, weights_only=True, mmap=mmap), {})
+        content = real(torch.load(file, map_location, weights_only=True, mmap=mmap), values)
+    # a pickle can ask for an empty tensor of any size, by the constructors of PyTorch's first versions
+    if (largest := max(map(memory_of, values.values()), default=0)) > max_bytes:
+        raise CheckpointError(
+            name or file, f"a tensor in it would take {largest / 2**20:.1f} MiB, and it holds {max_bytes / 2**20:.1f} MiB"
+        )
+    return content
 
 
-def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+def memory_of(value: Any) -> int:
+    """The bytes of a tensor's memory, or of a storage; 0 for anything else, and where a tensor has none of its own."""
+    if type(value) in (Tensor, nn.Parameter):
+        return value.untyped_storage().nbytes() if value.layout is torch.strided and not value.is_meta else 0
+    # the public methods of the typed ones warn that these will go
+    return getattr(value, "_untyped_storage", value).nbytes() if isinstance(value, UntypedStorage | TypedStorage) else 0
+
+
+def read_checkpoint(path: str | os.PathLike | BinaryIO, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint of torch.save or of safetensors; no code that it holds is run, and its checksums are verified.
 
     Args:
-        path: the file; mmengine's text file ``last_checkpoint`` stands for the checkpoint that it names.
+        path: the file, or an open one; mmengine's text file ``last_checkpoint`` stands for the checkpoint that it names.
         map_location: as for torch.load.
-        mmap: leave the tensors in the file until they are used, where it has torch's format since 1.6.
+        mmap: leave the tensors in the file until they are used, where it has torch's format since 1.6 and is not open yet.
 
     Returns:
         The dictionary that it holds; of safetensors, the tensors by name.
@@ -253,21 +237,39 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu", mmap: bo
         UnsafeCheckpointError: it holds more than data.
         CheckpointError: it is empty, cut off, damaged, or no checkpoint.
     """
-    path = checkpoint_path(path)
-    with _one_sentence(path):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(1024)
-        if size == 0:
-            raise CheckpointError(path, "the file is empty")
-        if path.suffix == ".safetensors" or (start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size):
-            return _load_safetensors(path, map_location)
-        zipped = start.startswith(b"PK\x03\x04")
-        if zipped:
-            _require_whole(path, size)
-        elif not start.startswith(pickle.PROTO):
-            raise CheckpointError(path, _what_it_is(start))
-        return _require_dict(unpickle_safely(path, map_location, mmap and zipped, path), path)
+    if isinstance(path, str | os.PathLike):
+        path = checkpoint_path(path)
+        with _one_sentence(path), path.open("rb") as file:
+            return _read(file, path, map_location, mmap)
+    name = getattr(path, "name", "that was fetched")
+    with _one_sentence(name):
+        return _read(path, name, map_location)
+
+
+def _read(file: BinaryIO, name: Any, map_location: Any, mmap: bool = False) -> dict[str, Any]:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = file.read(1024)
+    file.seek(0)
+    if size == 0:
+        raise CheckpointError(name, "the file is empty")
+    if Path(name).suffix == ".safetensors" or (start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size):
+        return _load_safetensors(file, map_location)
+    zipped = start.startswith(b"PK\x03\x04")
+    if zipped:
+        unpacked = _unpacked_size(file, name, size)
+        with zipfile.ZipFile(file) as archive:
+            if len(archive.infolist()) == 1:
+                # a zipped checkpoint, which torch.hub takes from a URL
+                return _read(io.BytesIO(archive.read(archive.infolist()[0])), name, map_location)
+        file.seek(0)
+    elif start.startswith(pickle.PROTO):
+        unpacked = size
+    else:
+        raise CheckpointError(name, _what_it_is(start))
+    mmap = mmap and zipped
+    checkpoint = unpickle_safely(name if mmap else file, map_location, mmap, name, unpacked)
+    return _require_dict(checkpoint, name)
 
 
 def _require_dict(checkpoint: Any, path: object) -> dict[str, Any]:
@@ -278,15 +280,14 @@ def _require_dict(checkpoint: Any, path: object) -> dict[str, Any]:
         value = checkpoint.get(key, {}) if "state_dict" in checkpoint else {}
         if not isinstance(value, Mapping):
             raise CheckpointError(path, f"its {key} is a {type(value).__name__}, and not a dictionary")
+        if key == "state_dict" and (nameless := [name for name in value if not isinstance(name, str)]):
+            raise CheckpointError(path, f"its state_dict has the key {abbreviate([repr(name)[:40] for name in nameless], 3)}, and not the name of a tensor")
     return checkpoint
 
 
 def load_safely(file: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
     """`read_checkpoint` for MMEngine's loaders: of a path or an open file, whatever ``weights_only`` says."""
-    is_path = isinstance(file, str | os.PathLike)
-    name = file if is_path else getattr(file, "name", "that was fetched")
-    checkpoint = read_checkpoint(file, map_location) if is_path else _require_dict(unpickle_safely(file, map_location), name)
-    return _without_program(checkpoint)
+    return _without_program(read_checkpoint(file, map_location))
 
 
 def _without_program(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -301,27 +302,22 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     return load_safely(Path(filename).expanduser(), map_location)
 
 
-def fetch_safely(
-    url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True, **options: Any
-) -> dict[str, Any]:
-    """``torch.hub.load_state_dict_from_url`` of data only; for MMEngine's loaders of URLs and model zoos.
+def fetch_safely(url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True) -> dict[str, Any]:
+    """`load_safely` of a URL, which torch.hub fetches once; for MMEngine's loaders of URLs and model zoos.
 
     Raises:
         CheckpointError: as `read_checkpoint`, or the URL cannot be fetched.
     """
-    file_name = options.get("file_name") or Path(urlparse(url).path).name
-    file = Path(model_dir or Path(torch.hub.get_dir(), "checkpoints"), file_name)
+    file = Path(model_dir or Path(torch.hub.get_dir(), "checkpoints"), Path(urlparse(url).path).name)
     print_log(f"{url} is fetched by torch.hub (unless {file} is there already) and read as data: it runs no code.", "current")
-    try:
-        with _one_sentence(file), _allow_list():
-            options["weights_only"] = True
-            loaded = torch.hub.load_state_dict_from_url(url, model_dir, map_location, progress, **options)
-            checkpoint = _require_dict(_real(loaded, {}), file)
-    except CheckpointError as error:
-        if isinstance(error.__cause__, URLError | TimeoutError | ConnectionError):
-            raise CheckpointError(url, f"it cannot be fetched ({error.reason}): fetch it by hand and name the file") from error
-        raise
-    return _without_program(checkpoint)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(file), progress=progress)
+        except Exception as error:  # of the network, the server, or the disk
+            reason = f"it cannot be fetched ({_first_sentence(error)}): fetch it by hand and name the file"
+            raise CheckpointError(url, reason) from error
+    return load_safely(file, map_location)
 
 
 def _use_in_mmengine() -> None:

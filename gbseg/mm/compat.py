@@ -5,6 +5,7 @@ Tried with onedl-mmengine 0.10.12, onedl-mmcv 2.3.6, onedl-mmsegmentation 1.4.2 
 names what to change in this module; no other module of the package touches a private name of these libraries.
 """
 
+import inspect
 import io
 import logging
 import os
@@ -13,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, TextIO
 
 from mmengine.config import Config
@@ -24,7 +26,7 @@ from mmengine.registry import OPTIMIZERS, Registry
 from mmengine.runner import IterBasedTrainLoop, Runner, checkpoint
 from rich.console import Console
 from rich.text import Text
-from torch import Tensor, nn
+from torch import Tensor, _weights_only_unpickler, nn
 from torch.utils.data import DataLoader, Dataset
 
 # imported here for the rest of the package, because their first import prints that an optional package is missing
@@ -37,6 +39,7 @@ with redirect_stdout(io.StringIO()):
     from mmseg.datasets.transforms import Albu as Albu
     from mmseg.datasets.transforms import Resize as PlainResize
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead as BaseDecodeHead
+    from mmseg.utils import io as volumes
 
 
 @contextmanager
@@ -245,6 +248,49 @@ def replace_torch_load(load: Callable[..., Any], load_url: Callable[..., Any]) -
             "the version that gbseg[mm] asks for"
         )
     vars(checkpoint).update(names)
+
+
+def file_being_loaded(file: Any, default: str) -> str:
+    """The name of a file that one of mmengine's handlers reads.
+
+    ``mmengine.fileio.load`` gives a handler the content alone; its local variable ``file`` has the name.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "mmengine.fileio.io" and frame.f_code.co_name == "load":
+            file = frame.f_locals["file"]
+            break
+        frame = frame.f_back
+    return file if isinstance(file, str) else getattr(file, "name", default)
+
+
+def replace_volume_pickle(loads: Callable[[bytes], Any]) -> None:
+    """Let mmseg's ``datafrombytes(content, backend='pickle')`` call this instead of ``pickle.loads``.
+
+    Its loaders (``LoadBiomedicalData`` and others, with ``decode_backend='pickle'``) have the function under its own name.
+
+    Raises:
+        ImportError: mmseg does not read pickles in this way, so it would run the code that they hold.
+    """
+    if "pickle" not in vars(volumes):
+        raise ImportError("this mmseg reads pickles in another way, so gbseg cannot see to it that they run no code")
+    vars(volumes)["pickle"] = SimpleNamespace(loads=loads)
+
+
+@contextmanager
+def replaced_in_torchs_list(names: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Let ``torch.load(weights_only=True)`` call these where its own list has the same names, as long as the context lasts.
+
+    It looks its own list up first, so that ``torch.serialization.add_safe_globals`` cannot replace ``bytearray``, of which a
+    file can ask for any number of bytes. The list is what a private, cached function gives.
+    """
+    allowed = _weights_only_unpickler._get_allowed_globals()
+    before = {name: allowed[name] for name in names if name in allowed}
+    allowed.update({name: names[name] for name in before})
+    try:
+        yield
+    finally:
+        allowed.update(before)
 
 
 class CheckpointSteps(CheckpointHook):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from mmengine.logging import print_log
 
-__all__ = ["preserved_rng", "rng_state", "seed_cpu_rng", "set_rng_state"]
+__all__ = ["preserved_rng", "rng_fault", "rng_state", "seed_cpu_rng", "set_rng_state"]
 
 
 def rng_state(cuda: bool = True) -> dict[str, Any]:
@@ -44,8 +44,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
     If the number of CUDA devices differs, their states are not set, and a warning is logged.
     """
     random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state(_numpy_state(state))  # noqa: NPY002
     # .cpu(): a checkpoint loaded with map_location='cuda' has even these tensors on the device
     torch.set_rng_state(state["torch"].cpu())
     devices = state.get("cuda", [])
@@ -58,6 +57,24 @@ def set_rng_state(state: dict[str, Any]) -> None:
             logger="current",
             level=logging.WARNING,
         )
+
+
+def rng_fault(state: dict[str, Any]) -> str | None:
+    """Say why `set_rng_state` would fail; tried with generators of its own, so that the global ones stay as they are."""
+    try:
+        random.Random().setstate(state["python"])
+        np.random.RandomState().set_state(_numpy_state(state))
+        torch.Generator().set_state(state["torch"].cpu())
+        for device in state.get("cuda", []):
+            device.cpu()
+    except Exception as error:  # the state may be anything
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _numpy_state(state: dict[str, Any]) -> tuple:
+    name, keys, *rest = state["numpy"]
+    return name, keys.cpu().numpy().astype(np.uint32), *rest
 
 
 def seed_cpu_rng(*entropy: int) -> None:

@@ -11,8 +11,11 @@ from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from gbseg.errors import is_refusal
+from gbseg.mm.checkpoint_files import require_resumable
+from gbseg.mm.checkpoint_loading import CheckpointError
 from gbseg.mm.checkpoint_weights import require_some_weights
-from gbseg.mm.compat import QuietTerminal
+from gbseg.mm.compat import QuietTerminal, build_steps, checkpoint_to_load, resumes
 
 __all__ = ["QuietRunner"]
 
@@ -41,12 +44,33 @@ class QuietRunner(Runner):
 
         Raises:
             ValueError: nothing in the checkpoint is of this network.
+            CheckpointError: training cannot be resumed from it, where it is to be.
         """
+        is_resumed = resumes(self)
         stored: dict[str, Any] = super().load_checkpoint(filename, *args, **kwargs)
         # with other rules for the names, theirs are not those of the file
         if len(args) < 3 and "revise_keys" not in kwargs:
             require_some_weights(self.model, stored, filename)
+        if is_resumed:
+            require_resumable(stored, filename)
         return stored
+
+    def load_or_resume(self) -> None:
+        """mmengine's, which raises anything at a checkpoint whose content it does not expect.
+
+        Raises:
+            CheckpointError: the checkpoint does not fit; the message names it.
+        """
+        try:
+            super().load_or_resume()
+        except Exception as error:
+            path, (methods, components) = checkpoint_to_load(self), build_steps(error)
+            # what is built meanwhile, such as the optimizer, is of the config
+            of_config = components or set(methods) != {"load_or_resume"}
+            if path is None or of_config or is_refusal(error) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            text = " ".join(str(error).split())[:300]
+            raise CheckpointError(path, f"loading it into this run fails with {type(error).__name__}: {text}") from error
 
     @master_only
     def dump_config(self) -> None:

@@ -163,7 +163,7 @@ class Segmenter:
         self._link = probabilities_of(network)
         self._label_type = np.uint8 if self.num_classes <= 256 else np.int32
         meta = stored.get("meta") if "state_dict" in stored else None
-        metas = ((meta or {}).get("dataset_meta") or {}, metainfo)
+        metas = ((meta or {}).get("dataset_meta"), metainfo)
         self.class_names, self.palette = _names_and_colours(metas, self.num_classes)
         self.network = network.to(self.device).eval()
         self.model: Any = network
@@ -305,10 +305,26 @@ class Segmenter:
                 yield rows, columns, self._run(tile, tile_sample)[0]
 
 
-def _names_and_colours(metas: Sequence[Mapping], num_classes: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Those of the first source with as many classes as the network; otherwise numbers and VOC's colours."""
-    names = next((tuple(m["classes"]) for m in metas if len(m.get("classes") or ()) == num_classes), None)
-    voc_colours = [VOC_PALETTE[label % 255] for label in range(num_classes)]
-    colours = next((m["palette"] for m in metas if len(m.get("palette") or ()) == num_classes), voc_colours)
-    palette = tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
-    return names or tuple(map(str, range(num_classes))), palette
+def _names_and_colours(metas: Sequence[Any], num_classes: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """Those of the first source with as many classes as the network; otherwise numbers and VOC's colours.
+
+    The sources are of checkpoints and configs of anybody: what is no list of names or colours counts as absent.
+    """
+
+    def usable(key: str, is_usable: Callable[[Any], bool]) -> Iterator[list]:
+        for meta in metas:
+            values = meta.get(key) if isinstance(meta, Mapping) else None
+            values = values.tolist() if isinstance(values, np.ndarray) else values
+            if isinstance(values, list | tuple) and len(values) == num_classes and all(map(is_usable, values)):
+                yield list(values)
+
+    names = next(usable("classes", lambda name: isinstance(name, str | int)), range(num_classes))
+    colours = next(usable("palette", _is_colour), [VOC_PALETTE[label % 255] for label in range(num_classes)])
+    return tuple(map(str, names)), tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
+
+
+def _is_colour(value: Any) -> bool:
+    try:
+        return len(value) == 3 and all(0 <= int(part) <= 255 for part in value)
+    except (TypeError, ValueError):
+        return False

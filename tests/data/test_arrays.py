@@ -87,6 +87,15 @@ def test_mnist_is_torchvisions(mnist: Path, train: bool, tmp_path: Path) -> None
     assert (read_mnist(tmp_path, train).pixels == images.pixels).all()
 
 
+FALSE_RECORDS = (
+    b"\x80\x02}(X\x06\x00\x00\x00labels]K\x00aX\x04\x00\x00\x00data"
+    b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85X\x01\x00\x00\x00b\x87R(K\x01K\x01\x85"
+    b"cnumpy\ndtype\nX\x02\x00\x00\x00V8K\x00K\x01\x87R(K\x03X\x01\x00\x00\x00|NX\x01\x00\x00\x00a\x85}X\x01\x00\x00\x00a"
+    b"cnumpy\ndtype\nX\x02\x00\x00\x00O8K\x00K\x01\x87RK\x00\x86sK\x08K\x01K\x00tb\x89"
+    b"c_codecs\nencode\nX\x08\x00\x00\x00AAAAAAAAX\x06\x00\x00\x00latin1\x86Rtbu."
+)
+
+
 class Evil:
     """A pickle that would run a command."""
 
@@ -107,9 +116,16 @@ def test_damaged_files(cifar: Path, mnist: Path, tmp_path: Path, capsys: pytest.
         "list": pickle.dumps([1, 2]),
         "shape": pickle.dumps({b"data": np.zeros((2, 10), np.uint8), b"labels": [0, 1]}, protocol=2),
         "count": pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, protocol=2),
+        # bytes that a dtype declares to be numbers, and its own fields pointers to objects
+        "pointers": FALSE_RECORDS,
         "range": pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 10]}, protocol=2),
     }
-    words = {"evil": "print, which no CIFAR file needs", "shape": "not .N, 3072. uint8", "count": "2 images and labels"}
+    words = {
+        "pointers": "numpy.dtype.*, which no CIFAR file needs",
+        "evil": "print, which no CIFAR file needs",
+        "shape": "not .N, 3072. uint8",
+        "count": "2 images and labels",
+    }
     for name, data in wrong.items():
         (tmp_path / "test_batch").write_bytes(data)
         with pytest.raises(BadDataFileError, match=words.get(name, r"test_batch")):

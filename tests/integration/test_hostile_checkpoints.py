@@ -26,8 +26,11 @@ import gbseg
 from gbseg.cli import main
 from gbseg.data.scenes import write_scenes
 from gbseg.mm import load_config
-from gbseg.mm.checkpoint_files import checkpoint_damage
+from gbseg.mm.checkpoint_files import checkpoint_damage, newest_readable_checkpoint
+from gbseg.mm.checkpoint_loading import CheckpointError
+from gbseg.mm.component_errors import config_errors
 from gbseg.mm.run_comparison import draw_predictions
+from gbseg.mm.runner import QuietRunner
 
 OPTIONS = ["train_cfg.max_iters=3", "train_cfg.val_interval=3", "default_hooks.checkpoint.interval=3"]
 
@@ -220,6 +223,95 @@ def test_resuming_runs_no_text_of_the_checkpoint(done: Path, tmp_path: Path) -> 
     assert tiny.run(tmp_path / "run", resume=True, load_from=str(tmp_path / "mine.pth")) == 0
     assert "resumed epoch: 0, iter: 9" in tiny.output(tmp_path / "run")
     assert not (tmp_path / "ran").exists()
+
+
+def _edited(whole: Path, path: Path, edit: Callable[[dict], object]) -> None:
+    content = torch.load(whole, weights_only=False)
+    edit(content)
+    torch.save(content, path)
+
+
+UNRESUMABLE: dict[str, Callable[[dict], object]] = {
+    "its training_state is a int, and not a dictionary": lambda c: c.update(training_state=5),
+    "its training_state has no iter": lambda c: c.update(training_state={}),
+    "its training_state has the iter a, which is a str": lambda c: c["training_state"].update(iter="a"),
+    "its training_state has no processes": lambda c: c["training_state"].update(processes=[]),
+    "its training_state.processes[0] is a int": lambda c: c["training_state"].update(processes=[5]),
+    "its training_state.processes[0] has no size": lambda c: c["training_state"]["processes"][0].pop("size"),
+    "its training_state.processes[0] has an rng that is no state of the generators (KeyError: 'torch')": lambda c: c[
+        "training_state"
+    ]["processes"][0]["rng"].pop("torch"),
+    "its meta has no iter": lambda c: c["meta"].pop("iter"),
+    "its meta has the epoch x, which is a str": lambda c: c["meta"].update(epoch="x"),
+}
+
+
+@pytest.mark.parametrize("reason", UNRESUMABLE)
+def test_unusable_states_are_no_tracebacks(reason: str, done: Path, tmp_path: Path) -> None:
+    """A checkpoint of other contents is reported like a damaged one, by its name, and the one before it is taken."""
+    _edited(done / "iter_12.pth", tmp_path / "iter_12.pth", UNRESUMABLE[reason])
+    assert reason in str(checkpoint_damage(tmp_path / "iter_12.pth"))
+    with pytest.raises(RuntimeError, match=r"none of the checkpoints can be read") as error:
+        newest_readable_checkpoint(tmp_path)
+    assert f"{tmp_path}/iter_12.pth: {reason}" in str(error.value)
+    shutil.copy(done / "iter_9.pth", tmp_path)
+    assert newest_readable_checkpoint(tmp_path) == tmp_path / "iter_9.pth"
+
+
+UNLOADABLE: dict[str, tuple[Callable[[dict], object], bool]] = {
+    "its state_dict has the key 5, and not the name of a tensor": (lambda c: c["state_dict"].update({5: torch.ones(1)}), False),
+    "loading it into this run fails with ": (lambda c: c.update(optimizer=5), True),
+    "its meta has no iter": (lambda c: c["meta"].pop("iter"), True),
+}
+
+
+@pytest.mark.parametrize("reason", UNLOADABLE)
+def test_what_does_not_fit_names_the_checkpoint(reason: str, done: Path, tmp_path: Path) -> None:
+    """Not the config, also without `DurableCheckpointHook`, which looks at the file before it is loaded."""
+    edit, resume = UNLOADABLE[reason]
+    _edited(done / "iter_12.pth", tmp_path / "edited.pth", edit)
+    changes = {"default_hooks.checkpoint": {"_delete_": True, "type": "CheckpointHook", "by_epoch": False, "interval": 3}}
+    config = tiny.config(tmp_path / "run", resume=resume, load_from=str(tmp_path / "edited.pth"), **changes)
+    runner = QuietRunner.from_cfg(config)
+    with pytest.raises(CheckpointError) as error, config_errors(config, only_building=True):
+        runner.train()
+    assert f"the checkpoint {tmp_path / 'edited.pth'} cannot be read: {reason}" in str(error.value)
+
+
+def test_names_of_weights_that_are_none(
+    segmentor: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``gbseg test`` and ``predict`` accused the config, and predicted."""
+    config, whole = segmentor
+    _edited(whole, tmp_path / "edited.pth", lambda c: c["state_dict"].update({5: torch.ones(1)}))
+    for command in (_test, _predict):
+        assert command(config, tmp_path / "edited.pth", tmp_path) == 1
+        assert f"{tmp_path / 'edited.pth'} cannot be read: its state_dict has the key 5" in _message(capsys.readouterr())
+
+
+def test_loading_weights_takes_no_state(done: Path, tmp_path: Path) -> None:
+    """``load_from`` without ``resume`` is a new run, whatever the file has as the state of its own."""
+    _edited(done / "iter_12.pth", tmp_path / "edited.pth", lambda c: c.update(training_state=5))
+    assert tiny.run(tmp_path / "run", load_from=str(tmp_path / "edited.pth")) == 0
+
+
+def test_a_state_without_a_position(done: Path, tmp_path: Path) -> None:
+    """`DurableCheckpointHook` writes it with loops that have none; a ``ResumableIterLoop`` goes on from the iteration."""
+    _edited(
+        done / "iter_9.pth",
+        tmp_path / "a.pth",
+        lambda c: [c["training_state"]["processes"][0].pop(key) for key in ("seed", "draws", "size", "validated")],
+    )
+    assert tiny.run(tmp_path / "run", resume=True, load_from=str(tmp_path / "a.pth")) == 0
+    assert "The checkpoint holds no position in the training data" in tiny.output(tmp_path / "run")
+
+
+@pytest.mark.parametrize("text", ["/", "x" * 300, "a\0b"])
+def test_resuming_with_a_senseless_last_checkpoint(text: str, done: Path, tmp_path: Path) -> None:
+    """A name that no file can have is as good as none; pathlib raises at it."""
+    shutil.copytree(done, tmp_path / "run")
+    (tmp_path / "run/last_checkpoint").write_text(text)
+    assert newest_readable_checkpoint(tmp_path / "run") == tmp_path / "run/iter_12.pth"
 
 
 def test_resuming_removes_no_file_elsewhere(done: Path, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ import mmpretrain
 import mmseg
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.fileio import JsonHandler, register_handler
+from mmengine.fileio.io import file_handlers
 from mmengine.hooks import CheckpointHook, Hook, IterTimerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel, BaseTTAModel, ImgDataPreprocessor, MMDistributedDataParallel, PretrainedInit
@@ -39,12 +41,13 @@ from mmseg.datasets.transforms import Albu
 from mmseg.models import SegDataPreProcessor
 from mmseg.models.decode_heads import FCNHead
 from mmseg.structures import SegDataSample
+from mmseg.utils import io as volumes
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gbseg.mm.models
-from gbseg.mm import compat
+from gbseg.mm import compat, data_file_loading
 from gbseg.mm.checkpoint_loading import load_safely
 from gbseg.mm.config import config_folder
 
@@ -393,6 +396,49 @@ def test_checkpoints_are_loaded_safely(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImportError, match="this mmengine has no load_url, so gbseg cannot see to it"):
         compat.replace_torch_load(print, print)
     assert checkpoint._safe_torch_load is load_safely
+
+
+@rests_on("compat.file_being_loaded")
+def test_the_file_that_a_handler_reads(tmp_path: Path) -> None:
+    """``load`` gives a handler the content, and has its name as ``file``; handlers are replaced for all callers."""
+    seen = []
+
+    class Handler(JsonHandler):
+        def load_from_fileobj(self, file: Any, **options: Any) -> Any:
+            seen.append(compat.file_being_loaded(file, "nothing"))
+            return super().load_from_fileobj(file, **options)
+
+    register_handler("seen")(Handler)
+    try:
+        (tmp_path / "a.seen").write_text("1")
+        assert mmengine.load(tmp_path / "a.seen") == 1 and mmengine.load(io.StringIO("1"), "seen") == 1
+        assert seen == [str(tmp_path / "a.seen"), "nothing"] and compat.file_being_loaded(io.BytesIO(), "x") == "x"
+    finally:
+        del file_handlers["seen"]
+    for name in ("pkl", "pickle"):
+        assert type(file_handlers[name]) is data_file_loading.PlainPickleHandler
+    for name in ("yml", "yaml"):
+        assert type(file_handlers[name]) is data_file_loading.PlainYamlHandler
+
+
+@rests_on("compat.replace_volume_pickle")
+def test_pickles_of_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmseg's loaders end in one function, which has ``pickle`` from its module and calls nothing else of it."""
+    assert volumes.pickle.loads is data_file_loading.load_volume
+    assert re.findall(r"pickle\.\w+", inspect.getsource(volumes)) == ["pickle.loads"]
+    monkeypatch.delattr(volumes, "pickle")
+    with pytest.raises(ImportError, match="this mmseg reads pickles in another way"):
+        compat.replace_volume_pickle(print)
+
+
+@rests_on("compat.replaced_in_torchs_list")
+def test_torchs_own_list() -> None:
+    """torch's unpickler asks this function for each name, and gets the same dictionary."""
+    allowed = torch._weights_only_unpickler._get_allowed_globals()
+    with compat.replaced_in_torchs_list({"builtins.bytearray": print, "no.name": print}):
+        assert torch._weights_only_unpickler._get_allowed_globals()["builtins.bytearray"] is print and "no.name" not in allowed
+    assert allowed["builtins.bytearray"] is bytearray
+    assert "in _get_allowed_globals()" in inspect.getsource(torch._weights_only_unpickler.Unpickler.load)
 
 
 @rests_on("compat.QuietTerminal")

@@ -323,6 +323,27 @@ def test_names_of_a_checkpoint_without_them(tmp_path: Path) -> None:
     assert segmenter.palette == VOC_PALETTE[:21]
 
 
+def test_unusable_names_of_a_checkpoint(tmp_path: Path) -> None:
+    """What is no list of names or colours counts as absent, and the data set's own are taken."""
+    config, checkpoint = write_segmentor(tmp_path)
+    stored = torch.load(checkpoint, weights_only=False)
+    for wrong in (
+        [1],
+        5,
+        {"classes": 5, "palette": 5},
+        {"classes": [[]] * 21, "palette": [[1, 2]] * 21},
+        {"palette": [5] * 21},
+    ):
+        stored["meta"] = {"dataset_meta": wrong}
+        torch.save(stored, checkpoint)
+        segmenter = Segmenter(config, checkpoint, "cpu")
+        assert segmenter.class_names == VOC_CLASSES and segmenter.palette == VOC_PALETTE[:21]
+    stored["meta"]["dataset_meta"] = {"classes": list("abcdefghijklmnopqrstu"), "palette": np.full((21, 3), 7)}
+    torch.save(stored, checkpoint)
+    segmenter = Segmenter(config, checkpoint, "cpu")
+    assert segmenter.class_names[:2] == ("a", "b") and segmenter.palette == ((7, 7, 7),) * 21
+
+
 def test_it_is_there_when_it_is_asked_for() -> None:
     assert gbseg.Segmenter is Segmenter
     with pytest.raises(AttributeError, match="no attribute 'Segmentor'"):

@@ -112,8 +112,9 @@ class DurableCheckpointHook(CheckpointSteps):
                 "resumed there has lost the gradients gathered so far. Use a multiple."
             )
         state, self._loaded_state = self._loaded_state, None
-        # weights that were loaded without resuming leave the iteration at 0: a new run, with its own random numbers
-        if state is None or state["iter"] != runner.iter:
+        # weights that were loaded without resuming leave the iteration at 0: a new run, with its own random numbers. Only what
+        # is resumed was looked at (`require_resumable`)
+        if not isinstance(state, dict) or state.get("iter") != runner.iter:
             return
         if Path(checkpoint_to_load(runner) or "").parent == Path(self.out_dir):
             for name in state["outdated"]:
@@ -130,7 +131,7 @@ class DurableCheckpointHook(CheckpointSteps):
                 f"The checkpoint was written by {len(states)} processes, now there are {get_world_size()}: their "
                 "random states are not restored, so the run differs from the one without interruption."
             )
-        if hasattr(runner.train_loop, "load_state_dict"):
+        if hasattr(runner.train_loop, "load_state_dict") and "draws" in process_state:
             runner.train_loop.load_state_dict(process_state)
         elif "rng" in process_state:
             set_rng_state(process_state["rng"])
