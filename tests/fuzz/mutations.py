@@ -243,7 +243,7 @@ def config(rng: random.Random, settings: dict) -> Mutant:
             position = rng.randrange(len(key))
             inner[key[:position] + key[position + 1 :] or "x"] = inner.pop(key)
         elif kind == "type replaced" and isinstance(inner, dict) and "type" in inner:
-            inner["type"] = rng.choice(["Nothing", "ExpGBLos", 5, None, "PixelNet", "SGD", "PolyLR", ""])
+            inner["type"] = rng.choice([*NO_TYPES, None, "PixelNet", "SGD", "PolyLR"])
         elif kind == "key added" and isinstance(inner, dict):
             inner[rng.choice(["alfa", "use_sigmoid", "lr_mult", "interval"])] = rng.choice([0, None, "x"])
         else:
@@ -251,7 +251,15 @@ def config(rng: random.Random, settings: dict) -> Mutant:
             inner[key] = rng.choice([None, -1, 0, 2.5, "x", "", [], {}, True, float("nan"), ["x"], {"type": "x"}])
         kinds.append(kind)
     text = "".join(f"{name} = {value!r}\n" for name, value in settings.items() if str(name).isidentifier())
-    return Mutant(kinds[0], ("nan = float('nan')\n" + text).encode(), "any")
+    # most mutants may be what somebody wants; these cannot
+    built = [settings.get(name) for name in ("model", "optim_wrapper", "train_dataloader")]
+    wrong = any(key == "type" and inner[key] in NO_TYPES for inner, key in _keys(built) if isinstance(inner, dict))
+    wrong |= any(settings.get(name) in (5, "x", ["x"], {"type": "x"}) for name in ("model", "optim_wrapper", "train_cfg"))
+    return Mutant(kinds[0], ("nan = float('nan')\n" + text).encode(), "refuse" if wrong else "any")
+
+
+NO_TYPES = ("Nothing", "ExpGBLos", 5, "")
+"""What no registry has."""
 
 
 def _keys(value: object) -> list[tuple[object, object]]:

@@ -261,8 +261,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("train_cfg.max_iters", -1, "train_cfg.max_iters is -1."),
     ("train_cfg.max_iters", 0, "train_cfg.max_iters is 0."),
     ("train_cfg.max_iters", "2", "train_cfg.max_iters is '2'."),
+    ("train_cfg.max_iters", [1, 2], "train_cfg.max_iters is [1, 2]."),
+    ("train_cfg.val_interval", ["x"], "train_cfg.val_interval is ['x']."),
     ("train_cfg.val_interval", 0, "train_cfg.val_interval is 0."),
     ("default_hooks.logger.interval", "5", "default_hooks.logger.interval is '5'."),
+    ("default_hooks.logger.interval", [5], "default_hooks.logger.interval is [5]."),
     ("default_hooks.logger.intervall", 5, "default_hooks.logger: LoggerHook takes no intervall; is interval"),
     ("default_hooks.guard.type", "NonFiniteGuard", "default_hooks.guard: there is no hook called NonFiniteGuard; is NonFinite"),
     ("default_hooks.loger.interval", 5, "default_hooks.loger: it has no type."),
@@ -319,6 +322,21 @@ def test_training_and_doctor_say_it_in_a_sentence(key: str, value: Any, message:
     assert "\n" not in said and len(said) < 600
     found = [finding.text for finding in examine(load_config(tiny, {key: value})) if finding.level == "error"]
     assert any(message in text for text in found), found
+
+
+def test_a_config_without_its_file(tiny: Path, tmp_path: Path) -> None:
+    """Made of a text, or read before the folder was left."""
+    options = {"work_dir": str(tmp_path / "made"), "train_cfg.max_iters": 1}
+    text = "".join(f"{name} = {value!r}\n" for name, value in load_config(tiny).to_dict().items())
+    made = Config.fromstring(text, ".py")
+    made.merge_from_dict(options)
+    train(made)
+    moved = tmp_path / "tiny.py"
+    moved.write_text(tiny.read_text())
+    config = load_config(moved, options | {"work_dir": str(tmp_path / "moved")})
+    moved.unlink()
+    train(config)
+    assert all((tmp_path / name / "last_checkpoint").is_file() for name in ("made", "moved"))
 
 
 @pytest.mark.parametrize("key", ["persistent_workers", "prefetch_factor", "multiprocessing_context"])
