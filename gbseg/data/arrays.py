@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gbseg.data.images import excess_pixels, open_image
+from gbseg.data.images import MAX_PIXELS, open_image
 from gbseg.data.lists import abbreviate
 from gbseg.data.plain_pickles import load_plain
 from gbseg.files import class_folders, visible_entries
@@ -192,8 +192,10 @@ def read_folder(root: Path | str) -> tuple[Images, tuple[str, ...]]:
     for index, (path, _) in enumerate(files):
         try:
             with open_image(path) as file:
-                if excess := excess_pixels(*file.size):
-                    raise ValueError(excess)
+                width, height = file.size
+                if width * height > MAX_PIXELS:
+                    size = f"it has {width} x {height} pixels, images that are kept in memory at most {MAX_PIXELS:,}"
+                    raise ValueError(f"{size}: make smaller copies")
                 image = np.asarray(file.convert("RGB")).transpose(2, 0, 1)
         except (OSError, SyntaxError, ValueError) as error:
             raise BadDataFileError(f"{path} cannot be decoded: {error}") from error

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 __all__ = [
+    "JPEG_FORMATS",
     "MAX_PIXELS",
     "ImageError",
     "check_file",
@@ -28,8 +29,10 @@ MAX_PIXELS = 2**30
 
 It is what OpenCV decodes: a greater limit needs ``imdecode_backend='pillow'`` in the pipeline's loaders."""
 
+JPEG_FORMATS = ("JPEG", "MPO")
+"""Pillow's names of the formats of JPEG."""
+
 _PILLOWS_LIMIT = threading.RLock()
-_JPEG = ("JPEG", "MPO")
 _MODES_OF_16_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -60,7 +63,9 @@ def without_pillows_limit() -> Iterator[None]:
 
 def pillow_reads(size: tuple[int, int]) -> AbstractContextManager[None]:
     """`without_pillows_limit` for an image of this width and height, if Pillow would refuse or warn of it."""
-    limit = Image.MAX_IMAGE_PIXELS
+    # under the lock: the None that another thread has set for a while is none to rely on
+    with _PILLOWS_LIMIT:
+        limit = Image.MAX_IMAGE_PIXELS
     return without_pillows_limit() if limit is not None and size[0] * size[1] > limit else nullcontext()
 
 
@@ -110,7 +115,7 @@ def check_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, decode: bo
         with image:
             if excess := excess_pixels(*image.size, max_pixels):
                 raise ImageError(f"{path} {excess}")
-            if decode or (image.format in _JPEG and not _ends_as_jpeg(path)):
+            if decode or (image.format in JPEG_FORMATS and not _ends_as_jpeg(path)):
                 image.load()
             return image.size
     except ImageError:

@@ -8,7 +8,18 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["IMAGES", "LISTS", "MASKS", "MASKS_AUG", "VOC_LISTS", "ListLine", "find_lists", "mask_folders", "read_list"]
+__all__ = [
+    "IMAGES",
+    "LISTS",
+    "MASKS",
+    "MASKS_AUG",
+    "VOC_LISTS",
+    "ListLine",
+    "find_lists",
+    "mask_folders",
+    "read_lines",
+    "read_list",
+]
 
 #: Folder of the images.
 IMAGES = "JPEGImages"
@@ -56,6 +67,19 @@ def find_lists(root: str | Path) -> list[str]:
     return names
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """Read the lines of a list as they are.
+
+    Raises:
+        ValueError: the file is no UTF-8 text.
+        OSError: the file cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}): write it again.") from error
+
+
 def read_list(path: str | Path) -> list[ListLine]:
     """Read every line of a list, also faulty ones.
 
@@ -66,13 +90,9 @@ def read_list(path: str | Path) -> list[ListLine]:
         ValueError: the file is no UTF-8 text.
         OSError: the file cannot be read.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
     first_line: dict[str, int] = {}
     result = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         name = line.removeprefix("\ufeff").strip()
         fault = _fault(name)
         if not fault and first_line.setdefault(name, number) != number:

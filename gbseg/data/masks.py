@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gbseg.data.images import MAX_PIXELS, excess_pixels, open_image
+from gbseg.data.images import JPEG_FORMATS, MAX_PIXELS, excess_pixels, open_image
 from gbseg.files import write_atomically
 from gbseg.palettes import VOC_PALETTE
 
@@ -28,7 +28,6 @@ __all__ = [
 
 # the factor by which Pillow multiplies the numbers of a grey PNG of 1, 2 or 4 bits a pixel, by the name of the packing
 _SCALES = {"1": 1, "L;2": 85, "L;4": 17}
-_LOSSY = ("JPEG", "MPO")
 
 
 class MaskError(ValueError):
@@ -131,6 +130,7 @@ _WIDE = "holds the numbers {numbers}, which do not fit into the 8 bits of a labe
 # what a message says of a file with one of `label_fault`'s faults, as far as they give other labels than the file holds
 _FAULTS = {
     "JPEG": "is a JPEG, whose compression changes class numbers: make it again as a PNG, from the source",
+    "lossy": "is a {format} with a compression that changes class numbers: make it again as a PNG, from the source",
     "palette read as colours": "is a palette image, which {loader} reads as colours instead of class numbers: set "
     "imdecode_backend='pillow' there",
     "stored as colours": "holds colours ({mode}) instead of class numbers: write the class number of every pixel into one "
@@ -157,9 +157,30 @@ def _packing(image: Image.Image) -> str:
     return str(tile[0][3]) if tile else ""
 
 
+def _is_lossy(image: Image.Image) -> bool:
+    """Whether the numbers of a file that Pillow has not loaded yet are for certain, or as a rule, others than were written."""
+    if image.format == "TIFF":
+        # by WebP are colours only, and without loss they are rare
+        return image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+    if image.format in ("JPEG2000", "WEBP") and (file := getattr(image, "fp", None)):
+        place = file.tell()
+        file.seek(0)
+        content = file.read()
+        file.seek(place)
+        if image.format == "WEBP":
+            return b"VP8L" not in content
+        # The 9-7 wavelet rounds. The 5-3 one does not: satellites' class maps have it. That such a file was cut to a size, and
+        # so has lost something, no header tells, and to refuse all of them would refuse masks that are right.
+        start = content.find(b"\xff\x4f\xff\x51")
+        coding = content.find(b"\xff\x52", start + 4 + int.from_bytes(content[start + 4 : start + 6]))
+        return content[coding + 13 : coding + 14] == b"\x00"
+    # an AVIF can be lossless, though no writer's default is, and nobody keeps masks in one
+    return image.format in (*JPEG_FORMATS, "AVIF")
+
+
 def holds_bytes(image: Image.Image) -> bool:
     """Whether a file, of which the header is enough, holds one number of 8 bits a pixel, as readers give it."""
-    return image.mode in ("P", "L") and image.format not in _LOSSY and _packing(image) not in _SCALES
+    return image.mode in ("P", "L") and not _is_lossy(image) and _packing(image) not in _SCALES
 
 
 def label_fault(image: Image.Image, read: np.ndarray, remapped: bool = False, compare: bool = True) -> str:
@@ -177,8 +198,8 @@ def label_fault(image: Image.Image, read: np.ndarray, remapped: bool = False, co
     mode = image.mode
     if read.ndim != 2:
         return "palette read as colours" if mode == "P" else "stored as colours"
-    if image.format in _LOSSY:
-        return "JPEG"
+    if _is_lossy(image):
+        return "JPEG" if image.format in JPEG_FORMATS else "lossy"
     if not compare and holds_bytes(image):
         return ""
     stored, scale = stored_numbers(image)
@@ -221,7 +242,7 @@ def describe_fault(fault: str, image: Image.Image, loader: str) -> str:
         loader: what reads it.
     """
     numbers = _wide(np.asarray(image)) if fault == "more than 8 bits" else ""
-    return _FAULTS.get(fault, "").format(loader=loader, mode=image.mode, numbers=numbers)
+    return _FAULTS.get(fault, "").format(loader=loader, format=image.format, mode=image.mode, numbers=numbers)
 
 
 def _wide(values: np.ndarray) -> str:

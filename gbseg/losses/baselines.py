@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gbseg.boosting import target_pair
-from gbseg.losses.functional import without_tracer_warnings
 from gbseg.losses.links import normalised_sigmoids, softmax
 from gbseg.losses.modules import GuardedLoss
 from gbseg.losses.reference import mask_ignored, reduce_loss, target_values
@@ -26,15 +25,18 @@ class _Baseline(GuardedLoss):
     """A loss of pixels.
 
     Raises:
-        ValueError: there is a ``class_weight``, which baselines do not take.
+        ValueError: ``class_weight`` is of outputs, which baselines do not take.
     """
 
     LOSS_NAME: ClassVar[str]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"loss_name": self.LOSS_NAME, **options})
-        if self.class_weight is not None:
-            raise ValueError(f"{type(self).__name__} takes no class_weight: it is a baseline, compared as it is.")
+        if self.class_weight is not None and not self.weighs_labels:
+            raise ValueError(
+                f"{type(self).__name__} takes no class_weight of outputs: it is a baseline, compared as it is. Weights of "
+                "labels, F.cross_entropy's, need class_weight_mode='labels'."
+            )
 
     @abstractmethod
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
@@ -51,10 +53,8 @@ class _Baseline(GuardedLoss):
     ) -> Tensor:
         """``pixels``, weighted and reduced like the boosted losses."""
         x, label, valid_mask = mask_ignored(pred, target, ignore_index)
-        if self.label_smoothing:
-            with without_tracer_warnings():
-                share = self.label_smoothing / int(x.shape[1])
-            label = target_values(label, x.shape[1], (share, 1 - self.label_smoothing + share), x.dtype)
+        if self.label_smoothing and not self.weighs_labels:
+            label = self.smoothed(label, x.shape[1], x.dtype)
         return self.loss_weight * reduce_loss(self.pixels(x, label), valid_mask, weight, avg_factor, reduction)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
@@ -77,7 +77,8 @@ class SoftmaxLoss(_Baseline):
         penalty: factor of the normaliser's penalty, >= 0.
         alpha: ``alpha`` of the exponential boost that the penalty is compared with, > 0.
         t_pos: the larger target of that boost, > 0.
-        options: ``loss_weight``, ``reduction``, ``ignore_index``, ``label_smoothing``, ``loss_name``.
+        options: ``loss_weight``, ``reduction``, ``ignore_index``, ``label_smoothing``, ``loss_name``, and ``class_weight`` with
+            ``class_weight_mode='labels'``.
 
     Raises:
         ValueError: a factor out of its range.
@@ -177,23 +178,24 @@ class WestonWatkinsLoss(_Baseline):
     """The multi-class hinge of Weston and Watkins (1999), ``sum_{j != y} max(0, margin + x_j - x_y)``. Labels only.
 
     Raises:
-        ValueError: ``margin`` is not positive, or the labels are soft.
+        ValueError: ``margin`` is not positive, the labels are soft, or ``label_smoothing`` would make them so.
     """
 
     LOSS_NAME = "loss_hinge"
+    NO_SOFT_LABELS = "WestonWatkinsLoss compares the label's class with the others and takes no"
 
     def __init__(self, margin: float = 1.0, **options: Any) -> None:
         super().__init__(**options)
         if not margin > 0:
             raise ValueError(f"WestonWatkinsLoss: margin must be > 0, got {margin!r}.")
+        if self.label_smoothing:
+            raise ValueError(f"{self.NO_SOFT_LABELS} label_smoothing, got {self.label_smoothing!r}: leave it out.")
         self.margin = float(margin)
 
     def pixels(self, x: Tensor, label: Tensor) -> Tensor:
         """``(N, *)`` losses of the formula above."""
         if label.is_floating_point():
-            raise ValueError(
-                "WestonWatkinsLoss compares the label's class with the others and takes no soft labels, nor label_smoothing."
-            )
+            raise ValueError(f"{self.NO_SOFT_LABELS} soft labels: pass their classes, target.argmax(1).")
         index = label.unsqueeze(1)
         excess = torch.relu(self.margin + x - x.gather(1, index))
         return excess.scatter(1, index, 0.0).sum(1)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypedDict, Unpack
 
@@ -40,6 +40,7 @@ from gbseg.losses.functional import (
     without_tracer_warnings,
 )
 from gbseg.losses.labels import LabelRecord, require_soft_labels
+from gbseg.losses.reference import target_values
 from gbseg.losses.resize import resize_loss, upsample
 
 __all__ = ["CLASS_WEIGHT_MODES", "BoostedLoss", "ExpGBLoss", "GuardedLoss", "LinearLoss", "Pow3GBLoss"]
@@ -48,18 +49,43 @@ CLASS_WEIGHT_MODES = ("outputs", "labels")
 
 
 def _read_class_weight(path: str) -> Any:
-    """The numbers of a file of class weights, as MMSegmentation takes one; no pickle, which could run code."""
+    """What a file of class weights holds, as MMSegmentation takes one; no pickle, which could run code."""
+    remedy = "write one finite number >= 0 a class there, by numpy.save or as a list in JSON"
     if not path.endswith((".npy", ".json")) or not Path(path).is_file():
-        raise ValueError(f"class_weight is a file .npy or .json that exists (or a list of numbers), got {path!r}.")
+        raise ValueError(f"class_weight: {path} is no file .npy or .json that exists; give one (or a list): {remedy}.")
     try:
         if path.endswith(".json"):
             return json.loads(Path(path).read_text(encoding="utf-8"))
         # the losses need torch alone
-        import numpy as np
+        from numpy.lib.format import read_array
 
-        return np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"class_weight: {path} cannot be read: {error}") from None
+        with Path(path).open("rb") as file:
+            return read_array(file, allow_pickle=False)
+    # any exception: a damaged header raises whatever its bytes happen to mean
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"class_weight: {path} cannot be read: {what[:200]}; {remedy}.") from None
+
+
+def _class_weight(values: Sequence[float] | Tensor | str) -> Tensor:
+    """The factors of the classes, (C,) of a floating dtype.
+
+    Raises:
+        ValueError: there is not one finite number >= 0 a class, or no file of them.
+    """
+    given = _read_class_weight(values) if isinstance(values, str) else values
+    try:
+        weight = torch.as_tensor(given).clone()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        weight = torch.empty(0)
+    weight = weight if weight.is_floating_point() or weight.is_complex() else weight.float()
+    fits = weight.ndim == 1 and len(weight) > 0 and not weight.is_complex()
+    if not fits or (is_readable(weight) and not bool((torch.isfinite(weight) & (weight >= 0)).all())):
+        got = reprlib.repr(given.tolist() if hasattr(given, "tolist") else given)
+        if isinstance(values, str):
+            raise ValueError(f"class_weight: {values} holds {got}; write one finite number >= 0 a class there.")
+        raise ValueError(f"class_weight is one finite number >= 0 a class, got {got}.")
+    return weight
 
 
 class GuardedLoss(nn.Module):
@@ -69,7 +95,8 @@ class GuardedLoss(nn.Module):
         class_weight: C factors, or a file ``.npy`` or ``.json`` that holds them.
         class_weight_mode: what they multiply. 'outputs': *output* j's term at every pixel, so that the link stays valid.
             'labels': the whole loss of the pixels whose label is j, and 'mean' divides by the sum of these factors; this is the
-            ``weight`` of ``F.cross_entropy``. Soft labels ``p`` then weigh as the mean over labels that are drawn from ``p``.
+            ``weight`` of ``F.cross_entropy``. Soft labels ``p``, and labels that ``label_smoothing`` makes soft, then weigh as
+            the mean over labels that are drawn from ``p``.
         loss_weight: factor of the loss.
         reduction: 'none', 'sum' or 'mean'.
         ignore_index: pixels with this label have no loss, where the call does not give another.
@@ -106,14 +133,6 @@ class GuardedLoss(nn.Module):
             raise ValueError(f"label_smoothing is a share of the labels in [0, 1), got {label_smoothing!r}.")
         if class_weight_mode not in CLASS_WEIGHT_MODES:
             raise ValueError(f"class_weight_mode must be one of {CLASS_WEIGHT_MODES}, got {class_weight_mode!r}.")
-        if isinstance(class_weight, str):
-            class_weight = _read_class_weight(class_weight)
-        if class_weight is not None:
-            class_weight = torch.as_tensor(class_weight).clone()
-            class_weight = class_weight if class_weight.is_floating_point() else class_weight.float()
-            in_range = not is_readable(class_weight) or bool((torch.isfinite(class_weight) & (class_weight >= 0)).all())
-            if class_weight.ndim != 1 or not in_range:
-                raise ValueError(f"class_weight is one finite number >= 0 a class, got {class_weight.tolist()}.")
         self.loss_weight = float(loss_weight)
         self.reduction = reduction
         self.class_weight_mode = class_weight_mode
@@ -122,8 +141,13 @@ class GuardedLoss(nn.Module):
         self.loss_name = loss_name
         self._has_warned = False
         # not in checkpoints: a loss must load the weights of a model that had another loss
-        self.register_buffer("class_weight", class_weight, persistent=False)
+        self.register_buffer("class_weight", None if class_weight is None else _class_weight(class_weight), persistent=False)
         self.register_buffer("record", torch.zeros(LabelRecord.SIZE, dtype=torch.int64), persistent=False)
+
+    @property
+    def weighs_labels(self) -> bool:
+        """Whether there are factors of labels; ``compute`` then gets labels that are weighted and smoothed already."""
+        return self.class_weight is not None and self.class_weight_mode == "labels"
 
     @abstractmethod
     def compute(
@@ -180,7 +204,7 @@ class GuardedLoss(nn.Module):
             reduction, ignore_index = self._check_call(
                 pred, target, weight, avg_factor, reduction_override, ignore_index, kwargs, pred.shape[2:]
             )
-        return self._guard(partial(self.compute, pred), pred, target, ignore_index, weight, avg_factor, reduction)
+        return self._guard(self.compute, pred, target, ignore_index, weight, avg_factor, reduction)
 
     def __prepare_scriptable__(self) -> NoReturn:
         """What ``torch.jit.script`` asks a module for."""
@@ -205,19 +229,18 @@ class GuardedLoss(nn.Module):
     ) -> Tensor:
         """``compute`` from checked labels, weights and divisor; NaN where one is bad that the host cannot read."""
         target, poison = self._check_labels(pred, target, ignore_index)
-        if self.class_weight is not None and self.class_weight_mode == "labels":
-            target, pixels = self._label_weights(pred, target, ignore_index)
-            if avg_factor is None and not target.is_floating_point():
-                avg_factor = pixels.sum()
+        if self.weighs_labels:
+            pred, target, pixels, divisor = self._weigh_labels(pred, target, ignore_index)
+            avg_factor = divisor if avg_factor is None else avg_factor
             weight = pixels if weight is None else weight * pixels
         if reduction == "mean" and isinstance(avg_factor, Tensor):
             avg_factor = avg_factor.reshape(())
             positive = avg_factor > 0
-            loss = compute(target, ignore_index, weight, torch.where(positive, avg_factor, 1), reduction)
+            loss = compute(pred, target, ignore_index, weight, torch.where(positive, avg_factor, 1), reduction)
             # where all weights are 0, so is the sum of the losses
             loss = loss * torch.where(positive | (loss == 0), 1.0, torch.nan)
         else:
-            loss = compute(target, ignore_index, weight, avg_factor, reduction)
+            loss = compute(pred, target, ignore_index, weight, avg_factor, reduction)
         return loss if poison is None else loss * poison
 
     def _check_labels(self, pred: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
@@ -234,16 +257,35 @@ class GuardedLoss(nn.Module):
             return target, None
         return target, torch.where((torch.isfinite(target) & (target >= 0)).all(), 1.0, torch.nan)
 
-    def _label_weights(self, pred: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-        """Labels and the factors ``(N, *)`` of their pixels, for the mode 'labels'."""
+    def smoothed(self, label: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+        """Soft labels ``(N, C, *)`` of labels, integers or soft: ``label_smoothing`` of each is spread over all classes."""
+        with without_tracer_warnings():
+            share = self.label_smoothing / int(num_classes)
+        return target_values(label, num_classes, (share, 1 - self.label_smoothing + share), dtype)
+
+    def _weigh_labels(
+        self, pred: Tensor, target: Tensor, ignore_index: int | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """For the mode 'labels': logits, labels, factors ``(N, *)`` of pixels, and the divisor of 'mean' for integer labels.
+
+        Smoothed labels are soft ones, of which none is ignored: where a label was, the logits and the factor become 0.
+        """
         assert self.class_weight is not None
         class_weight = self.class_weight.to(pred.device, torch.promote_types(pred.dtype, torch.float32))
+        ignored = divisor = None
         if not target.is_floating_point():
             ignored = torch.zeros_like(target, dtype=torch.bool) if ignore_index is None else target == ignore_index
-            return target, torch.where(ignored, 0.0, class_weight[torch.where(ignored, 0, target)])
-        shares = target * class_weight.view(1, -1, *[1] * (target.ndim - 2))
+            label = torch.where(ignored, 0, target)
+            pixels = torch.where(ignored, 0.0, class_weight[label])
+            divisor = pixels.sum()
+            if not self.label_smoothing:
+                return pred, target, pixels, divisor
+            pred, target = torch.where(ignored.unsqueeze(1), 0.0, pred), label
+        soft = self.smoothed(target, pred.shape[1], class_weight.dtype)
+        shares = soft * class_weight.view(1, -1, *[1] * (soft.ndim - 2))
         pixels = shares.sum(1)
-        return shares / torch.where(pixels > 0, pixels, 1.0).unsqueeze(1), pixels
+        target = shares / torch.where(pixels > 0, pixels, 1.0).unsqueeze(1)
+        return pred, target, pixels if ignored is None else torch.where(ignored, 0.0, pixels), divisor
 
     def _move_buffers(self, device: torch.device) -> None:
         """Move the buffers to ``device`` once, for a loss that was never moved with its model."""
@@ -354,7 +396,8 @@ class BoostedLoss(GuardedLoss):
         loss_weight: factor of the loss.
         reduction: 'none', 'sum' or 'mean'.
         ignore_index: used where the call gives none.
-        label_smoothing: a share in [0, 1); it moves the two targets towards each other.
+        label_smoothing: a share in [0, 1); it moves the two targets towards each other. With weights of labels it makes soft
+            labels, whose spread share weighs as the classes to which it goes, as in ``F.cross_entropy``.
         max_delta: clamps ``g(x) - t`` to ``[-max_delta, max_delta]``; the loss is the matching Huber-like potential. Where
             the bound is reached, the minimum moves from the mean of the targets towards their median, so the link and
             `prior_logits` are then no longer exact.
@@ -427,9 +470,9 @@ class BoostedLoss(GuardedLoss):
         avg_factor: float | Tensor | None,
         reduction: str,
     ) -> tuple[LossSpec, LossInputs]:
-        output_weight = self.class_weight if self.class_weight_mode == "outputs" else None
+        output_weight = None if self.weighs_labels else self.class_weight
         inputs = LossInputs(target, ignore_index, output_weight, weight, avg_factor, reduction, self.loss_weight)
-        if not self.label_smoothing:
+        if not self.label_smoothing or self.weighs_labels:
             return self.spec, inputs
         t_neg, t_pos = self.targets
         with without_tracer_warnings():
@@ -449,7 +492,8 @@ class BoostedLoss(GuardedLoss):
     ) -> Tensor:
         """The loss of ``pred`` after bilinear upsampling to the labels' size, by `gbseg.losses.resize.boosted_resize_loss`.
 
-        The upsampled logits are not held, except with ``impl`` 'reference' or 'compile'.
+        The upsampled logits are not held, except with ``impl`` 'reference' or 'compile', or ``label_smoothing`` and weights of
+        labels together.
 
         Args:
             pred: (N, C, h, w) logits of any floating dtype.
@@ -479,12 +523,14 @@ class BoostedLoss(GuardedLoss):
                 pred, target, weight, avg_factor, reduction_override, ignore_index, {}, size
             )
 
-        def compute(*inputs: Any) -> Tensor:
-            if self.impl in ("reference", "compile"):
-                return self.compute(upsample(pred, size, align_corners), *inputs)
+        def compute(pred: Tensor, *inputs: Any) -> Tensor:
             return resize_loss(*self._spec_and_inputs(pred, *inputs), pred, align_corners)
 
-        return self._guard(compute, pred, target, ignore_index, weight, avg_factor, reduction)
+        labels = target, ignore_index, weight, avg_factor, reduction
+        # soft labels, too, need the logits of their pixels
+        if self.impl in ("reference", "compile") or (self.weighs_labels and self.label_smoothing):
+            return self._guard(self.compute, upsample(pred, size, align_corners), *labels)
+        return self._guard(compute, pred, *labels)
 
     def probabilities(self, logits: Tensor, dim: int = 1) -> Tensor:
         """Class probabilities by the loss's link, see `gbseg.boosting.link`. Labels are the argmax of the *logits*."""

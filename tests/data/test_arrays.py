@@ -167,6 +167,15 @@ def test_folder(tmp_path: Path) -> None:
         read_folder(tmp_path / "val")
 
 
+def test_a_folder_of_large_images(tmp_path: Path) -> None:
+    """No key changes the limit here."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.pgm").write_bytes(b"P5 40000 30000 255\n")
+    match = r"a/1\.pgm cannot be decoded: it has 40000 x 30000 pixels, .* at most 1,073,741,824: make smaller copies$"
+    with pytest.raises(BadDataFileError, match=match):
+        read_folder(tmp_path)
+
+
 def test_links_and_hidden_names(tmp_path: Path) -> None:
     """A class may be a link; names with a dot are neither classes nor images; dead links are named, not left out."""
     for name in ("train/a/1.png", "elsewhere/2.png", "train/.ipynb_checkpoints/1-checkpoint.png"):

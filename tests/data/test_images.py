@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gbseg.data.images import ImageError, read_bgr, require_readable, to_bgr
+from gbseg.data.images import ImageError, pillow_reads, read_bgr, require_readable, to_bgr, without_pillows_limit
 
 RNG = np.random.default_rng(0)
 RGB = cv2.GaussianBlur(RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8), (5, 5), 2)
@@ -123,6 +124,28 @@ def test_large_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Image.MAX_IMAGE_PIXELS == 100
     with pytest.raises(Image.DecompressionBombError):
         Image.open(tmp_path / "a.png")
+
+
+def test_pillows_limit_of_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks while another thread has lifted the limit gets it lifted when that thread has put it back."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    asked, left, seen = threading.Event(), threading.Event(), []
+
+    def read() -> None:
+        context = pillow_reads((20, 20))
+        asked.set()
+        assert left.wait(20)
+        with context:
+            seen.append(Image.MAX_IMAGE_PIXELS)
+
+    thread = threading.Thread(target=read)
+    with without_pillows_limit():
+        thread.start()
+        # that it waits shows by nothing but time
+        asked.wait(0.3)
+    left.set()
+    thread.join(20)
+    assert seen == [None] and Image.MAX_IMAGE_PIXELS == 100
 
 
 def test_files_as_opencv_reads_them(tmp_path: Path) -> None:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zlib
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from gbseg.data.masks import MaskError, encode_mask, nearest_exact, read_mask, resize_mask, write_mask
+from gbseg.data.masks import (
+    MaskError,
+    describe_fault,
+    encode_mask,
+    holds_bytes,
+    label_fault,
+    nearest_exact,
+    read_mask,
+    resize_mask,
+    write_mask,
+)
 from gbseg.palettes import VOC_PALETTE
 
 
@@ -105,6 +117,55 @@ def test_the_pixel_under_the_centre(sizes: tuple[int, int]) -> None:
     source, target = sizes
     expected = [math.floor((Fraction(i) + Fraction(1, 2)) * source / target) for i in range(target)]
     assert nearest_exact(source, target).tolist() == expected
+
+
+LABELS = np.zeros((60, 80), np.uint8)
+LABELS[10:40, 20:50] = 20
+GREY, COLOURS = Image.fromarray(LABELS), Image.fromarray(np.stack([LABELS] * 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("image", "settings", "fault"),
+    [
+        (GREY, dict(format="JPEG2000", irreversible=True), "lossy"),
+        (GREY, dict(format="JPEG2000", irreversible=True, no_jp2=True), "lossy"),
+        (GREY, dict(format="JPEG2000", irreversible=True, comment="\u00ff\u0052", tile_size=(32, 32)), "lossy"),
+        (GREY, dict(format="TIFF", compression="jpeg"), "lossy"),
+        (GREY, dict(format="AVIF"), "lossy"),
+        (COLOURS, dict(format="WEBP"), "lossy"),
+        (GREY, dict(format="JPEG"), "JPEG"),
+        (GREY, dict(format="JPEG2000"), ""),
+        (GREY, dict(format="JPEG2000", no_jp2=True, comment="lossless"), ""),
+        (GREY, dict(format="TIFF", compression="tiff_lzw"), ""),
+        (GREY, dict(format="TIFF"), ""),
+        (COLOURS, dict(format="WEBP", lossless=True), ""),
+        (GREY, dict(format="PNG"), ""),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value),
+)
+def test_compressions_that_change_labels(image: Image.Image, settings: dict[str, Any], fault: str) -> None:
+    """In grey files, and in those of colours that a loader has made class numbers of."""
+    if settings["format"] in ("AVIF", "WEBP") and not features.check(settings["format"].lower()):
+        pytest.skip(f"this Pillow has no {settings['format']}")
+    buffer = io.BytesIO()
+    image.save(buffer, **settings)
+    with Image.open(buffer) as stored:
+        read = np.asarray(Image.open(io.BytesIO(buffer.getvalue())))
+        assert holds_bytes(stored) == (not fault and image is GREY)
+        for compare in (True, False):
+            assert label_fault(stored, read if read.ndim == 2 else read[..., 0], compare=compare) == fault
+        assert fault or np.array_equal(read, np.asarray(image))
+        text = describe_fault(fault, stored, "a loader")
+        assert ("changes class numbers: make it again as a PNG" in text) == bool(fault)
+
+
+def test_colours_in_tiff_by_webp() -> None:
+    """Pillow writes none here; it gives the compression's name."""
+    buffer = io.BytesIO()
+    COLOURS.save(buffer, format="TIFF")
+    with Image.open(buffer) as stored:
+        stored.info["compression"] = "webp"
+        assert label_fault(stored, LABELS) == "lossy"
 
 
 def test_resize() -> None:

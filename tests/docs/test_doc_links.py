@@ -32,6 +32,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tables_are_whole(page: Path) -> None:
+    """Every run of rows has a head: a blank line would end the table before it."""
+    tables = re.findall(r"(?:^\|.*\n)+", without_code(page.read_text(encoding="utf-8")), re.MULTILINE)
+    assert [rows for rows in tables if not re.match(r".*\n[|:\- ]+\n", rows)] == []
+
+
 def test_every_page_is_in_the_contents() -> None:
     """Pages of the site are reached from its first page."""
     contents = (ROOT / "docs/index.md").read_text(encoding="utf-8") + (ROOT / "docs/api/index.md").read_text(encoding="utf-8")

@@ -261,6 +261,8 @@ def test_files_that_are_missing_damaged_or_lossy(tmp_path: Path) -> None:
     # a JPEG by name of a PNG
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(mask, format="JPEG")
     only(check_data(custom(root)), "error", "1 of 6 masks .* are JPEGs", "PNG")
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(mask, format="JPEG2000", irreversible=True)
+    only(check_data(custom(root)), "error", "1 of 6 masks .* compression that changes class numbers", "PNG")
     # mmseg's own data set has no message of gbseg's
     config = custom(root)
     config.val_dataloader.dataset.update(type="BaseSegDataset", ann_file="none.txt")

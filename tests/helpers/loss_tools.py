@@ -124,6 +124,16 @@ def _smoothed(x: Tensor, label: Tensor) -> Tensor:
     return _by_reference(weight=valid.to(x), avg_factor=valid.sum())(x, soft)
 
 
+def _labels_mode_smoothed(x: Tensor, label: Tensor) -> Tensor:
+    """Pixels weighted as ``F.cross_entropy`` weights smoothed labels."""
+    valid = (label != 255).to(x)
+    soft = 0.9 * F.one_hot(torch.where(label == 255, 0, label), CLASSES).movedim(-1, 1).to(x) + 0.1 / CLASSES
+    shares = soft * torch.tensor(WEIGHTS, dtype=x.dtype).view(1, -1, *[1] * (x.ndim - 2))
+    divisor = torch.tensor([*WEIGHTS, *[0.0] * 252], dtype=x.dtype)[label].sum()
+    pixels = shares.sum(1)
+    return _by_reference(weight=pixels * valid, avg_factor=divisor)(x, shares / pixels.unsqueeze(1))
+
+
 def _resized_reference(x: Tensor, label: Tensor) -> Tensor:
     return _by_reference()(upsample(x, label.shape[1:], False), label)
 
@@ -150,6 +160,10 @@ LOSSES: dict[str, Case] = {
         lambda: ExpGBLoss(0.1, (0, 6), class_weight=WEIGHTS, class_weight_mode="labels"), _labels_mode
     ),
     "`label_smoothing`": Case(lambda: ExpGBLoss(0.1, (0, 6), label_smoothing=0.1), _smoothed),
+    "`label_smoothing`, 'labels'": Case(
+        lambda: ExpGBLoss(0.1, (0, 6), class_weight=WEIGHTS, class_weight_mode="labels", label_smoothing=0.1),
+        _labels_mode_smoothed,
+    ),
     "`SoftmaxLoss`": Case(lambda: SoftmaxLoss(), lambda x, label: F.cross_entropy(x, label, ignore_index=255)),
     "`SoftmaxLoss`, `penalty`": Case(lambda: SoftmaxLoss(scale=6, penalty=1, t_pos=6), _by_reference()),
     "`SigmoidMSELoss`": Case(lambda: SigmoidMSELoss()),

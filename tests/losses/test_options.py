@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor
 from gbseg import BadLabelError, BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss
 from gbseg.losses import L1Loss, SigmoidBCELoss, SoftmaxLoss, WestonWatkinsLoss, boosted_linear_loss, boosted_resize_loss
 from gbseg.losses.functional import fused_boosted_loss
+from gbseg.losses.modules import GuardedLoss
+from gbseg.losses.resize import upsample
 
 WEIGHTS = [0.25, 1.0, 0.0, 2.75]  # exact in float32
 KINDS: dict[str, Callable[..., BoostedLoss]] = {
@@ -204,16 +207,46 @@ def test_weights_from_a_file_that_runs_code(tmp_path: Path) -> None:
     for name in ("weights.pkl", "weights.npy"):
         (tmp_path / name).write_bytes(pickle.dumps(_Bomb()))
     np.save(tmp_path / "object.npy", np.array([_Bomb()]), allow_pickle=True)
-    (tmp_path / "broken.json").write_text("[1, 2")
-    for name, message in {
-        "weights.pkl": r"a file \.npy or \.json that exists .*, got '.*weights\.pkl'",
-        "absent.npy": r"that exists .*, got '.*absent\.npy'",
-        "weights.npy": r"weights\.npy cannot be read: ",
-        "object.npy": r"object\.npy cannot be read: ",
-        "broken.json": r"broken\.json cannot be read: ",
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "empty.npy").touch()
+    np.save(tmp_path / "short.npy", np.ones(4))
+    (tmp_path / "short.npy").write_bytes((tmp_path / "short.npy").read_bytes()[:-9])
+    np.savez(tmp_path / "archive.npz", np.ones(4))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
+    for number, values in enumerate((["a"], [1j], [[1.0, 2.0]], 1.0, [1.0, -1.0], [np.nan])):
+        np.save(tmp_path / f"{number}.npy", np.array(values))
+    for name, content in {
+        "broken": "[1, 2",
+        "empty": "",
+        "deep": "[" * 100_000,
+        "null": "null",
+        "dict": '{"0": 1}',
+        "gap": "[1, null]",
+        "ragged": "[[1], [1, 2]]",
+        "number": "1",
+        "text": '["1"]',
+        "infinite": "[1, 1e999]",
+        "huge": "[1" + "0" * 30 + "]",
+        "none": "[]",
     }.items():
-        with pytest.raises(ValueError, match=f"class_weight.*{message}"):
-            ExpGBLoss(class_weight=str(tmp_path / name))
+        (tmp_path / f"{name}.json").write_text(content)
+    (tmp_path / "utf-16.json").write_text("[1, 2]", encoding="utf-16")
+    unread = ["weights.npy", "object.npy", "empty.npy", "short.npy", "archive.npy"]
+    unread += ["broken.json", "empty.json", "deep.json", "utf-16.json"]
+    absent = ["weights.pkl", "absent.npy", "absent.json", "folder.npy"]
+    for file in [*sorted(tmp_path.iterdir()), tmp_path / "absent.npy", tmp_path / "absent.json"]:
+        what = "cannot be read: " if file.name in unread else "is no file " if file.name in absent else "holds "
+        with pytest.raises(ValueError, match=f"class_weight: {re.escape(str(file))} {what}.*(write|numpy.save)") as error:
+            ExpGBLoss(class_weight=str(file))
+        assert len(str(error.value)) < 400 + len(str(file)) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"holds None; write one finite number >= 0 a class there"):
+        ExpGBLoss(class_weight=str(tmp_path / "null.json"))
+
+
+@pytest.mark.parametrize("values", [{"0": 1}, [1, None], ["1"], [[1], [1, 2]], 1.0, [], [1j], [-1.0]], ids=str)
+def test_weights_that_are_no_numbers(values: Any) -> None:
+    with pytest.raises(ValueError, match=r"class_weight is one finite number >= 0 a class, got "):
+        ExpGBLoss(class_weight=values)
 
 
 # --- ignored labels and smoothing --------------------------------------------------------------------------------------
@@ -263,6 +296,55 @@ def test_label_smoothing(reduction: str, soft: bool) -> None:
     _same(ExpGBLoss(**options)(x, target), 16 * (expected + excess), x)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "soft"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_weights_of_labels_and_smoothing(reduction: str, soft: bool, smoothing: float) -> None:
+    """``F.cross_entropy`` weighs the share that is spread by the classes which it goes to; its divisor does not know of it."""
+    x, label = _batch()
+    label[0, :2] = 255
+    weight, ignored = torch.tensor(WEIGHTS).double(), label == 255
+    options: dict[str, Any] = dict(label_smoothing=smoothing, reduction=reduction)
+    target = _soft(x) if soft else label
+    expected = F.cross_entropy(x, target, weight, ignore_index=-100 if soft else 255, **options)
+    loss = SoftmaxLoss(class_weight=WEIGHTS, class_weight_mode="labels", **options)
+    _same(loss(x, target), expected, x)
+    # exp-GB is ``t_pos`` times that, with the labels that are weighted alike
+    p = target if soft else F.one_hot(torch.where(ignored, 0, label), 4).movedim(-1, 1).double()
+    shares = ((1 - smoothing) * p + smoothing / 4) * weight.view(1, 4, 1, 1)
+    pixels = shares.sum(1)
+    excess = pixels * (_excess(x) - _entropy(shares / torch.where(pixels > 0, pixels, 1).unsqueeze(1)))
+    excess = excess if soft else torch.where(ignored, 0.0, excess)
+    divisor = pixels.numel() if soft else torch.where(ignored, 0.0, weight[label % 255 % 4]).sum()
+    excess = dict(none=excess, sum=excess.sum(), mean=excess.sum() / divisor)[reduction]
+    for impl in ("auto", "reference"):
+        boosted = ExpGBLoss(class_weight=WEIGHTS, class_weight_mode="labels", impl=impl, **options)
+        _same(boosted(x, target), 16 * (expected + excess), x)
+
+
+@pytest.mark.parametrize("kind", [*KINDS.values(), SoftmaxLoss], ids=[*KINDS, "softmax"])
+def test_weights_of_labels_and_smoothing_are_those_of_soft_labels(kind: Callable[..., GuardedLoss]) -> None:
+    """Small logits too; what an ignored pixel's logits are does not matter."""
+    x, label = _batch()
+    label[0, :2] = 255
+    ignored = label == 255
+    soft = F.one_hot(torch.where(ignored, 0, label), 4).movedim(-1, 1).double()
+    factors, valid = dict(class_weight=WEIGHTS, class_weight_mode="labels"), (~ignored).double()
+    loss, divisor = kind(label_smoothing=0.1, **factors), torch.tensor(WEIGHTS)[label[~ignored]].sum()
+    expected = kind(**factors)(x, 0.9 * soft + 0.025, weight=valid, avg_factor=divisor)
+    _same(loss(x, label), expected, x)
+    _same(loss(x, label, weight=valid / 2, avg_factor=3), expected * divisor / 6, x)
+    wild = torch.where(ignored.unsqueeze(1), math.inf, x.detach()).requires_grad_()
+    value = loss(wild, label)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value, wild), torch.autograd.grad(expected, x))
+    if isinstance(loss, BoostedLoss):
+        large = label.repeat_interleave(2, 2)
+        _same(loss.resized(x, large), loss(upsample(x, large.shape[1:], False), large), x)
+    # nothing but ignored pixels
+    assert loss(x, torch.full_like(label, 255)) == 0
+
+
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_smoothed_labels_are_soft_ones(kind: Callable[..., BoostedLoss]) -> None:
     x, label = _batch()
@@ -281,7 +363,8 @@ def test_smoothed_labels_are_soft_ones(kind: Callable[..., BoostedLoss]) -> None
         (lambda: ExpGBLoss(label_smoothing=1.0), r"label_smoothing is a share of the labels in \[0, 1\), got 1.0"),
         (lambda: SoftmaxLoss(label_smoothing=-0.1), r"label_smoothing .*, got -0.1"),
         (lambda: ExpGBLoss(class_weight_mode="label"), r"class_weight_mode must be one of .*'labels'.*, got 'label'"),
-        (lambda: WestonWatkinsLoss(label_smoothing=0.1)(*_batch()), "takes no soft labels, nor label_smoothing"),
+        (lambda: WestonWatkinsLoss(label_smoothing=0.1), "WestonWatkinsLoss .* takes no label_smoothing, got 0.1"),
+        (lambda: SoftmaxLoss(class_weight=WEIGHTS), "takes no class_weight of outputs.* class_weight_mode='labels'"),
     ],
 )
 def test_refused(build: Callable[[], object], message: str) -> None:

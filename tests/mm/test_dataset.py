@@ -280,6 +280,26 @@ def test_masks_whose_image_is_missing(tmp_path: Path, warned: list[str]) -> None
     assert len(_folder(tmp_path, ann_file="list.txt", test_mode=True)) == 2
 
 
+def test_pictures_of_masks_are_no_lost_masks(tmp_path: Path, warned: list[str]) -> None:
+    """The name of an image, here or in another split, and a word after it; but not a number."""
+    for split, names in (("train", ("a", "site_x/1")), ("val", ("b", "site_x/2"))):
+        for name in names:
+            _pair(tmp_path, name, f"images/{split}")
+    folders = dict(data_prefix=dict(img_path="images/train", seg_map_path="masks"))
+    for name in ("a_color", "a-overlay_2", "a.vis", "site_x/1_color", "b_color", "site_x/2__color"):
+        (tmp_path / f"masks/{name}.png").write_bytes((tmp_path / "masks/a.png").read_bytes())
+        assert len(_folder(tmp_path, **folders, test_mode=True)) == 2 and warned == []
+    voc = dict(ann_file="", data_prefix={"img_path": "images/train", "seg_map_path": "masks"})
+    assert len(_build(tmp_path, **voc, test_mode=True)) == 2
+    for name in ("a_2", "a-0001_color", "acolor", "site_x/b_color", "site_a", "site_x/3", "a_color/1"):
+        path = tmp_path / f"masks/{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((tmp_path / "masks/a.png").read_bytes())
+        with pytest.raises(ValueError, match=rf"1 masks in \S+ have no image in \S+ \(first \S+/masks/{name}\.png\)"):
+            _folder(tmp_path, **folders, test_mode=True)
+        path.unlink()
+
+
 @pytest.mark.parametrize(
     ("images", "other", "masks"),
     [

@@ -165,6 +165,18 @@ def test_masks_that_would_give_other_labels(fault: str, backend: str, kind: dict
         assert str(root / "masks/1.png") in str(caught.value) and str(root / "images/1.jpg") in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "settings", [dict(format="JPEG2000", irreversible=True), dict(format="TIFF", compression="jpeg")], ids=["wavelet", "TIFF"]
+)
+@pytest.mark.parametrize("use", ["training", "evaluation"])
+def test_masks_that_are_compressed_like_photographs(use: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    root = write(tmp_path)
+    Image.fromarray(LABELS.astype(np.uint8)).save(root / "masks/1.png", **settings)
+    match = rf"masks/1\.png is a {settings['format']} .* changes class numbers: make it again as a PNG"
+    with pytest.raises(ValueError, match=match):
+        (labels_seen if use == "training" else scores_of)(root, OTHERS)
+
+
 @pytest.mark.parametrize("use", ["training", "evaluation"])
 def test_the_checks_are_in_every_run(use: str, tmp_path: Path) -> None:
     root = write(tmp_path)

@@ -2,6 +2,7 @@
 
 import glob
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
@@ -49,6 +50,8 @@ def masks_without_image(
 ) -> list[ListFault]:
     """The fault that a folder holds masks whose images are neither in the folder of images nor in one beside it.
 
+    ``a_color.png`` is no lost mask beside the mask of ``a``, but a picture of it (`_possible_names`).
+
     Args:
         images: the folder of images.
         masks: the folder of masks; several folders of images may share it (``images/train``, ``images/val``, ``masks``).
@@ -59,7 +62,7 @@ def masks_without_image(
     """
     paths = (path for path in walk_files(masks) if path.name.endswith(mask_suffix))
     named = {path.relative_to(masks).as_posix().removesuffix(mask_suffix): path for path in paths}
-    lonely = {name: path for name, path in named.items() if name not in names}
+    lonely = {name: path for name, path in named.items() if not any(one in names for one in _possible_names(name))}
     if images != masks and images.is_relative_to(masks):
         # a folder of masks around everything else: only where masks lie
         used = {named[name].parent for name in names if name in named}
@@ -72,11 +75,20 @@ def masks_without_image(
     # another split has other images; where the same names are, they are masks or pictures of them
     others = [] if images == masks or not lonely else list(_folders_beside(images, root))
     others = [folder for folder in others if not any(holds(folder, name) for name in islice(names, 100))]
-    missing = [path for name, path in lonely.items() if not any(holds(folder, name) for folder in others)]
+    found = {name for name in lonely for one in _possible_names(name) if any(holds(folder, one) for folder in others)}
+    missing = [path for name, path in lonely.items() if name not in found]
     if not missing:
         return []
     text = f"{len(missing):,} masks in {masks} have no image in {images} (first {missing[0]})"
     return [ListFault(text, "put their images there, or remove the masks, or name the images in a list (ann_file)")]
+
+
+def _possible_names(name: str) -> list[str]:
+    """The names of the images that a file may belong to: its own, and what is before ``_``, ``-`` or ``.`` and a word.
+
+    Not what is before a number, ``a`` of ``a_2``: numbers count images.
+    """
+    return [name, *(name[: mark.start()] for mark in re.finditer(r"[_.-](?=[^\W\d][^/]*$)", name))]
 
 
 def _folders_beside(folder: Path, root: Path) -> Iterator[Path]:

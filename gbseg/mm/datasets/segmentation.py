@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from mmengine.registry import DATASETS
 
+from gbseg.data.layout import read_lines
 from gbseg.files import is_dead_link, walk_files
 from gbseg.mm.compat import BaseSegDataset
 from gbseg.mm.datasets.list_faults import ListFault, masks_without_image, names_listed_twice, record_faults
@@ -172,11 +173,7 @@ class FolderSegmentation(BaseSegDataset):
 
 def _read_names(file: str | Path) -> list[str]:
     """The names in a list, in its order; blank lines and a byte order mark mean nothing."""
-    try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8 ({error.reason} at byte {error.start}): write it again.") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [name for line in read_lines(file) if (name := line.removeprefix("\ufeff").strip())]
 
 
 def _walk_images(folder: str, suffixes: Sequence[str]) -> Iterator[Path]:

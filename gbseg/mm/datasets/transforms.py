@@ -131,7 +131,7 @@ def _fills(transform: Any) -> bool:
         sides = [side for side in (transform.px, transform.percent) if side is not None]
         # nested: a range of each side
         return any(value > 0 for side in sides for value in _numbers(side))
-    # a crop that never pads
+    # a crop that never pads; crops of what was turned (Rotate's crop_border, Perspective) keep some new area at their borders
     return getattr(transform, "pad_if_needed", True)
 
 
