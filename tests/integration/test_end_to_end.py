@@ -109,6 +109,7 @@ def test_the_terminal_shows_what_matters_and_the_log_file_everything(trained: tu
         assert (words in output) == words.startswith(("Iter", "3")), words
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_weights_bit_for_bit(scenes: Path, trained: tuple[Path, str]) -> None:
     whole, _ = trained
     work = whole.parent / "killed"

@@ -152,6 +152,7 @@ def trained(config: Path) -> Path:
     return work
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_weights_bit_for_bit(config: Path, trained: Path) -> None:
     work = config.parent / "killed"
     arguments = ["train", str(config), "--work-dir", str(work), "--cfg-options", *CROPS]

@@ -14,6 +14,7 @@ from gbseg import ExpGBLoss
 from gbseg.losses.labels import LabelRecord
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(("tool", "loss"), list(itertools.product(TOOLS, LOSSES)), ids=str)
 def test_cell(tool: str, loss: str) -> None:

@@ -86,6 +86,7 @@ WRITES = [(1, "half"), (2, "half"), (3, "half"), (4, "half"), (6, "before rename
 WRITES += [(4, "after rename"), (6, "after rename"), (8, "half"), (9, "half"), (9, "after rename")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "how"), WRITES)
 def test_killed_while_writing(done: Path, tmp_path: Path, number: int, how: str) -> None:
     """At whatever write, what is there is whole, and the resumed run ends as the undisturbed one, with its files only."""

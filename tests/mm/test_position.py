@@ -220,6 +220,7 @@ KILLS += [("before_val_epoch", 4), ("after_val_iter", 8), ("after_val", 12)]
 KILLS += [("after_train_iter", iteration) for iteration in random.Random(1).sample(range(4, 12), 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "at"), KILLS)
 def test_killed_and_resumed(undisturbed: dict, tmp_path: Path, stage: str, at: int) -> None:
     """Killed by SIGKILL at one stage of one iteration."""
@@ -228,6 +229,7 @@ def test_killed_and_resumed(undisturbed: dict, tmp_path: Path, stage: str, at: i
     assert tiny.differences(undisturbed[4], tiny.result(tmp_path)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "at"), [("after_train_iter", 7), ("after_val_iter", 8)])
 def test_killed_and_resumed_with_workers(undisturbed: dict, tmp_path: Path, stage: str, at: int) -> None:
     """The same with two workers, which have prefetched beyond the kill."""
@@ -250,6 +252,7 @@ def test_validation_is_made_up_for(undisturbed: dict, tmp_path: Path, stage: str
     assert ("Iter(val)" in first) == (stage == "before_val_epoch"), first
 
 
+@pytest.mark.slow
 def test_killed_by_the_clock(undisturbed: dict, tmp_path: Path) -> None:
     """Killed from outside, again and again, at moments that know nothing of iterations."""
     clock = random.Random(2)

@@ -35,6 +35,7 @@ ODD = dict(config="classification/mnist_linear.py", rates=[0.1, 1e30])
 BROKEN = dict(config="classification/mnist_linear.py", rates=[0.1, 0.2], options={"model.backbone.hidden": "ab"})
 
 
+@pytest.mark.slow
 def test_from_the_claim_to_the_table(
     claims: Path, mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

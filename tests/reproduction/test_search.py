@@ -260,6 +260,7 @@ def test_halving(options: dict, tmp_path: Path, sampler: str) -> None:
     assert best_of([trial for trial in trials["softmax"] if trial.diverged]) is None
 
 
+@pytest.mark.slow
 def test_tpe_learns(options: dict, tmp_path: Path) -> None:
     """What it draws after twenty trials is nearer to the optimum than what was drawn at random."""
     settings = Settings(trials=30, epochs=1, held_out=50, sampler="tpe")
@@ -343,6 +344,7 @@ def test_a_failed_run_is_tried_again(options: dict, tmp_path: Path) -> None:
     assert second.trained == 5
 
 
+@pytest.mark.slow
 def test_end_to_end(options: dict, mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained for real: the search needs no test set, the confirmation measures on it, a second call trains nothing."""
     settings = Settings(trials=4, epochs=2, held_out=60, images=100, confirm=4)

@@ -148,6 +148,7 @@ def _until_the_fourth(root: Path, out: Path, processes: int) -> None:
     prepare_coco(root, out, "train", 1, "symlink", processes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_started_again(coco: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, processes: int) -> None:
     """SIGKILL in the middle: no list, no half file under a final name; started again: the bytes of a run without a kill."""

@@ -183,6 +183,7 @@ def test_one_split(given: Given, tmp_path: Path) -> None:
     assert tree_of(tmp_path) == given.tree
 
 
+@pytest.mark.slow
 def test_killed_at_every_rename(given: Given, tmp_path: Path) -> None:
     """No name has half a file behind it, and the next run has all, without what the killed one left."""
 

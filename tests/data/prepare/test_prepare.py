@@ -147,6 +147,7 @@ STAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_at_random(
     given: Layouts,
@@ -192,6 +193,7 @@ def test_killed_at_random(
         assert not list(root.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_killed_at_every_rename(given: Layouts, tmp_path: Path, whole: dict[str, bytes]) -> None:
     """The moments that time hardly meets: right before each of the renames that matter."""
 
@@ -372,6 +374,7 @@ def test_two_at_once(given: Layouts, tmp_path: Path) -> None:
         prepare_voc(tmp_path, given.voc_tar, given.sbd_tar, processes=0)
 
 
+@pytest.mark.slow
 def test_killed_while_moving(given: Layouts, tmp_path: Path, whole: dict[str, bytes]) -> None:
     """Into a folder that was there before, files are moved one by one; those that were not yet are, though VOC is found."""
     prepare_voc(tmp_path, given.voc_tar, given.sbd_tar, verify=False)
