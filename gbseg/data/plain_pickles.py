@@ -37,8 +37,8 @@ class Dtype(StandIn):
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple) -> None:
-        order = state[1]
-        self.dtype = self.dtype.newbyteorder(order.decode() if isinstance(order, bytes) else order)
+        order: Any = state[1].decode() if isinstance(state[1], bytes) else state[1]
+        self.dtype = self.dtype.newbyteorder(order)
 
     def real(self, done: dict[int, Any]) -> np.dtype:
         """The dtype."""

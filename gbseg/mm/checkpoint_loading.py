@@ -281,7 +281,8 @@ def _require_dict(checkpoint: Any, path: object) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise CheckpointError(path, f"its {key} is a {type(value).__name__}, and not a dictionary")
         if key == "state_dict" and (nameless := [name for name in value if not isinstance(name, str)]):
-            raise CheckpointError(path, f"its state_dict has the key {abbreviate([repr(name)[:40] for name in nameless], 3)}, and not the name of a tensor")
+            keys = abbreviate([repr(name)[:40] for name in nameless], 3)
+            raise CheckpointError(path, f"its state_dict has the key {keys}, and not the name of a tensor")
     return checkpoint
 
 
