@@ -50,9 +50,9 @@ CLASS_WEIGHT_MODES = ("outputs", "labels")
 
 def _read_class_weight(path: str) -> Any:
     """What a file of class weights holds, as MMSegmentation takes one; no pickle, which could run code."""
-    remedy = "write one finite number >= 0 a class there, by numpy.save or as a list in JSON"
+    remedy = "write one finite number >= 0 a class into a .npy (numpy.save) or a .json (a list)"
     if not path.endswith((".npy", ".json")) or not Path(path).is_file():
-        raise ValueError(f"class_weight: {path} is no file .npy or .json that exists; give one (or a list): {remedy}.")
+        raise ValueError(f"class_weight: {path} is no file .npy or .json that exists: {remedy}.")
     try:
         if path.endswith(".json"):
             return json.loads(Path(path).read_text(encoding="utf-8"))
