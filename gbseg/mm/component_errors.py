@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +231,7 @@ def wrong_values(config: Config) -> Iterator[tuple[str, str]]:
     for name in ("max_iters", "max_epochs", "val_interval") if isinstance(loop, Mapping) else ():
         value = loop.get(name)
         # a validation that never comes has the interval -1
-        if value is not None and not (isinstance(value, Real) and (value > 0 or (name == "val_interval" and value < 0))):
+        if value is not None and not (isinstance(value, int | float) and (value > 0 or (name == "val_interval" and value < 0))):
             yield f"train_cfg.{name} is {value!r}.", "A number from 1 is needed."
     for key, value in intervals:
         if isinstance(value, str | Sequence | Mapping):
