@@ -240,7 +240,7 @@ def test_gradcheck(case: Case, max_delta: float | None) -> None:
         (LinearBoost(), np.ones_like),
         (MirroredExponentialBoost(0.3, 0.2), lambda x: 0.3 * np.exp(np.abs(x) - 1)),
     ],
-    ids=str,
+    ids=["exp", "cubic", "linear", "mirrored"],
 )
 def test_double_backward(boost: Boost, second: Callable[[np.ndarray], np.ndarray]) -> None:
     """The second derivative is ``g'(x)``, diagonal, whatever the label."""
