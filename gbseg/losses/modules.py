@@ -142,12 +142,9 @@ class GuardedLoss(nn.Module):
         self._has_warned = False
         # not in checkpoints: a loss must load the weights of a model that had another loss
         self.register_buffer("class_weight", None if class_weight is None else _class_weight(class_weight), persistent=False)
+        # ``compute`` then gets labels that are weighted and smoothed already
+        self.weighs_labels = class_weight is not None and class_weight_mode == "labels"
         self.register_buffer("record", torch.zeros(LabelRecord.SIZE, dtype=torch.int64), persistent=False)
-
-    @property
-    def weighs_labels(self) -> bool:
-        """Whether there are factors of labels; ``compute`` then gets labels that are weighted and smoothed already."""
-        return self.class_weight is not None and self.class_weight_mode == "labels"
 
     @abstractmethod
     def compute(

@@ -133,6 +133,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_short_training(workspace: Path) -> None:
     """Two iterations of each run of the demo, from the old config and its old imports."""
     for name in ("softmax", "expgb"):

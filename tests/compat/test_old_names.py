@@ -84,6 +84,7 @@ def test_nothing_leads_to_another_old_place() -> None:
         assert new not in MODULES and new not in NAMES, new
 
 
+@pytest.mark.slow
 def test_new_places_give_no_warning() -> None:
     """Importing the package as it is uses no old name; old and new names are the same objects, in any order of imports."""
     script = (

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/classification/mnist_softmax.py"
 
@@ -78,7 +80,6 @@ def alone(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return work_dir, train(digits, work_dir, 12)
 
 
-@pytest.mark.slow
 def test_two_processes_are_one_with_the_whole_batch(digits: Path, alone: tuple[Path, str], tmp_path: Path) -> None:
     """Half of the batch each: weights up to the order of sums, and the same score over all test images."""
     said = train(digits, tmp_path, 12, batch=50, processes=2)
@@ -89,7 +90,6 @@ def test_two_processes_are_one_with_the_whole_batch(digits: Path, alone: tuple[P
     assert scores[0] == scores[1] and len(scores[0]) == 2
 
 
-@pytest.mark.slow
 def test_resumed_is_uninterrupted(digits: Path, alone: tuple[Path, str], tmp_path: Path) -> None:
     """Stopped after an epoch and continued: the same weights, bit for bit."""
     train(digits, tmp_path, 6)

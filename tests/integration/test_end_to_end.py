@@ -134,6 +134,7 @@ def test_killed_and_resumed_gives_the_same_weights_bit_for_bit(scenes: Path, tra
     assert (work / "comparison.csv").read_text() == (whole / "comparison.csv").read_text()
 
 
+@pytest.mark.slow
 def test_testing_leaves_the_config_of_the_training_alone(trained: tuple[Path, str], tmp_path: Path) -> None:
     """The config that training left, also one that says resume, is tested and is byte for byte what it was."""
     folder = tmp_path / "run"
@@ -146,6 +147,7 @@ def test_testing_leaves_the_config_of_the_training_alone(trained: tuple[Path, st
     assert config.read_bytes() == before and b"resume = True" in before
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_says_how_to_go_on(scenes: Path, tmp_path: Path) -> None:
     """Ctrl-C ends in a sentence, without a traceback of the process or its workers."""
     config = ["configs/demo_expgb.py", "--work-dir", tmp_path, *tiny(scenes, **{"train_cfg.max_iters": 10**6})]
@@ -164,6 +166,7 @@ def test_an_interrupted_training_says_how_to_go_on(scenes: Path, tmp_path: Path)
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_too_high_stops_with_the_iteration_the_term_and_the_rate(scenes: Path, tmp_path: Path) -> None:
     options = tiny(scenes, **{"optim_wrapper.optimizer.lr": 1e8})
     options += ["optim_wrapper.optimizer.type=SGD", "train_cfg.max_iters=30", "default_hooks.checkpoint.interval=1"]
@@ -232,6 +235,7 @@ def test_scores_equal_those_of_the_pngs_that_are_written(real: bool, scenes: Pat
     assert found["aAcc"] == pytest.approx(100 * np.trace(matrix) / matrix.sum(), abs=1e-10)
 
 
+@pytest.mark.slow
 def test_missing_data_and_weights_say_where_they_were_looked_for(tmp_path: Path) -> None:
     options = ["--cfg-options", f"train_dataloader.dataset.data_root={tmp_path}/nowhere"]
     code, output = run("tools/train.py", "configs/pixelnet_expgb.py", "--work-dir", tmp_path / "w", *options)

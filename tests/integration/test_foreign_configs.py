@@ -60,6 +60,7 @@ work_dir = '{tmp_path / "work"}'
     return load_config(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "crop", "head", "extra"),
     [

@@ -298,6 +298,7 @@ def test_a_bound_does_not_hide_a_nan(impl: str) -> None:
         assert loss.isnan() and gradient[0, 1, 0].isnan() and int(gradient.isnan().sum()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["cpu", "triton"])
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32], ids=str)
 @pytest.mark.parametrize("ignored", [255, -1, 1])

@@ -117,6 +117,7 @@ def _shard(rank: int, port: int) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_classes() -> None:
     """With gloo, seven classes and four: the loss and its derivatives are those of one process."""
     with socket.socket() as free:

@@ -94,6 +94,7 @@ def test_one_import_registers_everything() -> None:
     check(lines[0])
 
 
+@pytest.mark.slow
 def test_imports_of_earlier_configs() -> None:
     """``imports=['gbseg']`` registers the losses alone; the lists in configs of earlier versions register everything."""
     lists = earlier_imports()

@@ -153,6 +153,7 @@ def test_calibration_goes_through_the_link(tested: tuple[Path, dict[str, float]]
     """The error of the run is that of the model's own logits through pow3-GB's link, and not through a softmax."""
     root, metrics = tested
     config = _config(root)
+    init_default_scope("mmseg")
     model = MODELS.build(config.model)
     model.load_state_dict(torch.load(root / "weights.pth")["state_dict"])
     model.eval()

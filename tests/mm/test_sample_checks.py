@@ -33,8 +33,10 @@ SIZE = (12, 16)
 
 
 @pytest.fixture(autouse=True)
-def _scope() -> None:
+def _scope(monkeypatch: pytest.MonkeyPatch) -> None:
     init_default_scope("mmseg")
+    # a second of every short run: the config's text is laid out anew each time
+    monkeypatch.setattr(Config, "pretty_text", property(lambda self: repr(self.to_dict())))
 
 
 CONFIG = """
@@ -383,7 +385,8 @@ def _one_of_two(rank: int, store: str, folder: str, labelled: tuple[bool, bool])
 @pytest.mark.parametrize("labelled", [(True, False), (False, False)])
 def test_two_processes_decide_together(labelled: tuple[bool, bool], tmp_path: Path) -> None:
     """One without a label does not end alone, with the other one waiting for its gradients."""
-    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path / "store"), str(tmp_path), labelled), nprocs=2)
+    arguments = str(tmp_path / "store"), str(tmp_path), labelled
+    torch.multiprocessing.start_processes(_one_of_two, arguments, nprocs=2, start_method="forkserver")
     for rank in range(2):
         text = (tmp_path / f"end_{rank}").read_text()
         assert text == "went on" if any(labelled) else text.startswith("nothing can be learned: ")

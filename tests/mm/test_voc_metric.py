@@ -268,7 +268,7 @@ def _one_of_two(rank: int, folder: str) -> None:
 
 def test_two_processes(tmp_path: Path) -> None:
     """Two processes count what one counts, the repeated image once, and both stop at a fault of either."""
-    torch.multiprocessing.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(_one_of_two, (str(tmp_path),), nprocs=2, start_method="forkserver")
     expected = _evaluated([_sample(i) for i in range(5)], headline=["class1", "class4"], ci=200)
     for rank in range(2):
         metrics, message, clash, broken, its_rank = torch.load(tmp_path / f"{rank}.pt")

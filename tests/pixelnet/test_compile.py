@@ -14,6 +14,8 @@ pytest.importorskip("mmseg")
 from gbseg.mm.models import PixelNetHead
 from gbseg.pixelnet.sampling import Samples
 
+pytestmark = pytest.mark.slow
+
 SHAPES = ((3, 20), (4, 10), (8, 3))
 
 

@@ -231,6 +231,7 @@ for config, checkpoint in zip(sys.argv[1::2], sys.argv[2::2]):
 """
 
 
+@pytest.mark.slow
 def test_memory_of_a_very_large_image(tmp_path: Path) -> None:
     """Six megapixels, whose logits would take 481 MiB; the image itself takes 17 as bytes and 69 as floats."""
     tiled = write_segmentor(tmp_path / "a", kind="fcn")
