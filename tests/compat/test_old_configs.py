@@ -142,6 +142,7 @@ def test_short_training(workspace: Path) -> None:
     assert (workspace / "work_dirs/demo/comparison.md").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_python_block(number: int, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     block = PYTHON[number]
@@ -177,6 +178,7 @@ def test_python_block(number: int, workspace: Path, monkeypatch: pytest.MonkeyPa
     build_model(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", COMMAND_LINES)
 def test_command_line(line: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command line is understood; paths of weights and configs that it names exist."""
@@ -197,6 +199,7 @@ def test_command_line(line: str, workspace: Path, monkeypatch: pytest.MonkeyPatc
         assert arguments.config == "configs/subset/expgb.py"
 
 
+@pytest.mark.slow
 def test_predict_from_an_old_config(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
     argv = [

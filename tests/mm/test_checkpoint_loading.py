@@ -522,6 +522,7 @@ def test_safetensors(name: str, tmp_path: Path) -> None:
         read_checkpoint(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_a_bare_import_changes_no_process() -> None:
     """``import gbseg`` and the losses leave torch's and mmengine's loading alone; gbseg.mm replaces mmengine's alone."""
     program = """

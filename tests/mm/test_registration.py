@@ -87,6 +87,7 @@ def check(line: str) -> None:
             assert modules[registry].get(name, "nothing").startswith("gbseg."), f"{registry}: {name}"
 
 
+@pytest.mark.slow
 def test_one_import_registers_everything() -> None:
     """And prints nothing: what the family prints at its first import is swallowed (see gbseg.mm.compat)."""
     lines = registered([["gbseg.mm"]], [])
