@@ -68,10 +68,10 @@ def checkpoint_path(path: str | os.PathLike) -> Path:
         raise FileNotFoundError(f"there is no checkpoint {path}; training writes them into work_dirs/<config>/.")
     if path.name != "last_checkpoint":
         return path
-    named, found = named_checkpoint(path)
-    if found is not None:
-        return found
-    named_by_it = f"names {named[:100]}, which is neither beside it nor at that path" if named else "is empty"
+    text, checkpoint = named_checkpoint(path)
+    if checkpoint is not None:
+        return checkpoint
+    named_by_it = f"names {text[:100]}, which is neither beside it nor at that path" if text else "is empty"
     raise FileNotFoundError(f"{path} {named_by_it}: give the checkpoint itself.")
 
 

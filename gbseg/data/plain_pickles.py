@@ -6,6 +6,7 @@ that plain data needs stands for a function or class below, which takes values a
 
 import pickle
 import re
+from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
@@ -16,12 +17,12 @@ import numpy as np
 __all__ = ["PLAIN", "Array", "Dtype", "StandIn", "load_plain", "numpy_names", "real", "text_or_bytes"]
 
 
-class StandIn:
+class StandIn(ABC):
     """In place of an object whose state comes after it in a pickle; `real` puts the object there."""
 
+    @abstractmethod
     def real(self, done: dict[int, Any]) -> Any:
         """The object. ``done``: as for the function `real`."""
-        raise NotImplementedError
 
 
 class Dtype(StandIn):

@@ -174,8 +174,8 @@ def _newest_first(folder: Path, last: Path | None, may_be_newer: bool) -> list[P
 def _last_checkpoint(work_dir: Path) -> Path | None:
     """The path in mmengine's file ``last_checkpoint``; one that does not exist, if it names no other, to be reported."""
     file = work_dir / "last_checkpoint"
-    named, found = named_checkpoint(file) if file.is_file() else ("", None)
-    return found or (work_dir / Path(named).name if Path(named).name else None)
+    text, checkpoint = named_checkpoint(file) if file.is_file() else ("", None)
+    return checkpoint or (work_dir / Path(text).name if Path(text).name else None)
 
 
 def newest_readable_checkpoint(

@@ -152,8 +152,8 @@ def _load_safetensors(file: BinaryIO, map_location: Any) -> dict[str, Any]:
     return {name: value.to(device) for name, value in load(file.read()).items()}
 
 
-def _unpacked_size(file: BinaryIO, name: object, size: int) -> int:
-    """The bytes in an archive of torch.save, whose checksums are verified: torch would not notice a flipped bit in a weight."""
+def _verified_members(file: BinaryIO, name: object, size: int) -> list[zipfile.ZipInfo]:
+    """What is in an archive of torch.save. The checksums are right, at which torch does not look when it reads the weights."""
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile:
@@ -167,7 +167,7 @@ def _unpacked_size(file: BinaryIO, name: object, size: int) -> int:
         damaged = archive.testzip() if any(member.CRC for member in members) else None
     if damaged is not None:
         raise CheckpointError(name, f"the checksum of its part {damaged!r} is wrong, so that its values are not those written")
-    return unpacked
+    return members
 
 
 def _what_it_is(start: bytes) -> str:
@@ -246,7 +246,7 @@ def read_checkpoint(path: str | os.PathLike | BinaryIO, map_location: Any = "cpu
         return _read(path, name, map_location)
 
 
-def _read(file: BinaryIO, name: Any, map_location: Any, mmap: bool = False) -> dict[str, Any]:
+def _read(file: BinaryIO, name: Any, map_location: Any, mmap: bool = False, unzipped: bool = False) -> dict[str, Any]:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     start = file.read(1024)
@@ -257,11 +257,14 @@ def _read(file: BinaryIO, name: Any, map_location: Any, mmap: bool = False) -> d
         return _load_safetensors(file, map_location)
     zipped = start.startswith(b"PK\x03\x04")
     if zipped:
-        unpacked = _unpacked_size(file, name, size)
-        with zipfile.ZipFile(file) as archive:
-            if len(archive.infolist()) == 1:
-                # a zipped checkpoint, which torch.hub takes from a URL
-                return _read(io.BytesIO(archive.read(archive.infolist()[0])), name, map_location)
+        members = _verified_members(file, name, size)
+        if len(members) == 1:
+            # a zipped checkpoint, which torch.hub takes from a URL; each archive in an archive could be 64 times as large
+            if unzipped:
+                raise CheckpointError(name, "it is an archive in an archive: unpack it, and name the checkpoint in it")
+            with zipfile.ZipFile(file) as archive:
+                return _read(io.BytesIO(archive.read(members[0])), name, map_location, unzipped=True)
+        unpacked = sum(member.file_size for member in members)
         file.seek(0)
     elif start.startswith(pickle.PROTO):
         unpacked = size

@@ -340,6 +340,19 @@ A_GIGABYTE = {
 }
 
 
+def test_an_archive_in_an_archive(tmp_path: Path) -> None:
+    """One around a checkpoint is unpacked, as torch.hub does it; with each more, a file could be 64 times as large."""
+    torch.save({"state_dict": {"w": torch.ones(2)}}, tmp_path / "whole.pth")
+    for inner, outer in (("whole", "once"), ("once", "twice")):
+        with zipfile.ZipFile(tmp_path / f"{outer}.pth", "w") as archive:
+            archive.write(tmp_path / f"{inner}.pth", "inside")
+    assert torch.equal(read_checkpoint(tmp_path / "once.pth")["state_dict"]["w"], torch.ones(2))
+    with pytest.raises(
+        CheckpointError, match=r"twice\.pth cannot be read: it is an archive in an archive: unpack it, and name"
+    ):
+        read_checkpoint(tmp_path / "twice.pth")
+
+
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("kind", A_GIGABYTE)
 def test_memory_by_number(kind: str, legacy: bool, tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def masks_without_image(
     # another split has other images; where the same names are, they are masks or pictures of them
     others = [] if images == masks or not lonely else list(_folders_beside(images, root))
     others = [folder for folder in others if not any(holds(folder, name) for name in islice(names, 100))]
-    found = {name for name in lonely for one in _possible_names(name) if any(holds(folder, one) for folder in others)}
-    missing = [path for name, path in lonely.items() if name not in found]
+    elsewhere = {name for name in lonely for one in _possible_names(name) if any(holds(folder, one) for folder in others)}
+    missing = [path for name, path in lonely.items() if name not in elsewhere]
     if not missing:
         return []
     text = f"{len(missing):,} masks in {masks} have no image in {images} (first {missing[0]})"
