@@ -16,6 +16,8 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     add_work_dir(parser)
     add_launch(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the newest readable checkpoint")
+    help_text = "keep MMEngine's loop and sampler, which do not resume exactly"
+    parser.add_argument("--stock-loop", action="store_true", help=help_text)
     parser.set_defaults(resume_hint="--resume continues from the newest checkpoint")
     return _run
 
@@ -23,4 +25,5 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
 def _run(a: argparse.Namespace) -> None:
     from gbseg.mm import load_config, train
 
-    train(load_config(a.config, a.cfg_options), a.work_dir, a.resume, a.amp, a.launcher, command=a.command_line)
+    config = load_config(a.config, a.cfg_options)
+    train(config, a.work_dir, a.resume, a.amp, a.launcher, a.command_line, a.stock_loop)

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
+from torch import Tensor
 
 from gbseg.files import FileWriteError, checkpoint_path, named_checkpoint, write_atomically
 from gbseg.mm.checkpoint_contents import without_unsafe_entries
@@ -122,6 +123,8 @@ def require_resumable(checkpoint: Mapping[str, Any], path: object) -> None:
             has_position = isinstance(process, Mapping) and "draws" in process
             position = dict(seed=Integral, draws=Integral, size=Integral, validated=bool) if has_position else {}
             fault = fault or _fault(place, process, dict(rng=dict, **position))
+            if fault is None and "gradients" in process:
+                fault = _fault(f"{place}.gradients", process["gradients"], dict.fromkeys(process["gradients"], Tensor))
             if fault is None and (wrong := rng_fault(process["rng"])):
                 fault = f"{place} has an rng that is no state of the generators ({wrong})"
     if fault is not None:

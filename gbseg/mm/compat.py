@@ -21,9 +21,9 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIMIZERS, Registry
-from mmengine.runner import IterBasedTrainLoop, Runner, checkpoint
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, checkpoint
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor, _weights_only_unpickler, nn
@@ -193,11 +193,11 @@ def replace_dataset(loader: DataLoader, dataset: Dataset) -> None:
     loader.__dict__["dataset"] = dataset
 
 
-def update_val_interval(loop: IterBasedTrainLoop) -> None:
-    """Set ``loop.val_interval`` to that of ``dynamic_intervals`` at the next iteration.
+def update_val_interval(loop: IterBasedTrainLoop | EpochBasedTrainLoop) -> None:
+    """Set ``loop.val_interval`` to that of ``dynamic_intervals`` at the next iteration or epoch.
 
-    Only the private method that ``IterBasedTrainLoop.run`` calls does that, and `gbseg.mm.loops.ResumableIterLoop`
-    has another ``run``.
+    Only the private method that the ``run`` of mmengine's loops calls does that, and those of `gbseg.mm.loops` have another
+    ``run``.
     """
     loop._decide_current_val_interval()
 
@@ -336,11 +336,6 @@ class CheckpointSteps(CheckpointHook):
     def restore_last_checkpoint(self, runner: Runner) -> None:
         """Take the last checkpoint out of the message hub, which the hook itself does not do when a run is resumed."""
         self.last_ckpt = runner.message_hub.get_info("last_ckpt")
-
-
-def accumulative_counts(optim_wrapper: OptimWrapper) -> int:
-    """Iterations per step of the optimizer: the wrapper's argument ``accumulative_counts``, which has no getter."""
-    return getattr(optim_wrapper, "_accumulative_counts", 1)
 
 
 def logged_value(runner: Runner, name: str, window: int | None = None) -> float | None:

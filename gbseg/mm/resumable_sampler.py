@@ -52,30 +52,37 @@ class SampleIndex(int):
 
 @DATA_SAMPLERS.register_module()
 class ResumableSampler(DefaultSampler):
-    """An endless sampler: one permutation per epoch, distributed over the processes in turn. It can start at any draw.
+    """A sampler that can start at any draw: one permutation per epoch, distributed over the processes in turn.
 
-    Its length is the number of draws of this process in one epoch, rounded up, as that of mmengine's ``DefaultSampler``.
+    By itself it is endless. With `gbseg.mm.loops.ResumableEpochLoop` (and with mmengine's loop over epochs, in a run with
+    `gbseg.mm.hooks.checkpoint.DurableCheckpointHook`) an iterator ends with its epoch. Its length is the number of draws of
+    this process in one epoch, rounded up, as that of mmengine's ``DefaultSampler``.
 
     Args:
         dataset: the data set; only its length is used.
         shuffle: whether every epoch is permuted.
         seed: seed of the stream, the same in all processes. None: the processes agree on one (the Runner passes its own).
+        round_up: whether, in a loop over epochs, each process draws equally many samples, as ``DefaultSampler`` takes it.
+
+    Attributes:
+        endless: whether an iterator goes on to the next epoch. If not, it yields the epoch of ``set_epoch``.
 
     Raises:
         ValueError: the data set is empty.
     """
 
-    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None) -> None:
+    def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None, round_up: bool = True) -> None:
         # a plain number, since it goes into checkpoints
         self.seed = int(sync_random_seed() if seed is None else seed)
-        super().__init__(dataset, shuffle, self.seed)
+        super().__init__(dataset, shuffle, self.seed, round_up)
         self.size = len(dataset)
         if self.size == 0:
             raise ValueError("ResumableSampler: the data set is empty; check data_root, ann_file and filter_cfg")
         self.start = 0
+        self.endless = True
 
     def skip(self, num_samples: int) -> None:
-        """Start at draw ``num_samples`` of this process; the cost does not depend on the number.
+        """Start at draw ``num_samples`` of this process (in the epoch, if not endless); the cost does not depend on the number.
 
         The name and the meaning are those of ``mmengine.dataset.InfiniteSampler.skip``, which mmengine's own loops call.
 
@@ -95,7 +102,13 @@ class ResumableSampler(DefaultSampler):
         return torch.randperm(self.size, generator=generator).tolist()
 
     def __iter__(self) -> Iterator[SampleIndex]:
-        """Yield the draws of this process from ``start`` on, without end."""
+        """Yield the draws of this process from ``start`` on."""
+        if not self.endless:
+            order = self.order(self.epoch)
+            for position in range(self.start * self.world_size + self.rank, self.total_size, self.world_size):
+                draw = self.epoch * self.total_size + position
+                yield SampleIndex(order[position % self.size], draw, self.seed)
+            return
         epoch = -1
         for draw in count(self.start * self.world_size + self.rank, self.world_size):
             if draw // self.size != epoch:

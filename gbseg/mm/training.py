@@ -8,16 +8,18 @@ What happens on ``--resume``
    (`gbseg.mm.checkpoint_files.newest_readable_checkpoint`). Without any checkpoint the run starts at the beginning.
 3. mmengine's runner loads it: weights, optimizer, schedules, iteration, logged values. The hook keeps its
    ``training_state``: for each process the random states and the position in the training data.
-4. The hook's ``before_train`` removes what the killed process left behind, and hands the state of this process to
-   `gbseg.mm.loops.ResumableIterLoop.load_state_dict`.
-5. `gbseg.mm.loops.ResumableIterLoop.run` sets the sampler to the next draw (`gbseg.mm.resumable_sampler`), restores the
+4. The hook's ``before_train`` removes what the killed process left behind, restores gradients that wait for the optimizer's
+   next step, and hands the state of this process to the loop.
+5. The loop's ``run`` (`gbseg.mm.loops`) sets the sampler to the next draw (`gbseg.mm.resumable_sampler`), restores the
    random generators (`gbseg.mm.rng`), makes up for a validation that was due, and goes on.
 
-On a CPU the weights are those of the run without interruption, bit for bit.
+On a CPU the weights are those of the run without interruption, bit for bit. In a config of MMSegmentation or MMPretrain,
+`train` puts these parts in place of MMEngine's (`gbseg.mm.resumable_parts`).
 """
 
 import copy
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from gbseg.config_files import ConfigError
 from gbseg.data.scenes import write_scenes
 from gbseg.files import require_folder, write_atomically
 from gbseg.mm.amp import enable_amp
+from gbseg.mm.checkpoint_files import newest_readable_checkpoint
+from gbseg.mm.checkpoint_loading import read_checkpoint
 from gbseg.mm.component_errors import config_errors, missing_packages, wrong_arguments, wrong_type, wrong_values
 from gbseg.mm.config import config_warnings, default_work_dir, max_pixels, run_configs
 from gbseg.mm.hooks.class_count import ClassCountHook
@@ -37,6 +41,7 @@ from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
 from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
+from gbseg.mm.resumable_parts import not_resumable, use_resumable_parts
 from gbseg.mm.run_comparison import compare_runs
 from gbseg.mm.runner import QuietRunner
 from gbseg.report.run_provenance import provenance
@@ -104,6 +109,29 @@ def prepare(config: Config) -> None:
             FUNCTIONS.get(settings.pop("type"))(**settings)
 
 
+def _make_resumable(config: Config, folder: Path, resume: bool) -> list[tuple[int, str]]:
+    """Put the parts that resume exactly in place of MMEngine's; returns what to log, with its level."""
+    others = list(not_resumable(config))
+    has_position = True
+    if resume and not others:
+        path = newest_readable_checkpoint(folder, start=config.get("load_from"))
+        state = {} if path is None else read_checkpoint(path, mmap=True).get("training_state", {})
+        has_position = path is None or any("draws" in process for process in state.get("processes", ()))
+    replaced = use_resumable_parts(config, has_position)
+    notes = []
+    if replaced:
+        text = f"{', '.join(replaced)}: so the run can be killed at any moment and resumed exactly; --stock-loop leaves them."
+        notes.append((logging.INFO, text))
+    if others:
+        notes.append((logging.WARNING, f"{', '.join(others)}: a run with it is resumed, but not exactly."))
+    if not has_position:
+        text = (
+            f"{path} was not written by a loop of gbseg: the stock loop goes on with it, not exactly as without interruption."
+        )
+        notes.append((logging.WARNING, text))
+    return notes
+
+
 def train(
     config: Config,
     work_dir: Path | str | None = None,
@@ -111,6 +139,7 @@ def train(
     amp: bool = False,
     launcher: str = "none",
     command: str | None = None,
+    stock_loop: bool = False,
 ) -> Path:
     """Prepare, train and compare the runs of a config.
 
@@ -129,6 +158,8 @@ def train(
         amp: mixed precision; bfloat16 on a CPU.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi', as ``mmengine.runner.Runner`` takes it.
         command: the command line, for the provenance.
+        stock_loop: keep MMEngine's loop, sampler and checkpoint hook where the config has them, instead of those that resume
+            exactly (`gbseg.mm.resumable_parts`).
 
     Returns:
         The work dir.
@@ -149,7 +180,11 @@ def train(
                 enable_amp(run_config)
                 run_config.val_cfg.fp16 = True
         run_resume = resume or run_config.get("resume", False)
+        with config_errors(run_config):
+            notes = [] if stock_loop else _make_resumable(run_config, folder, run_resume)
         runner = build_runner(run_config, folder, name, launcher=launcher, resume=run_resume)
+        for level, text in notes:
+            runner.logger.log(level, text)
         for text, remedy in config_warnings(run_config):
             runner.logger.warning(f"{text} {remedy.capitalize()}")
         runner.register_hook(OverlapHook())

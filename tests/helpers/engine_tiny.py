@@ -356,9 +356,9 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if one == other else [f"{path}: {one} and {other}"]
 
 
-def result(work_dir: Path, iteration: int = MAX_ITERS) -> dict[str, Any]:
+def result(work_dir: Path, iteration: int = MAX_ITERS, name: str = "") -> dict[str, Any]:
     """All of a checkpoint that must not depend on interruptions, with the curves that it holds."""
-    checkpoint = torch.load(Path(work_dir, f"iter_{iteration}.pth"), weights_only=False)
+    checkpoint = torch.load(Path(work_dir, name or f"iter_{iteration}.pth"), weights_only=False)
     curves = checkpoint["message_hub"]["log_scalars"]
     kept = ("state_dict", "ema_state_dict", "optimizer", "param_schedulers", "training_state")
     state = {key: checkpoint[key] for key in kept}
@@ -366,5 +366,5 @@ def result(work_dir: Path, iteration: int = MAX_ITERS) -> dict[str, Any]:
     del state["training_state"]["outdated"]
     state["curves"] = {name: curves[name].data[0].tolist() for name in curves if not name.endswith("time")}
     state["best"] = sorted(path.name for path in Path(work_dir).glob("best_*"))
-    state["kept"] = sorted(path.name for path in Path(work_dir).glob("iter_*"))
+    state["kept"] = sorted(path.name for kind in ("iter", "epoch") for path in Path(work_dir).glob(f"{kind}_*"))
     return state

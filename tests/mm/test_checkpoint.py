@@ -285,12 +285,6 @@ def test_training_by_epochs(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("epoch*")} == {"epoch_3.pth", "epoch_4.pth"}
 
 
-def test_checkpoints_between_the_steps_of_an_accumulation(tmp_path: Path) -> None:
-    """Gradients that are being gathered are not saved: a warning says so."""
-    assert tiny.run(tmp_path, **{"optim_wrapper.accumulative_counts": 2}) == 0
-    assert "every 3 iterations fall between the optimizer's steps, every 2" in tiny.output(tmp_path)
-
-
 def _together(folder: Path, attempt: int, **options: Any) -> list[int]:
     store = str(folder / f"store{attempt}")
     pair = [tiny.start(folder, tiny.train_together, rank=rank, store=store, **options) for rank in range(2)]

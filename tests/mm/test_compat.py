@@ -31,9 +31,9 @@ from mmengine.fileio.io import file_handlers
 from mmengine.hooks import CheckpointHook, Hook, IterTimerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel, BaseTTAModel, ImgDataPreprocessor, MMDistributedDataParallel, PretrainedInit
-from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, RUNNERS, DefaultScope
-from mmengine.runner import IterBasedTrainLoop, Runner, checkpoint, load_checkpoint
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, checkpoint, load_checkpoint
 from mmengine.structures import PixelData
 from mmpretrain.models.heads import ClsHead
 from mmpretrain.models.utils import ClsDataPreprocessor
@@ -181,7 +181,7 @@ def test_replaced_dataset() -> None:
     assert loader.dataset is second and [float(x) for (x,) in loader] == [1.0] * 4
 
 
-@rests_on("compat.update_val_interval and loops.ResumableIterLoop.run")
+@rests_on("compat.update_val_interval and the run methods of loops")
 def test_validation_interval() -> None:
     """The interval of the next iteration comes from the milestones; `iter` and `max_iters` are the loop's own."""
     loop = IterBasedTrainLoop(
@@ -198,6 +198,25 @@ def test_validation_interval() -> None:
     text = inspect.getsource(IterBasedTrainLoop.run)
     calls = ["before_train'", "before_train_epoch", "run_iter", "_decide_current_val_interval", "val_loop.run()"]
     calls.append("after_train_epoch")
+    positions = [text.find(call) for call in calls]
+    assert -1 not in positions and positions == sorted(positions)
+
+
+@rests_on("compat.update_val_interval and the run methods of loops")
+def test_validation_interval_of_epochs() -> None:
+    """As above, for the loop over epochs."""
+    runner = SimpleNamespace(visualizer=SimpleNamespace())
+    loop = EpochBasedTrainLoop(runner, DataLoader(TensorDataset(torch.zeros(4))), 9, 1, 4, [(5, 2)])
+    intervals = []
+    for epoch in (3, 4, 5):
+        loop._epoch = epoch
+        compat.update_val_interval(loop)
+        intervals.append((loop.epoch, loop.val_interval))
+    assert intervals == [(3, 4), (4, 2), (5, 2)]
+    assert (loop.max_epochs, loop.max_iters) == (9, 36)
+    text = inspect.getsource(EpochBasedTrainLoop.run) + inspect.getsource(EpochBasedTrainLoop.run_epoch)
+    first = ["before_train'", "run_epoch()", "_decide_current_val_interval", "val_loop.run()", "after_train'"]
+    calls = [*first, "before_train_epoch", "model.train()", "run_iter", "after_train_epoch", "_epoch += 1"]
     positions = [text.find(call) for call in calls]
     assert -1 not in positions and positions == sorted(positions)
 
@@ -297,16 +316,6 @@ def test_checkpoint_steps(tmp_path: Path) -> None:
     for name in ("args", "save_optimizer", "save_param_scheduler", "filename_tmpl", "file_backend", "out_dir", "backend_args"):
         assert hasattr(hook, name)
     assert is_main_process()
-
-
-@rests_on("compat.accumulative_counts")
-def test_accumulation() -> None:
-    """The wrapper keeps its ``accumulative_counts``."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1)
-    for kind in (OptimWrapper, AmpOptimWrapper):
-        if kind is AmpOptimWrapper and not torch.cuda.is_available():
-            continue
-        assert compat.accumulative_counts(kind(optimizer=optimizer, accumulative_counts=3)) == 3
 
 
 @rests_on("compat.logged_value and hooks.progress_bar")

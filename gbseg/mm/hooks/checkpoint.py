@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size, is_main_process, master_only
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner, save_checkpoint
+from mmengine.runner import EpochBasedTrainLoop, Runner, save_checkpoint
 
 from gbseg.files import remove_temporary_files
 from gbseg.mm.checkpoint_files import (
@@ -21,8 +21,10 @@ from gbseg.mm.checkpoint_files import (
     write_checkpoint,
 )
 from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint
-from gbseg.mm.compat import CheckpointSteps, accumulative_counts, checkpoint_to_load, resume_from, resumes
+from gbseg.mm.compat import CheckpointSteps, checkpoint_to_load, resume_from, resumes
+from gbseg.mm.gradient_accumulation import pending_gradients, restore_gradients
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteGuardHook, require_finite_parameters
+from gbseg.mm.resumable_sampler import ResumableSampler
 from gbseg.mm.rng import rng_state, set_rng_state
 
 __all__ = ["CheckpointWriteError", "DurableCheckpointHook", "NoReadableCheckpointError", "newest_readable_checkpoint"]
@@ -34,14 +36,13 @@ class DurableCheckpointHook(CheckpointSteps):
 
     * Every file (regular, best, published, ``last_checkpoint``) is written beside its place, flushed and renamed; what it
       replaces is removed afterwards. So the disk must hold one checkpoint more than ``max_keep_ckpts``.
-    * ``training_state`` in a regular checkpoint holds, for every process, the random states and, with a
-      `gbseg.mm.loops.ResumableIterLoop`, the position in the training data.
+    * ``training_state`` in a regular checkpoint holds, for every process, the random states, the gradients
+      gathered since the optimizer's last step (``accumulative_counts``) and, with one of `gbseg.mm.loops`, the position in
+      the training data.
     * ``resume=True`` takes the newest checkpoint that can be read, ``resume=True`` with ``load_from`` that file or the
       newest readable one before it in its folder. Damaged ones are reported.
     * Parameters that are not finite are never written, and neither is what could not be read back as data: an object that a
       hook or the message hub put there is left out, with a warning that names it. The first file of a run is read back.
-
-    With gradient accumulation, let ``interval`` be a multiple of ``accumulative_counts``: gradients are not saved.
 
     Args:
         max_keep_ckpts: regular checkpoints to keep, at least 2 (with 1 there would be none to fall back to); -1 keeps all.
@@ -105,12 +106,10 @@ class DurableCheckpointHook(CheckpointSteps):
         if is_main_process():
             remove_temporary_files(self.out_dir)
             remove_temporary_files(runner.work_dir)
-        counts = accumulative_counts(runner.optim_wrapper)
-        if not self.by_epoch and self.interval > 0 and self.interval % counts:
-            runner.logger.warning(
-                f"Checkpoints every {self.interval} iterations fall between the optimizer's steps, every {counts}: a run "
-                "resumed there has lost the gradients gathered so far. Use a multiple."
-            )
+        sampler = getattr(runner.train_dataloader, "sampler", None)
+        if isinstance(runner.train_loop, EpochBasedTrainLoop) and isinstance(sampler, ResumableSampler):
+            # the first epoch of mmengine's own loop would never end
+            sampler.endless = False
         state, self._loaded_state = self._loaded_state, None
         # weights that were loaded without resuming leave the iteration at 0: a new run, with its own random numbers. Only what
         # is resumed was looked at (`require_resumable`)
@@ -127,10 +126,13 @@ class DurableCheckpointHook(CheckpointSteps):
         process_state = dict(states[get_rank() if same_processes else 0])
         if not same_processes:
             del process_state["rng"]
+            process_state.pop("gradients", None)
             runner.logger.warning(
                 f"The checkpoint was written by {len(states)} processes, now there are {get_world_size()}: their "
                 "random states are not restored, so the run differs from the one without interruption."
             )
+        if gradients := process_state.pop("gradients", None):
+            restore_gradients(runner, gradients)
         if hasattr(runner.train_loop, "load_state_dict") and "draws" in process_state:
             runner.train_loop.load_state_dict(process_state)
         elif "rng" in process_state:
@@ -154,6 +156,8 @@ class DurableCheckpointHook(CheckpointSteps):
         self.record_checkpoints(runner)
         loop = runner.train_loop
         process_state = loop.state_dict() if hasattr(loop, "state_dict") else {"rng": rng_state()}
+        if gradients := pending_gradients(runner):
+            process_state["gradients"] = gradients
         # the names, so that a run that is killed before it could remove them does so when it is resumed
         names = [Path(path).name for path in outdated]
         self._state_to_save = {"iter": meta["iter"], "processes": all_gather_object(process_state), "outdated": names}
