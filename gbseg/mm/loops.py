@@ -137,7 +137,7 @@ class ResumableIterLoop(_ResumableLoop, IterBasedTrainLoop):
             self.run_iter(batch)
             self._validate_if_due()
         # the workers would go on to prefetch an endless stream
-        self.dataloader_iterator = None
+        del self.dataloader_iterator
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
