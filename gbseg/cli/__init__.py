@@ -129,7 +129,8 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
         print(f"\ngbseg: {' '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) and arguments.resume_hint:
             print(f"Make room first; {arguments.resume_hint}.", file=sys.stderr)
-        return 1
+        # of a training that was stopped from outside
+        return int(getattr(error, "exit_status", 1))
     except KeyboardInterrupt:
         print(f"\ngbseg: interrupted{f'; {arguments.resume_hint}' if arguments.resume_hint else ''}.", file=sys.stderr)
         return 130

@@ -1,6 +1,7 @@
 """The options that several commands share, and how arguments are read."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -108,6 +109,17 @@ def _parse_scalar(text: str) -> object:
         with suppress(ValueError):
             return number(text)
     return {"true": True, "false": False}.get(text.lower(), None if text == "None" else text)
+
+
+def duration(text: str) -> float:
+    """The seconds in ``3h50m``, ``90s``, ``1d12h`` or ``2.5h``; a number alone is in seconds."""
+    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0}
+    number = r"\d+(?:\.\d+)?"
+    is_duration = re.fullmatch(rf"{number}|(?:{number}[dhms])+", text)
+    total = sum(float(value) * units[unit] for value, unit in re.findall(rf"({number})([dhms]?)", text))
+    if not is_duration or total <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 3h50m, 90s or 1d12h")
+    return total
 
 
 def add_config(parser: argparse.ArgumentParser, must_exist: bool = True) -> None:

@@ -6,8 +6,9 @@ Example:
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
-from gbseg.cli.common_options import add_config, add_launch, add_work_dir
+from gbseg.cli.common_options import add_config, add_launch, add_work_dir, duration
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -18,12 +19,24 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     parser.add_argument("--resume", action="store_true", help="continue from the newest readable checkpoint")
     help_text = "keep MMEngine's loop and sampler, which do not resume exactly"
     parser.add_argument("--stock-loop", action="store_true", help=help_text)
+    parser.add_argument(
+        "--stop-after",
+        type=duration,
+        metavar="TIME",
+        help="stop after this time, e.g. 3h50m, with a checkpoint and exit status 124; --resume goes on",
+    )
     parser.set_defaults(resume_hint="--resume continues from the newest checkpoint")
     return _run
 
 
 def _run(a: argparse.Namespace) -> None:
     from gbseg.mm import load_config, train
+    from gbseg.mm.config import default_work_dir
 
     config = load_config(a.config, a.cfg_options)
-    train(config, a.work_dir, a.resume, a.amp, a.launcher, a.command_line, a.stock_loop)
+    try:
+        train(config, a.work_dir, a.resume, a.amp, a.launcher, a.command_line, a.stock_loop, a.stop_after)
+    finally:
+        folder = Path(a.work_dir or default_work_dir(config))
+        if not any(folder.glob("**/last_checkpoint")):
+            a.resume_hint = ""

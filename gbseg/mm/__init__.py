@@ -21,8 +21,9 @@ from gbseg.mm.hooks.overlay_hook import OverlayHook
 from gbseg.mm.hooks.progress_bar import ProgressHook
 from gbseg.mm.hooks.report_hook import ReportHook
 from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
+from gbseg.mm.hooks.stop import StopHook, TrainingStopped
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
-from gbseg.mm.loops import ResumableIterLoop
+from gbseg.mm.loops import ResumableEpochLoop, ResumableIterLoop
 from gbseg.mm.models.link_tta import LinkTTAModel
 from gbseg.mm.models.ohem_sampler import LinkOHEMPixelSampler
 from gbseg.mm.resumable_sampler import ResumableSampler
@@ -48,9 +49,12 @@ __all__ = [
     "OverlayHook",
     "ProgressHook",
     "ReportHook",
+    "ResumableEpochLoop",
     "ResumableIterLoop",
     "ResumableSampler",
     "SampleCheckHook",
+    "StopHook",
+    "TrainingStopped",
     "VOCMetric",
     "compare_runs",
     "enable_amp",

@@ -40,6 +40,7 @@ from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
 from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
+from gbseg.mm.hooks.stop import StopHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.resumable_parts import not_resumable, use_resumable_parts
 from gbseg.mm.run_comparison import compare_runs
@@ -140,6 +141,7 @@ def train(
     launcher: str = "none",
     command: str | None = None,
     stock_loop: bool = False,
+    stop_after: float | None = None,
 ) -> Path:
     """Prepare, train and compare the runs of a config.
 
@@ -160,6 +162,7 @@ def train(
         command: the command line, for the provenance.
         stock_loop: keep MMEngine's loop, sampler and checkpoint hook where the config has them, instead of those that resume
             exactly (`gbseg.mm.resumable_parts`).
+        stop_after: seconds after which training stops, with a checkpoint.
 
     Returns:
         The work dir.
@@ -167,11 +170,13 @@ def train(
     Raises:
         ConfigError: a part of the config cannot be built; the message names it.
         NonFiniteLossError: a run's loss was not finite. If there are several runs, the others are trained and compared first.
+        TrainingStopped: a signal or ``stop_after`` ended the training (`gbseg.mm.hooks.stop`).
     """
     with config_errors(config):
         work_dir = Path(work_dir or default_work_dir(config))
         require_folder(work_dir)
         runs = run_configs(config, work_dir)
+    stop = StopHook(stop_after)
     prepare(config)
     diverged: list[str] = []
     for name, (run_config, folder) in runs.items():
@@ -188,6 +193,7 @@ def train(
         for text, remedy in config_warnings(run_config):
             runner.logger.warning(f"{text} {remedy.capitalize()}")
         runner.register_hook(OverlapHook())
+        runner.register_hook(stop)
         if is_main_process():
             record = provenance(command, run_config.get("randomness", {}).get("seed"))
             write_atomically((json.dumps(record, indent=2) + "\n").encode(), folder / "provenance.json")
@@ -198,6 +204,8 @@ def train(
             if len(runs) == 1:
                 raise
             diverged.append(f"{name}: {error}")
+        finally:
+            stop.close()
         # as long as its data loaders live, the workers of a finished run hold memory
         del runner
     if config.get("runs") and config.get("compare"):

@@ -30,6 +30,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 import gbseg.mm  # noqa: F401  (registers what the configs below name)
+from gbseg.mm.compat import unwrap_model
 
 # one server that has imported everything; every run is a fork of it, clean of whatever pytest has done
 SERVER = multiprocessing.get_context("forkserver")
@@ -117,15 +118,25 @@ class TinyMetric(BaseMetric):
 
 @HOOKS.register_module()
 class KillHook(Hook):
-    """Kill the process by SIGKILL at one stage of one iteration."""
+    """Send this process a signal at one stage of one iteration."""
 
-    def __init__(self, stage: str, at: int) -> None:
+    def __init__(self, stage: str, at: int, number: int = signal.SIGKILL) -> None:
         self.stage = stage
         self.at = at
+        self.number = number
 
     def _here(self, stage: str, iteration: int) -> None:
         if (stage, iteration) == (self.stage, self.at):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
+
+    def before_train(self, runner: Runner) -> None:
+        """Kill in the network's forward or backward pass."""
+        network = unwrap_model(runner.model)
+        if not isinstance(network, TinyModel):
+            return
+        layer = network.layers[0]
+        layer.register_forward_hook(lambda *_: self._here("forward", runner.iter + 1) if layer.training else None)
+        layer.weight.register_hook(lambda _: self._here("backward", runner.iter + 1))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Kill here."""
@@ -147,6 +158,10 @@ class KillHook(Hook):
     def after_val(self, runner: Runner) -> None:
         """Kill here."""
         self._here("after_val", runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        """Kill here."""
+        self._here("after_train", runner.iter)
 
 
 @HOOKS.register_module()
@@ -177,8 +192,8 @@ class SpyHook(Hook):
         Path(runner.work_dir, "after_run").touch()
 
 
-def kill_in_write(number: int, how: str) -> None:
-    """Arrange for SIGKILL during the ``number``-th file that this process writes durably (two for each checkpoint)."""
+def kill_in_write(number: int, how: str, kill_signal: int = signal.SIGKILL) -> None:
+    """Arrange for SIGKILL, or another signal, during the ``number``-th file that this process writes durably (two for each checkpoint)."""
     written = 0
     real_fsync, real_replace = os.fsync, Path.replace
 
@@ -188,15 +203,15 @@ def kill_in_write(number: int, how: str) -> None:
             written += 1
             if written == number and how == "half":
                 os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), kill_signal)
         real_fsync(descriptor)
 
     def replace(self: Path, target: Path) -> Path:
         if written == number and how == "before rename":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), kill_signal)
         result = real_replace(self, target)
         if written == number and how == "after rename":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), kill_signal)
         return result
 
     os.fsync, Path.replace = fsync, replace
@@ -210,6 +225,8 @@ def config(
     val: int = 4,
     resume: bool = False,
     kill: tuple[str, int] | None = None,
+    kill_signal: int = signal.SIGKILL,
+    stop: dict | None = None,
     pause: float = 0.0,
     guard: bool = True,
     spy: dict | None = None,
@@ -227,7 +244,9 @@ def config(
     if spy is not None:
         hooks.append({"type": "SpyHook", **spy})
     if kill:
-        hooks.append({"type": "KillHook", "stage": kill[0], "at": kill[1], "priority": "LOWEST"})
+        hooks.append({"type": "KillHook", "stage": kill[0], "at": kill[1], "number": kill_signal, "priority": "LOWEST"})
+    if stop is not None:
+        hooks.append({"type": "StopHook", **stop})
     if pause:
         hooks.append({"type": "PauseHook", "seconds": pause})
     cfg = Config(
@@ -295,17 +314,17 @@ def train(
         sys.stderr = sys.stdout
         os.environ.update(environment or {})
         if kill_write:
-            kill_in_write(*kill_write)
+            kill_in_write(*kill_write, options.get("kill_signal", signal.SIGKILL))
         if file_limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         try:
             tiny = runner(config(work_dir, **options))
             tiny.train()
-        except Exception:
+        except Exception as error:
             traceback.print_exc()
             if options.get("spy") is not None:
                 torch.save(tiny.model.state_dict(), Path(work_dir, "after.pt"))
-            raise SystemExit(1) from None
+            raise SystemExit(getattr(error, "exit_status", 1)) from None
 
 
 def train_together(work_dir: Path, rank: int, store: str, **options: Any) -> None:
@@ -316,7 +335,11 @@ def train_together(work_dir: Path, rank: int, store: str, **options: Any) -> Non
         cfg = config(work_dir, **options)
         torch.manual_seed(0)
         cfg.model = MMDistributedDataParallel(MODELS.build(cfg.model), broadcast_buffers=False)
-        runner(cfg).train()
+        try:
+            runner(cfg).train()
+        except Exception as error:
+            traceback.print_exc()
+            raise SystemExit(getattr(error, "exit_status", 1)) from None
         torch.distributed.destroy_process_group()
 
 

@@ -59,6 +59,8 @@ class DurableCheckpointHook(CheckpointSteps):
 
     keep_ckpt_ids: deque[int]
 
+    INTERRUPTED = "interrupted.pth"  # the checkpoint of a run that was stopped between two regular ones
+
     def __init__(self, max_keep_ckpts: int = 2, **kwargs: Any) -> None:
         if max_keep_ckpts in (0, 1):
             raise ValueError(
@@ -75,6 +77,7 @@ class DurableCheckpointHook(CheckpointSteps):
         self._state_to_save: dict[str, Any] | None = None
         self._loaded_state: dict[str, Any] | None = None
         self._read_back = False
+        self._written_iter: int | None = None
 
     def before_run(self, runner: Runner) -> None:
         """When resuming, choose the file that the runner loads next."""
@@ -154,13 +157,12 @@ class DurableCheckpointHook(CheckpointSteps):
             self.keep_ckpt_ids = deque(steps[-self.max_keep_ckpts :], self.max_keep_ckpts)
         self.last_ckpt = self._path(step)
         self.record_checkpoints(runner)
-        loop = runner.train_loop
-        process_state = loop.state_dict() if hasattr(loop, "state_dict") else {"rng": rng_state()}
-        if gradients := pending_gradients(runner):
-            process_state["gradients"] = gradients
+        # which a run was resumed from, and has passed
+        outdated.append(self.file_backend.join_path(self.out_dir, self.INTERRUPTED))
         # the names, so that a run that is killed before it could remove them does so when it is resumed
         names = [Path(path).name for path in outdated]
-        self._state_to_save = {"iter": meta["iter"], "processes": all_gather_object(process_state), "outdated": names}
+        states = all_gather_object(self._process_state(runner))
+        self._state_to_save = {"iter": meta["iter"], "processes": states, "outdated": names}
         try:
             runner.save_checkpoint(
                 self.out_dir,
@@ -174,6 +176,7 @@ class DurableCheckpointHook(CheckpointSteps):
             )
         finally:
             self._state_to_save = None
+        self._written_iter = meta["iter"]
         if not is_main_process():
             return
         if not self._read_back:
@@ -182,6 +185,48 @@ class DurableCheckpointHook(CheckpointSteps):
         write_checkpoint(self.last_ckpt.encode(), Path(runner.work_dir, "last_checkpoint"))
         for path in outdated:
             self._remove(path)
+
+    def _process_state(self, runner: Runner) -> dict[str, Any]:
+        """What a checkpoint holds of this process alone."""
+        loop = runner.train_loop
+        state: dict[str, Any] = loop.state_dict() if hasattr(loop, "state_dict") else {"rng": rng_state()}
+        if gradients := pending_gradients(runner):
+            state["gradients"] = gradients
+        return state
+
+    def save_interrupted(self, runner: Runner, iteration: int, validates: bool = False) -> str:
+        """Write a checkpoint of a run that ends here, if the regular one of this iteration is not written yet.
+
+        It is called `INTERRUPTED`, and removed when the resumed run writes its first regular one.
+
+        Args:
+            runner: the runner.
+            iteration: iterations that are done.
+            validates: whether their validation is under way, and to be done again.
+
+        Returns:
+            The path of the checkpoint to resume from.
+        """
+        if self._written_iter == iteration and self.last_ckpt is not None:
+            return str(self.last_ckpt)
+        state = self._process_state(runner)
+        if validates and "validated" in state:
+            state["validated"] = False
+        self._state_to_save = {"iter": iteration, "processes": all_gather_object(state), "outdated": []}
+        path = self.file_backend.join_path(self.out_dir, self.INTERRUPTED)
+        try:
+            runner.save_checkpoint(
+                self.out_dir,
+                self.INTERRUPTED,
+                meta={"epoch": runner.epoch, "iter": iteration},
+                by_epoch=False,
+                backend_args=self.backend_args,
+            )
+        finally:
+            self._state_to_save = None
+        if is_main_process():
+            write_checkpoint(path.encode(), Path(runner.work_dir, "last_checkpoint"))
+        return str(path)
 
     def write_best(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """mmengine's step, but the former best file is removed last."""
