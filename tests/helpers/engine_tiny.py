@@ -227,6 +227,7 @@ def config(
     kill: tuple[str, int] | None = None,
     kill_signal: int = signal.SIGKILL,
     stop: dict | None = None,
+    memory: bool = False,
     pause: float = 0.0,
     guard: bool = True,
     spy: dict | None = None,
@@ -247,6 +248,8 @@ def config(
         hooks.append({"type": "KillHook", "stage": kill[0], "at": kill[1], "number": kill_signal, "priority": "LOWEST"})
     if stop is not None:
         hooks.append({"type": "StopHook", **stop})
+    if memory:
+        hooks.append({"type": "MemoryHook"})
     if pause:
         hooks.append({"type": "PauseHook", "seconds": pause})
     cfg = Config(
@@ -279,6 +282,18 @@ def config(
     )
     cfg.merge_from_dict(changes)
     return cfg
+
+
+@HOOKS.register_module()
+class MemoryHook(Hook):
+    """Write down the memory of the process, in KiB, every 20 iterations."""
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """Read it from the system; ``ru_maxrss`` is the most so far, which never falls."""
+        if self.every_n_train_iters(runner, 20):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            with Path(runner.work_dir, "memory.txt").open("a") as file:
+                file.write(f"{pages * resource.getpagesize() // 1024}\n")
 
 
 @HOOKS.register_module()

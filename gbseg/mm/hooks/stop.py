@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -42,14 +43,20 @@ class TrainingStopped(RuntimeError):  # noqa: N818  (it is no error)
 def _outlive_signals(worker_init_fn: Callable[[int], None] | None, worker_id: int) -> None:
     """Let a worker of a data loader go on when its whole process group is signalled: the step needs it to end."""
     for number in _numbers():
-        # its loader may end it by a SIGTERM later
-        signal.signal(number, _ignore_once if number == signal.SIGTERM else signal.SIG_IGN)
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        # its loader ends it by this one, so it matters who has sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by_parent, daemon=True).start()
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
 
 
-def _ignore_once(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+def _end_by_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _numbers() -> list[signal.Signals]:
