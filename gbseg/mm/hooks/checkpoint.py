@@ -85,6 +85,7 @@ class DurableCheckpointHook(CheckpointSteps):
             raise TypeError(f"DurableCheckpointHook.__init__() got an unexpected keyword argument {name!r}")
         self._state_to_save: dict[str, Any] | None = None
         self._loaded_state: dict[str, Any] | None = None
+        self._resumed_from: Path | None = None
         self._read_back = False
         self._written_iter: int | None = None
 
@@ -100,6 +101,7 @@ class DurableCheckpointHook(CheckpointSteps):
             runner.logger.info(f"There is no checkpoint in {runner.work_dir} yet: training starts at the beginning.")
         else:
             runner.logger.info(f"Training continues from {path}.")
+        self._resumed_from = path
         resume_from(runner, None if path is None else str(path))
 
     def _folder(self, runner: Runner) -> Path:
@@ -112,8 +114,9 @@ class DurableCheckpointHook(CheckpointSteps):
 
     def before_train(self, runner: Runner) -> None:
         """Remove what a killed run left behind, and hand the loaded state to the loop."""
-        is_own = Path(checkpoint_to_load(runner) or "").resolve().parent == self._folder(runner).resolve()
-        if is_own and resumes(runner):
+        loaded = self._resumed_from
+        is_own = loaded is not None and Path(loaded).resolve().parent == self._folder(runner).resolve()
+        if is_own:
             self.move_recorded_paths(runner, self._folder(runner))
         super().before_train(runner)
         decided_by_rank_0(lambda: self._require_free_names(runner))
