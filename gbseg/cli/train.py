@@ -16,7 +16,11 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     add_config(parser)
     add_work_dir(parser)
     add_launch(parser)
-    parser.add_argument("--resume", action="store_true", help="continue from the newest readable checkpoint")
+    earlier = parser.add_mutually_exclusive_group()
+    help_text = "continue from the newest readable checkpoint; start where there is none"
+    earlier.add_argument("--resume", action="store_true", help=help_text)
+    help_text = "first remove the checkpoints and logs of an earlier run in the folder"
+    earlier.add_argument("--overwrite", action="store_true", help=help_text)
     help_text = "keep MMEngine's loop and sampler, which do not resume exactly"
     parser.add_argument("--stock-loop", action="store_true", help=help_text)
     parser.add_argument(
@@ -35,7 +39,7 @@ def _run(a: argparse.Namespace) -> None:
 
     config = load_config(a.config, a.cfg_options)
     try:
-        train(config, a.work_dir, a.resume, a.amp, a.launcher, a.command_line, a.stock_loop, a.stop_after)
+        train(config, a.work_dir, a.resume, a.amp, a.launcher, a.command_line, a.stock_loop, a.stop_after, a.overwrite)
     finally:
         folder = Path(a.work_dir or default_work_dir(config))
         if not any(folder.glob("**/last_checkpoint")):

@@ -1,14 +1,16 @@
 """mmengine's runner, with a quiet terminal, and able to train by several processes without a GPU."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import is_distributed, master_only
+from mmengine.dist import init_dist, is_distributed, master_only
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
 from gbseg.errors import is_refusal
@@ -17,7 +19,23 @@ from gbseg.mm.checkpoint_loading import CheckpointError
 from gbseg.mm.checkpoint_weights import require_some_weights
 from gbseg.mm.compat import QuietTerminal, build_steps, checkpoint_to_load, resumes
 
-__all__ = ["QuietRunner"]
+__all__ = ["QuietRunner", "init_processes"]
+
+
+def init_processes(launcher: str, env_cfg: Mapping[str, Any]) -> None:
+    """Let the processes of a launcher find each other, as mmengine's runner does, and with gloo where there is no GPU.
+
+    Args:
+        launcher: as ``mmengine.runner.Runner`` takes it.
+        env_cfg: the config's.
+    """
+    if launcher == "none" or is_distributed():
+        return
+    if launcher == "pytorch" and not torch.cuda.is_available():
+        torch.distributed.init_process_group("gloo")
+        return
+    set_multi_processing(**env_cfg.get("mp_cfg", {}), distributed=True)
+    init_dist(launcher, **env_cfg.get("dist_cfg", {}))
 
 
 class QuietRunner(Runner):
@@ -28,8 +46,7 @@ class QuietRunner(Runner):
 
     def setup_env(self, env_cfg: dict) -> None:
         """mmengine's, which needs a GPU as soon as there are several processes."""
-        if self.launcher == "pytorch" and not torch.cuda.is_available() and not is_distributed():
-            torch.distributed.init_process_group("gloo")
+        init_processes(self.launcher, env_cfg)
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:

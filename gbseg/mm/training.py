@@ -3,7 +3,8 @@
 What happens on ``--resume``
 ----------------------------
 
-1. `train` gives ``resume=True`` to the runner of each run (`build_runner`). A finished run ends as soon as it is loaded.
+1. `train` gives ``resume=True`` to the runner of each run (`build_runner`). A finished run ends as soon as it is loaded. So
+   it does where torchrun or SLURM starts the processes again that began the run (`gbseg.mm.run_folder`).
 2. `gbseg.mm.hooks.checkpoint.DurableCheckpointHook.before_run` chooses the newest checkpoint that is not damaged
    (`gbseg.mm.checkpoint_files.newest_readable_checkpoint`). Without any checkpoint the run starts at the beginning.
 3. mmengine's runner loads it: weights, optimizer, schedules, iteration, logged values. The hook keeps its
@@ -44,7 +45,8 @@ from gbseg.mm.hooks.stop import StopHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.resumable_parts import not_resumable, use_resumable_parts
 from gbseg.mm.run_comparison import compare_runs
-from gbseg.mm.runner import QuietRunner
+from gbseg.mm.run_folder import Claim, RunFolder, claim_folders, readable_write_errors
+from gbseg.mm.runner import QuietRunner, init_processes
 from gbseg.report.run_provenance import provenance
 
 __all__ = ["build_runner", "prepare", "train"]
@@ -115,7 +117,7 @@ def _make_resumable(config: Config, folder: Path, resume: bool) -> list[tuple[in
     others = list(not_resumable(config))
     has_position = True
     if resume and not others:
-        path = newest_readable_checkpoint(folder, start=config.get("load_from"))
+        path = newest_readable_checkpoint(folder, RunFolder(config, folder).checkpoints, config.get("load_from"))
         state = {} if path is None else read_checkpoint(path, mmap=True).get("training_state", {})
         has_position = path is None or any("draws" in process for process in state.get("processes", ()))
     replaced = use_resumable_parts(config, has_position)
@@ -142,12 +144,16 @@ def train(
     command: str | None = None,
     stock_loop: bool = False,
     stop_after: float | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Prepare, train and compare the runs of a config.
 
     * ``prepare``: a registered function and its arguments, called first, e.g. ``dict(type='write_scenes', root=...)``;
     * ``runs``: several runs, one after the other, each in its own sub-folder (see `gbseg.mm.config.run_configs`);
     * ``compare``: with ``runs``, the settings of `gbseg.mm.run_comparison.compare_runs`, called last.
+
+    A folder is of one training at a time, and of one run: see `gbseg.mm.run_folder.claim_folders`. Without ``resume`` and
+    ``overwrite``, a folder that holds checkpoints is refused; of ``runs``, those that are finished stay as they are.
 
     Every run writes ``provenance.json`` to its folder: command, seed, date, commit, hardware and versions at its start.
     A run that trains on images which it also evaluates on logs a warning (`gbseg.mm.hooks.train_test_overlap`).
@@ -163,12 +169,15 @@ def train(
         stock_loop: keep MMEngine's loop, sampler and checkpoint hook where the config has them, instead of those that resume
             exactly (`gbseg.mm.resumable_parts`).
         stop_after: seconds after which training stops, with a checkpoint.
+        overwrite: first remove the checkpoints and logs of an earlier run.
 
     Returns:
         The work dir.
 
     Raises:
         ConfigError: a part of the config cannot be built; the message names it.
+        RuntimeError: another process trains in the folder.
+        ValueError: the folder holds checkpoints, and neither ``resume`` nor ``overwrite`` is given.
         NonFiniteLossError: a run's loss was not finite. If there are several runs, the others are trained and compared first.
         TrainingStopped: a signal or ``stop_after`` ended the training (`gbseg.mm.hooks.stop`).
     """
@@ -176,19 +185,46 @@ def train(
         work_dir = Path(work_dir or default_work_dir(config))
         require_folder(work_dir)
         runs = run_configs(config, work_dir)
-    stop = StopHook(stop_after)
+    with config_errors(config, key="env_cfg"):
+        init_processes(launcher, config.get("env_cfg", {}))
+    with claim_folders(runs, work_dir, resume, overwrite) as claim:
+        return _train(config, work_dir, runs, claim, StopHook(stop_after), amp, launcher, command, stock_loop)
+
+
+def _train(
+    config: Config,
+    work_dir: Path,
+    runs: dict[str, tuple[Config, Path]],
+    claim: Claim,
+    stop: StopHook,
+    amp: bool,
+    launcher: str,
+    command: str | None,
+    stock_loop: bool,
+) -> Path:
+    """`train`, in folders that are held."""
+    finished = [name for name, is_resumed in claim.resume.items() if is_resumed is None]
+    if finished and is_main_process():
+        print(
+            f"{'All runs' if len(finished) == len(runs) else 'Runs'} in {work_dir} are finished and stay as they are: "
+            f"{', '.join(finished)}. To train them again, use --overwrite, or another folder with --work-dir."
+        )
+    if len(finished) == len(runs):
+        return work_dir
     prepare(config)
     diverged: list[str] = []
     for name, (run_config, folder) in runs.items():
+        if name in finished:
+            continue
         if amp:
             with config_errors(run_config):
                 enable_amp(run_config)
                 run_config.val_cfg.fp16 = True
-        run_resume = resume or run_config.get("resume", False)
+        run_resume = bool(claim.resume[name])
         with config_errors(run_config):
             notes = [] if stock_loop else _make_resumable(run_config, folder, run_resume)
         runner = build_runner(run_config, folder, name, launcher=launcher, resume=run_resume)
-        for level, text in notes:
+        for level, text in [*notes, *((logging.INFO, note) for note in claim.notes)]:
             runner.logger.log(level, text)
         for text, remedy in config_warnings(run_config):
             runner.logger.warning(f"{text} {remedy.capitalize()}")
@@ -198,8 +234,9 @@ def train(
             record = provenance(command, run_config.get("randomness", {}).get("seed"))
             write_atomically((json.dumps(record, indent=2) + "\n").encode(), folder / "provenance.json")
         try:
-            with config_errors(run_config, only_building=True):
+            with readable_write_errors(folder), config_errors(run_config, only_building=True):
                 runner.train()
+            claim.finish(name)
         except NonFiniteLossError as error:
             if len(runs) == 1:
                 raise

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.dist import get_rank
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel, MMDistributedDataParallel
@@ -171,17 +172,19 @@ class SpyHook(Hook):
     # after the guard, before the checkpoint
     priority = "NORMAL"
 
-    def __init__(self, poison_at: int | None = None) -> None:
+    def __init__(self, poison_at: int | None = None, poison: str = "layers.4.bias", rank: int = 0) -> None:
         self.poison_at = poison_at
+        self.poison = poison
+        self.rank = rank
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Save the parameters."""
         torch.save(runner.model.state_dict(), Path(runner.work_dir, "before.pt"))
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Put a NaN into the last layer's bias."""
-        if runner.iter + 1 == self.poison_at:
-            runner.model.layers[-1].bias.data[0] = float("nan")
+        """Put a NaN into a parameter or a buffer of one process."""
+        if runner.iter + 1 == self.poison_at and get_rank() == self.rank:
+            unwrap_model(runner.model).state_dict()[self.poison][0] = float("nan")
 
     def after_train(self, runner: Runner) -> None:
         """Leave a trace."""

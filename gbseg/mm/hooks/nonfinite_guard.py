@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -14,8 +15,15 @@ from torch.nn.utils import get_total_norm
 
 from gbseg.losses.labels import BadLabelError
 from gbseg.mm.compat import logged_value, observe_losses, stop_observing_losses, unwrap_model
+from gbseg.mm.finite_state import except_from_checks, nonfinite_state
 
-__all__ = ["NonFiniteGuardHook", "NonFiniteLossError", "parameters_are_finite", "require_finite_parameters"]
+__all__ = [
+    "NonFiniteGuardHook",
+    "NonFiniteLossError",
+    "parameters_are_finite",
+    "require_finite_parameters",
+    "require_finite_state",
+]
 
 _ADVICE = (
     "Boosted gradients are unbounded (the loss grows like exp(x) or x^4): lower the learning rate, clip the gradient "
@@ -76,9 +84,34 @@ def require_finite_parameters(runner: Runner) -> None:
     )
 
 
+def require_finite_state(runner: Runner, iteration: int, together: bool = False) -> None:
+    """Check everything that a checkpoint holds, see `gbseg.mm.finite_state.training_state`.
+
+    Args:
+        runner: of the training.
+        iteration: of the checkpoint.
+        together: called by all processes, which then all raise if the state of one is not finite.
+
+    Raises:
+        BadLabelError: a loss of the model reports labels that are no class.
+        NonFiniteLossError: something holds NaN or infinity that was finite when training began; names it.
+    """
+    fault = nonfinite_state(runner, iteration)
+    faults = all_gather_object(fault) if together else [fault]
+    rank = next((rank for rank, text in enumerate(faults) if text is not None), None)
+    if rank is None:
+        return
+    _refuse_bad_labels(runner)
+    raise NonFiniteLossError(
+        f"{faults[rank]}{f' (process {rank} of {len(faults)})' if len(faults) > 1 else ''}; "
+        f"learning rate: {_learning_rates(runner)}. This checkpoint was not written. {_ADVICE}",
+        iteration,
+    )
+
+
 @HOOKS.register_module()
 class NonFiniteGuardHook(Hook):
-    """Raise as soon as a loss term is not finite, and before any checkpoint with parameters that are not.
+    """Raise as soon as a loss term is not finite, and before any checkpoint with a state that is not.
 
     On a CPU every iteration's loss is checked before the backward pass, so that no step is taken with it. Reading it from a
     CUDA device makes the host wait, so there it is checked every ``interval`` iterations and before each checkpoint; in
@@ -108,6 +141,7 @@ class NonFiniteGuardHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check the losses where the model sums them up, which is the last moment before the backward pass."""
+        except_from_checks(runner)
 
         def check(log_vars: dict[str, Tensor]) -> None:
             self._latest = {name: torch.as_tensor(value).detach() for name, value in log_vars.items() if "loss" in name}
@@ -131,9 +165,9 @@ class NonFiniteGuardHook(Hook):
         self._check(runner, on_host, "the step with it was taken, in memory only")
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Refuse to write after a bad loss, or with parameters that are not finite."""
+        """Refuse to write after a bad loss, or a state that is not finite."""
         self._check(runner, self._latest, "no checkpoint is written with it")
-        require_finite_parameters(runner)
+        require_finite_state(runner, checkpoint.get("meta", {}).get("iter", runner.iter + 1))
 
     def after_train(self, runner: Runner) -> None:
         """Restore the model's own ``parse_losses``."""
