@@ -22,6 +22,7 @@ from gbseg.mm.hooks.progress_bar import ProgressHook
 from gbseg.mm.hooks.report_hook import ReportHook
 from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.stop import StopHook, TrainingStopped
+from gbseg.mm.hooks.sync_divisor import SyncDivisorHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.loops import ResumableEpochLoop, ResumableIterLoop
 from gbseg.mm.models.link_tta import LinkTTAModel
@@ -55,6 +56,7 @@ __all__ = [
     "SampleCheckHook",
     "StopHook",
     "TrainingStopped",
+    "SyncDivisorHook",
     "VOCMetric",
     "compare_runs",
     "enable_amp",

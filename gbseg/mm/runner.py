@@ -16,6 +16,7 @@ from gbseg.mm.checkpoint_files import require_resumable
 from gbseg.mm.checkpoint_loading import CheckpointError
 from gbseg.mm.checkpoint_weights import require_some_weights
 from gbseg.mm.compat import QuietTerminal, build_steps, checkpoint_to_load, resumes
+from gbseg.mm.process_group import process_group_options
 
 __all__ = ["QuietRunner"]
 
@@ -27,9 +28,16 @@ class QuietRunner(Runner):
     """
 
     def setup_env(self, env_cfg: dict) -> None:
-        """mmengine's, which needs a GPU as soon as there are several processes."""
-        if self.launcher == "pytorch" and not torch.cuda.is_available() and not is_distributed():
-            torch.distributed.init_process_group("gloo")
+        """mmengine's, which needs a GPU as soon as there are several processes, and meets dead ones after a restart."""
+        if self.launcher == "pytorch" and not is_distributed():
+            settings = dict(env_cfg.get("dist_cfg") or {})
+            options = process_group_options(settings.get("timeout"))
+            if not torch.cuda.is_available():
+                torch.distributed.init_process_group("gloo", **options)
+            elif "store" in options:
+                # mmengine reads the time-out itself
+                options.pop("timeout", None)
+                env_cfg = {**env_cfg, "dist_cfg": {**settings, **options}}
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:

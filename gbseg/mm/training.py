@@ -41,6 +41,7 @@ from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
 from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.stop import StopHook
+from gbseg.mm.hooks.sync_divisor import SyncDivisorHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.resumable_parts import not_resumable, use_resumable_parts
 from gbseg.mm.run_comparison import compare_runs
@@ -194,6 +195,7 @@ def train(
             runner.logger.warning(f"{text} {remedy.capitalize()}")
         runner.register_hook(OverlapHook())
         runner.register_hook(stop)
+        runner.register_hook(SyncDivisorHook())
         if is_main_process():
             record = provenance(command, run_config.get("randomness", {}).get("seed"))
             write_atomically((json.dumps(record, indent=2) + "\n").encode(), folder / "provenance.json")
