@@ -20,6 +20,7 @@ On a CPU the weights are those of the run without interruption, bit for bit. In 
 import copy
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ def build_runner(config: Config, work_dir: Path, name: str = "", **changes: obje
     config.work_dir = str(work_dir)
     # mmengine keeps loggers and visualizers by this name: two runs of one process must not share them
     config.experiment_name = "_".join(part for part in (Path(config.filename or "run").stem, name) if part)
+    if (config.get("randomness") or {}).get("deterministic"):
+        # cuBLAS reads it when it starts, and deterministic algorithms refuse to run without it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with config_errors(config):
         if "visualizer" in config:
             config.visualizer.pop("name", None)
@@ -134,6 +138,22 @@ def _make_resumable(config: Config, folder: Path, resume: bool) -> list[tuple[in
     return notes
 
 
+def _set_options(config: Config, seed: int | None, deterministic: bool, auto_scale_lr: bool) -> None:
+    """What the command line says beside the config."""
+    randomness = {} if seed is None else {"seed": seed}
+    if deterministic:
+        randomness["deterministic"] = True
+    if randomness:
+        config.randomness = {**(config.get("randomness") or {}), **randomness}
+    if auto_scale_lr:
+        if not (config.get("auto_scale_lr") or {}).get("base_batch_size"):
+            raise ConfigError(
+                f"{config.filename} does not say for which batch its learning rate is: --auto-scale-lr needs "
+                "auto_scale_lr = dict(base_batch_size=N), N samples of all processes together."
+            )
+        config.auto_scale_lr.enable = True
+
+
 def train(
     config: Config,
     work_dir: Path | str | None = None,
@@ -143,6 +163,9 @@ def train(
     command: str | None = None,
     stock_loop: bool = False,
     stop_after: float | None = None,
+    seed: int | None = None,
+    deterministic: bool = False,
+    auto_scale_lr: bool = False,
 ) -> Path:
     """Prepare, train and compare the runs of a config.
 
@@ -164,6 +187,10 @@ def train(
         stock_loop: keep MMEngine's loop, sampler and checkpoint hook where the config has them, instead of those that resume
             exactly (`gbseg.mm.resumable_parts`).
         stop_after: seconds after which training stops, with a checkpoint.
+        seed: replaces ``randomness.seed`` of every run.
+        deterministic: sets ``randomness.deterministic`` in every run: PyTorch's deterministic algorithms alone.
+        auto_scale_lr: sets ``auto_scale_lr.enable``: MMEngine multiplies the rate by the batch of all processes over
+            ``auto_scale_lr.base_batch_size``, the linear rule.
 
     Returns:
         The work dir.
@@ -185,6 +212,7 @@ def train(
             with config_errors(run_config):
                 enable_amp(run_config)
                 run_config.val_cfg.fp16 = True
+        _set_options(run_config, seed, deterministic, auto_scale_lr)
         run_resume = resume or run_config.get("resume", False)
         with config_errors(run_config):
             notes = [] if stock_loop else _make_resumable(run_config, folder, run_resume)

@@ -27,8 +27,8 @@ class SyncDivisorHook(Hook):
         for name in undecided:
             modules[name].sync_divisor = True  # type: ignore[assignment]
         if undecided:
+            names = ", ".join(name or type(modules[name]).__name__ for name in undecided)
             runner.logger.info(
-                f"The mean of {', '.join(name or type(modules[name]).__name__ for name in undecided)} is over the pixels of all "
-                f"{get_world_size()} processes while training (sync_divisor), so that their gradient is that of one process with "
-                "the whole batch; sync_divisor=False in the loss takes the mean of each process."
+                f"While training, the mean of {names} is over all {get_world_size()} processes (sync_divisor), and "
+                "their gradient is that of one process with the whole batch; with sync_divisor=False each has its own."
             )
