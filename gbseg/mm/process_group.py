@@ -3,16 +3,42 @@
 import os
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.distributed import PrefixStore, Store
+from torch.distributed import DistError, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-__all__ = ["process_group_options", "store_of_this_start"]
+__all__ = ["ProcessLostError", "lost_process_errors", "process_group_options", "store_of_this_start"]
 
 _POLL_SECONDS = 0.05
+
+
+class ProcessLostError(RuntimeError):
+    """Another of the processes that train together has ended, or does not answer."""
+
+
+@contextmanager
+def lost_process_errors() -> Iterator[None]:
+    """Say in one sentence that another process is gone, where a collective operation breaks off.
+
+    Raises:
+        ProcessLostError: it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo's errors are plain ones, and name its source file
+        if not isinstance(error, DistError) and "/gloo/" not in str(error):
+            raise
+        text = " ".join(str(error).split())
+        raise ProcessLostError(
+            "another of the processes that train together has ended or does not answer, so this one stops: look for the "
+            f"message of the first that ended, then continue from the newest checkpoint with --resume. ({text[:300]})"
+        ) from error
 
 
 def store_of_this_start(store: Store, rank: int, world_size: int, timeout: timedelta) -> Store:

@@ -16,7 +16,7 @@ from gbseg.mm.checkpoint_files import require_resumable
 from gbseg.mm.checkpoint_loading import CheckpointError
 from gbseg.mm.checkpoint_weights import require_some_weights
 from gbseg.mm.compat import QuietTerminal, build_steps, checkpoint_to_load, resumes
-from gbseg.mm.process_group import process_group_options
+from gbseg.mm.process_group import lost_process_errors, process_group_options
 
 __all__ = ["QuietRunner"]
 
@@ -33,7 +33,8 @@ class QuietRunner(Runner):
             settings = dict(env_cfg.get("dist_cfg") or {})
             options = process_group_options(settings.get("timeout"))
             if not torch.cuda.is_available():
-                torch.distributed.init_process_group("gloo", **options)
+                with lost_process_errors():
+                    torch.distributed.init_process_group("gloo", **options)
             elif "store" in options:
                 # mmengine reads the time-out itself
                 options.pop("timeout", None)

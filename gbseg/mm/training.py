@@ -37,6 +37,7 @@ from gbseg.mm.checkpoint_files import newest_readable_checkpoint
 from gbseg.mm.checkpoint_loading import read_checkpoint
 from gbseg.mm.component_errors import config_errors, missing_packages, wrong_arguments, wrong_type, wrong_values
 from gbseg.mm.config import config_warnings, default_work_dir, max_pixels, run_configs
+from gbseg.mm.hooks.broadcast_buffers import BroadcastBuffersHook
 from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
@@ -44,6 +45,7 @@ from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.stop import StopHook
 from gbseg.mm.hooks.sync_divisor import SyncDivisorHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
+from gbseg.mm.process_group import lost_process_errors
 from gbseg.mm.resumable_parts import not_resumable, use_resumable_parts
 from gbseg.mm.run_comparison import compare_runs
 from gbseg.mm.runner import QuietRunner
@@ -197,6 +199,7 @@ def train(
 
     Raises:
         ConfigError: a part of the config cannot be built; the message names it.
+        ProcessLostError: another of several processes has ended.
         NonFiniteLossError: a run's loss was not finite. If there are several runs, the others are trained and compared first.
         TrainingStopped: a signal or ``stop_after`` ended the training (`gbseg.mm.hooks.stop`).
     """
@@ -224,11 +227,12 @@ def train(
         runner.register_hook(OverlapHook())
         runner.register_hook(stop)
         runner.register_hook(SyncDivisorHook())
+        runner.register_hook(BroadcastBuffersHook())
         if is_main_process():
             record = provenance(command, run_config.get("randomness", {}).get("seed"))
             write_atomically((json.dumps(record, indent=2) + "\n").encode(), folder / "provenance.json")
         try:
-            with config_errors(run_config, only_building=True):
+            with lost_process_errors(), config_errors(run_config, only_building=True):
                 runner.train()
         except NonFiniteLossError as error:
             if len(runs) == 1:

@@ -36,7 +36,7 @@ class KillRankHook(Hook):
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Kill here."""
-        mine = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and int(os.environ["RANK"]) == self.rank
+        mine = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and int(os.environ["RANK"]) == self.rank
         if mine and runner.iter + 1 == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -53,6 +53,12 @@ def worker(folder: str) -> None:
             raise SystemExit(status)
 
 
+def one_of_two(folder: str, rank: int, port: int) -> None:
+    """`worker` without torchrun, which would end it as soon as the other has ended."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    worker(folder)
+
+
 def launch(folder: Path, rank: int | None = None, restarts: int = 1) -> dict[str, Any]:
     """Train with two processes, of which ``rank`` is killed once; the parts of the last checkpoint.
 
@@ -61,15 +67,7 @@ def launch(folder: Path, rank: int | None = None, restarts: int = 1) -> dict[str
         rank: of the one that is killed.
         restarts: how many torchrun may make.
     """
-    folder.mkdir()
-    config = engine_tiny.config(folder / "run", val=4, ckpt=2)
-    config.train_cfg.max_iters = MAX_ITERS
-    config.pop("work_dir")
-    config.custom_imports = {"imports": ["engine_tiny", "restarts"]}
-    if rank is not None:
-        config.custom_hooks.append({"type": "KillRankHook", "rank": rank, "at": 5, "priority": "LOWEST"})
-    config.dump(str(folder / "tiny.py"))
-    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+    write_config(folder, rank)
     launcher = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -83,6 +81,19 @@ def launch(folder: Path, rank: int | None = None, restarts: int = 1) -> dict[str
     )
     elastic_launch(launcher, worker)(str(folder))
     return engine_tiny.result(folder / "run", MAX_ITERS)
+
+
+def write_config(folder: Path, rank: int | None) -> None:
+    """The config of the run in a new folder, for two processes of which ``rank`` is killed."""
+    folder.mkdir()
+    config = engine_tiny.config(folder / "run", val=4, ckpt=2)
+    config.train_cfg.max_iters = MAX_ITERS
+    config.pop("work_dir")
+    config.custom_imports = {"imports": ["engine_tiny", "restarts"]}
+    if rank is not None:
+        config.custom_hooks.append({"type": "KillRankHook", "rank": rank, "at": 5, "priority": "LOWEST"})
+    config.dump(str(folder / "tiny.py"))
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def main() -> None:
