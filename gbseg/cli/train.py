@@ -38,11 +38,10 @@ def _run(a: argparse.Namespace) -> None:
     from gbseg.mm.config import default_work_dir
 
     config = load_config(a.config, a.cfg_options)
+    options = {"seed": a.seed, "deterministic": a.deterministic, "auto_scale_lr": a.auto_scale_lr}
     try:
-        train(config, a.work_dir, a.resume, a.amp, a.launcher, a.command_line, a.stock_loop, a.stop_after)
+        train(config, a.work_dir, a.resume, a.amp, a.launcher, a.command_line, a.stock_loop, a.stop_after, **options)
     finally:
         folder = Path(a.work_dir or default_work_dir(config))
         if not any(folder.glob("**/last_checkpoint")):
             a.resume_hint = ""
-    options = {"seed": a.seed, "deterministic": a.deterministic, "auto_scale_lr": a.auto_scale_lr}
-    train(config, a.work_dir, a.resume, a.amp, a.launcher, a.command_line, a.stock_loop, **options)
