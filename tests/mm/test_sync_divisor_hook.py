@@ -32,8 +32,8 @@ HEAD: dict[str, Any] = {
 }
 HEADS = {
     "fcn": HEAD,
-    # the losses of the three largest errors of each image, as many in one process as in two
-    "ohem": {**HEAD, "sampler": {"type": "OHEMPixelSampler", "min_kept": 3}},
+    # it chooses among the images of a process; here it takes all of them
+    "ohem": {**HEAD, "sampler": {"type": "OHEMPixelSampler", "min_kept": 3072}},
     "pixelnet": {
         "type": "PixelNetHead",
         "in_channels": (3, 6),
