@@ -18,6 +18,7 @@ from gbseg.mm.checkpoint_files import require_resumable
 from gbseg.mm.checkpoint_loading import CheckpointError
 from gbseg.mm.checkpoint_weights import require_some_weights
 from gbseg.mm.compat import QuietTerminal, build_steps, checkpoint_to_load, resumes
+from gbseg.mm.process_group import lost_process_errors, process_group_options
 
 __all__ = ["QuietRunner", "init_processes"]
 
@@ -31,11 +32,19 @@ def init_processes(launcher: str, env_cfg: Mapping[str, Any]) -> None:
     """
     if launcher == "none" or is_distributed():
         return
-    if launcher == "pytorch" and not torch.cuda.is_available():
-        torch.distributed.init_process_group("gloo")
-        return
+    settings = dict(env_cfg.get("dist_cfg") or {})
+    if launcher == "pytorch":
+        options = process_group_options(settings.get("timeout"))
+        if not torch.cuda.is_available():
+            with lost_process_errors():
+                torch.distributed.init_process_group("gloo", **options)
+            return
+        if "store" in options:
+            # mmengine reads the time-out itself
+            options.pop("timeout", None)
+            settings |= options
     set_multi_processing(**env_cfg.get("mp_cfg", {}), distributed=True)
-    init_dist(launcher, **env_cfg.get("dist_cfg", {}))
+    init_dist(launcher, **settings)
 
 
 class QuietRunner(Runner):
@@ -45,7 +54,7 @@ class QuietRunner(Runner):
     """
 
     def setup_env(self, env_cfg: dict) -> None:
-        """mmengine's, which needs a GPU as soon as there are several processes."""
+        """mmengine's, which needs a GPU as soon as there are several processes, and meets dead ones after a restart."""
         init_processes(self.launcher, env_cfg)
         super().setup_env(env_cfg)
 

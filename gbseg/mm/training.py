@@ -21,6 +21,7 @@ On a CPU the weights are those of the run without interruption, bit for bit. In 
 import copy
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,15 @@ from gbseg.mm.checkpoint_files import newest_readable_checkpoint
 from gbseg.mm.checkpoint_loading import read_checkpoint
 from gbseg.mm.component_errors import config_errors, missing_packages, wrong_arguments, wrong_type, wrong_values
 from gbseg.mm.config import config_warnings, default_work_dir, max_pixels, run_configs
+from gbseg.mm.hooks.broadcast_buffers import BroadcastBuffersHook
 from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
 from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.stop import StopHook
+from gbseg.mm.hooks.sync_divisor import SyncDivisorHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
+from gbseg.mm.process_group import lost_process_errors
 from gbseg.mm.resumable_parts import not_resumable, use_resumable_parts
 from gbseg.mm.run_comparison import compare_runs
 from gbseg.mm.run_folder import Claim, RunFolder, claim_folders, readable_write_errors
@@ -76,6 +80,9 @@ def build_runner(config: Config, work_dir: Path, name: str = "", **changes: obje
     config.work_dir = str(work_dir)
     # mmengine keeps loggers and visualizers by this name: two runs of one process must not share them
     config.experiment_name = "_".join(part for part in (Path(config.filename or "run").stem, name) if part)
+    if (config.get("randomness") or {}).get("deterministic"):
+        # cuBLAS reads it when it starts, and deterministic algorithms refuse to run without it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with config_errors(config):
         if "visualizer" in config:
             config.visualizer.pop("name", None)
@@ -135,6 +142,22 @@ def _make_resumable(config: Config, folder: Path, resume: bool) -> list[tuple[in
     return notes
 
 
+def _set_options(config: Config, seed: int | None, deterministic: bool, auto_scale_lr: bool) -> None:
+    """What the command line says beside the config."""
+    randomness = {} if seed is None else {"seed": seed}
+    if deterministic:
+        randomness["deterministic"] = True
+    if randomness:
+        config.randomness = {**(config.get("randomness") or {}), **randomness}
+    if auto_scale_lr:
+        if not (config.get("auto_scale_lr") or {}).get("base_batch_size"):
+            raise ConfigError(
+                f"{config.filename} does not say for which batch its learning rate is: --auto-scale-lr needs "
+                "auto_scale_lr = dict(base_batch_size=N), N samples of all processes together."
+            )
+        config.auto_scale_lr.enable = True
+
+
 def train(
     config: Config,
     work_dir: Path | str | None = None,
@@ -145,6 +168,9 @@ def train(
     stock_loop: bool = False,
     stop_after: float | None = None,
     overwrite: bool = False,
+    seed: int | None = None,
+    deterministic: bool = False,
+    auto_scale_lr: bool = False,
 ) -> Path:
     """Prepare, train and compare the runs of a config.
 
@@ -170,6 +196,10 @@ def train(
             exactly (`gbseg.mm.resumable_parts`).
         stop_after: seconds after which training stops, with a checkpoint.
         overwrite: first remove the checkpoints and logs of an earlier run.
+        seed: replaces ``randomness.seed`` of every run.
+        deterministic: sets ``randomness.deterministic`` in every run: PyTorch's deterministic algorithms alone.
+        auto_scale_lr: sets ``auto_scale_lr.enable``: MMEngine multiplies the rate by the batch of all processes over
+            ``auto_scale_lr.base_batch_size``, the linear rule.
 
     Returns:
         The work dir.
@@ -178,6 +208,7 @@ def train(
         ConfigError: a part of the config cannot be built; the message names it.
         RuntimeError: another process trains in the folder.
         ValueError: the folder holds checkpoints, and neither ``resume`` nor ``overwrite`` is given.
+        ProcessLostError: another of several processes has ended.
         NonFiniteLossError: a run's loss was not finite. If there are several runs, the others are trained and compared first.
         TrainingStopped: a signal or ``stop_after`` ended the training (`gbseg.mm.hooks.stop`).
     """
@@ -230,11 +261,13 @@ def _train(
             runner.logger.warning(f"{text} {remedy.capitalize()}")
         runner.register_hook(OverlapHook())
         runner.register_hook(stop)
+        runner.register_hook(SyncDivisorHook())
+        runner.register_hook(BroadcastBuffersHook())
         if is_main_process():
             record = provenance(command, run_config.get("randomness", {}).get("seed"))
             write_atomically((json.dumps(record, indent=2) + "\n").encode(), folder / "provenance.json")
         try:
-            with readable_write_errors(folder), config_errors(run_config, only_building=True):
+            with readable_write_errors(folder), lost_process_errors(), config_errors(run_config, only_building=True):
                 runner.train()
             claim.finish(name)
         except NonFiniteLossError as error:
