@@ -10,14 +10,17 @@ from pathlib import Path
 from gbseg._moved import add_moved_names
 
 __all__ = [
+    "REST",
     "FileWriteError",
     "checkpoint_path",
     "class_folders",
     "free_space",
+    "is_checkpoint_folder",
     "is_dead_link",
     "lock_folder",
     "named_checkpoint",
     "readable_os_errors",
+    "remove_path",
     "remove_temporary_files",
     "require_folder",
     "sync_disks",
@@ -29,6 +32,8 @@ __all__ = [
 ]
 
 _TEMPORARY = ".{}.gbseg-writing"
+REST = "rest.pth"
+"""The file of a checkpoint folder (`gbseg.mm.sharded_checkpoint`) that names all others, and is written last."""
 
 
 class FileWriteError(OSError):
@@ -54,14 +59,22 @@ def require_folder(path: Path | None) -> None:
         raise ValueError(f"{path} is to be a folder to write to, and {existing} may not be written to: name another.")
 
 
+def is_checkpoint_folder(path: str | os.PathLike) -> bool:
+    """Whether a path is a checkpoint of ``torch.distributed.checkpoint``, as training with ``FullyShard`` writes them."""
+    # os.path, because pathlib raises at a name that is too long
+    return any(os.path.isfile(os.path.join(path, name)) for name in (REST, ".metadata"))  # noqa: PTH113, PTH118
+
+
 def checkpoint_path(path: str | os.PathLike) -> Path:
-    """The file of a checkpoint. MMEngine's text file ``last_checkpoint`` stands for the checkpoint that it names.
+    """The file, or folder, of a checkpoint. MMEngine's text file ``last_checkpoint`` stands for the one that it names.
 
     Raises:
         FileNotFoundError: there is no such file.
-        IsADirectoryError: it is a folder.
+        IsADirectoryError: it is a folder, and no checkpoint.
     """
     path = Path(path)
+    if is_checkpoint_folder(path):
+        return path
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a checkpoint in it, or {path / 'last_checkpoint'}.")
     if not path.is_file():
@@ -85,7 +98,11 @@ def named_checkpoint(last_checkpoint: Path) -> tuple[str, Path | None]:
     named = Path(text)
     # no name: '/'. os.path, because pathlib raises at a name that is too long
     places = (last_checkpoint.with_name(named.name), named) if named.name else ()
-    return text, next((place for place in places if os.path.isfile(place) and place != last_checkpoint), None)  # noqa: PTH113
+    return text, next((place for place in places if _is_checkpoint(place) and place != last_checkpoint), None)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return os.path.isfile(path) or is_checkpoint_folder(path)  # noqa: PTH113
 
 
 def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool = True) -> None:
@@ -123,9 +140,9 @@ def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool =
         ) from error
 
 
-def temporary_path(path: Path) -> Path:
-    """A temporary name beside ``path``, unique to this process. `remove_temporary_files` removes what is left under it."""
-    return path.with_name(_TEMPORARY.format(f"{path.name}.{os.getpid()}"))
+def temporary_path(path: Path, owner: object = None) -> Path:
+    """A temporary name beside ``path``, unique to ``owner``, by default this process; see `remove_temporary_files`."""
+    return path.with_name(_TEMPORARY.format(f"{path.name}.{owner or os.getpid()}"))
 
 
 def sync_folder(folder: str | Path) -> None:
@@ -154,8 +171,16 @@ def free_space(folder: Path) -> str:
 
 
 def remove_temporary_files(folder: str | Path) -> None:
-    """Remove the temporary files that a killed `write_atomically` left in ``folder``."""
+    """Remove the temporary files and folders that a killed process left in ``folder`` (`temporary_path`)."""
     for path in Path(folder).glob(_TEMPORARY.format("*")):
+        remove_path(path)
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file, or a folder and all that is in it; a link is removed, and not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
         path.unlink(missing_ok=True)
 
 

@@ -11,10 +11,11 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 from torch import Tensor
 
-from gbseg.files import FileWriteError, checkpoint_path, named_checkpoint, write_atomically
+from gbseg.files import FileWriteError, checkpoint_path, is_checkpoint_folder, named_checkpoint, write_atomically
 from gbseg.mm.checkpoint_contents import without_unsafe_entries
 from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint
 from gbseg.mm.rng import rng_fault
+from gbseg.mm.sharded_checkpoint import read_rest
 
 __all__ = [
     "CheckpointWriteError",
@@ -89,7 +90,7 @@ def checkpoint_damage(path: str | Path) -> str | None:
 def _damage(path: str | Path) -> str | None:
     """`checkpoint_damage`, but a file that holds more than data, and so is whole, is an ``UnsafeCheckpointError``."""
     try:
-        require_resumable(read_checkpoint(path, mmap=True), path)
+        require_resumable(read_rest(Path(path)) if is_checkpoint_folder(path) else read_checkpoint(path, mmap=True), path)
     except UnsafeCheckpointError:
         raise
     except CheckpointError as error:
@@ -149,7 +150,8 @@ def _steps_by_path(folder: Path, example: Path | None) -> dict[Path, int]:
     if example is not None and (number := re.search(r"(\d+)\D*$", example.stem)):
         # filename_tmpl may be anything, so the pattern is taken from a name
         pattern = re.escape(example.stem[: number.start(1)]) + r"(\d+)" + re.escape(example.stem[number.end(1) :])
-    matches = ((path, re.fullmatch(pattern, path.stem)) for path in folder.glob("*.pth"))
+    paths = (path for path in folder.glob("*") if path.suffix == ".pth" or is_checkpoint_folder(path))
+    matches = ((path, re.fullmatch(pattern, path.stem)) for path in paths)
     return {path: int(match[1]) for path, match in matches if match}
 
 

@@ -8,7 +8,6 @@ import torch
 from mmengine.dist import is_distributed, master_only
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
-from mmengine.runner import Runner
 from torch import nn
 
 from gbseg.errors import is_refusal
@@ -16,14 +15,16 @@ from gbseg.mm.checkpoint_files import require_resumable
 from gbseg.mm.checkpoint_loading import CheckpointError
 from gbseg.mm.checkpoint_weights import require_some_weights
 from gbseg.mm.compat import QuietTerminal, build_steps, checkpoint_to_load, resumes
+from gbseg.mm.fully_shard import ShardedRunner
 
 __all__ = ["QuietRunner"]
 
 
-class QuietRunner(Runner):
+class QuietRunner(ShardedRunner):
     """mmengine's ``Runner``, which keeps config and environment off the terminal and names the log file there instead.
 
-    Under torchrun it also works on machines without a GPU, with gloo.
+    Under torchrun it also works on machines without a GPU, with gloo, and with models that are sharded by
+    `gbseg.mm.fully_shard`.
     """
 
     def setup_env(self, env_cfg: dict) -> None:
