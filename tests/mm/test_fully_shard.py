@@ -13,10 +13,12 @@ import mmengine.runner.runner
 import numpy as np
 import pytest
 import torch
-from engine_tiny import SERVER
+from engine_tiny import SERVER, differences
 from mmengine.config import Config
 from PIL import Image
+from torch.distributed.tensor import DTensor
 
+from gbseg.mm.checkpoint_loading import read_checkpoint
 from gbseg.mm.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +26,9 @@ MAX_ITERS = 6
 SEGFORMER = dict(
     _delete_=True,
     type="EncoderDecoder",
-    data_preprocessor=dict(type="SegDataPreProcessor", size_divisor=1, pad_val=0, seg_pad_val=255, mean=[99.0] * 3, std=[60.0] * 3),
+    data_preprocessor=dict(
+        type="SegDataPreProcessor", size_divisor=1, pad_val=0, seg_pad_val=255, mean=[99.0] * 3, std=[60.0] * 3
+    ),
     backbone=dict(
         type="MixVisionTransformer",
         embed_dims=8,
@@ -61,7 +65,8 @@ def _config(root: Path, kind: str, **options: Any) -> Config:
     config.train_dataloader.dataset.pipeline = [step for step in config.train_pipeline if step.type[0] in "LP"]
     config.val_dataloader.dataset.ann_file = "ImageSets/Segmentation/train.txt"
     config.model.backbone.update(width=0.05, batch_norm=False)
-    config.model.decode_head.update(in_channels=(3, 6, 13, 26, 26), hidden=(8, 7), dropout=0.0, norm=None, sampler=None)
+    config.model.decode_head.update(in_channels=(3, 6, 13, 26, 26), hidden=(8, 7), dropout=0.0, norm=None)
+    config.model.decode_head.sampler = dict(type="UniformPixelSampler", num=32 * 32)
     if kind == "segformer":
         config.merge_from_dict(dict(model=SEGFORMER))
     config.vis_backends = config.visualizer.vis_backends = [dict(type="LocalVisBackend")]
@@ -106,7 +111,9 @@ def _train(root: Path, name: str, rank: int, world: int, stop_at: int | None, re
     with (root / f"{name}.{rank}.txt").open("a", buffering=1) as sys.stdout:
         sys.stderr = sys.stdout
         try:
-            training.train(config, root / name, resume=resume, launcher="pytorch" if torch.distributed.is_initialized() else "none")
+            training.train(
+                config, root / name, resume=resume, launcher="pytorch" if torch.distributed.is_initialized() else "none"
+            )
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -147,20 +154,83 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_try(root: Path) -> None:
-    from gbseg.mm.checkpoint_loading import read_checkpoint
+def _weights(path: Path) -> dict[str, Any]:
+    return read_checkpoint(path)["state_dict"]
 
-    from time import time
-    t = time()
-    one = _run(root, "one", world=1, kind="pixelnet", **{"train_dataloader.batch_size": 4})
-    print("TIME", time() - t)
-    ddp = _run(root, "ddp", kind="pixelnet")
-    print("TIME", time() - t)
-    out = _run(root, "fsdp", kind="pixelnet", **SHARDED)
-    print("TIME", time() - t)
-    print(out[-3000:])
-    print(sorted(p.name for p in (root / "fsdp").iterdir()))
-    a, b, c = (read_checkpoint(root / n) for n in ("one/iter_6.pth", "ddp/iter_6.pth", "fsdp/iter_6"))
-    print(c.keys(), c["optimizer"].keys())
-    for k, v in a["state_dict"].items():
-        print(k, (v - b["state_dict"][k]).abs().max().item(), (v - c["state_dict"][k]).abs().max().item(), v.abs().max().item())
+
+def _assert_close(actual: Path, expected: Path, tolerance: float) -> None:
+    ours, theirs = _weights(actual), _weights(expected)
+    assert ours.keys() == theirs.keys() and not any(isinstance(value, DTensor) for value in ours.values())
+    for name, value in theirs.items():
+        torch.testing.assert_close(
+            ours[name], value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path) -> Path:
+    """The same PixelNet by one process with the whole batch, by DistributedDataParallel and by FSDP2."""
+    _run(root, "one", world=1, kind="pixelnet", **{"train_dataloader.batch_size": 4})
+    _run(root, "ddp", kind="pixelnet")
+    _run(root, "fsdp", kind="pixelnet", **SHARDED)
+    return root
+
+
+@pytest.mark.slow
+def test_pixelnet(trained: Path) -> None:
+    """FSDP2 gives the weights of one process and of DistributedDataParallel.
+
+    Without `ShardedRunner`: ``Runner.save_checkpoint`` writes the first process's part of the parameters. Without the early
+    weights of `wrap_model`: mmengine gives each process's part other ones, and dies broadcasting them.
+    """
+    _assert_close(trained / "fsdp/iter_6", trained / "ddp/iter_6.pth", 1e-5)
+    _assert_close(trained / "fsdp/iter_6", trained / "one/iter_6.pth", 1e-4)
+    start, end = _weights(trained / "fsdp/iter_4"), _weights(trained / "fsdp/iter_6")
+    assert max(float((end[name] - start[name]).abs().max()) for name in end) > 1e-3, "nothing was learnt"
+    # folders of the last two, the best as an ordinary file, as with any other run
+    names = {path.name for path in (trained / "fsdp").iterdir() if path.name.startswith(("iter", "best", "."))}
+    best = {path.name for path in (trained / "ddp").glob("best_*")}
+    assert names == {"iter_4", "iter_6"} | best and len(best) == 1
+    _assert_close(trained / "fsdp" / min(best), trained / "ddp" / min(best), 1e-5)
+    ours, theirs = (read_checkpoint(trained / name) for name in ("fsdp/iter_6", "ddp/iter_6.pth"))
+    assert ours.keys() == theirs.keys() and ours["meta"].keys() == theirs["meta"].keys()
+    assert ours["optimizer"]["param_groups"] == theirs["optimizer"]["param_groups"]
+    for index, state in theirs["optimizer"]["state"].items():
+        torch.testing.assert_close(ours["optimizer"]["state"][index], state, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_segformer_in_blocks(root: Path) -> None:
+    """MMSegmentation's SegFormer, whose blocks and head are sharded by themselves.
+
+    Without ``register_fsdp_forward_method``: the head's ``loss`` computes with the parts of its parameters.
+    """
+    _run(root, "segformer_ddp", kind="segformer")
+    _run(root, "segformer", kind="segformer", **BLOCKS)
+    _assert_close(root / "segformer/iter_6", root / "segformer_ddp/iter_6.pth", 1e-5)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(trained: Path) -> None:
+    """Both processes are killed at iteration 5 and resumed from 4: the weights of the run without interruption, bit for bit."""
+    _run(trained, "killed", kind="pixelnet", stop_at=5, code=7, **SHARDED)
+    assert not (trained / "killed/iter_6").exists()
+    _run(trained, "killed", kind="pixelnet", resume=True, **SHARDED)
+    assert (
+        differences(
+            read_checkpoint(trained / "killed/iter_6")["optimizer"], read_checkpoint(trained / "fsdp/iter_6")["optimizer"]
+        )
+        == []
+    )
+    assert differences(dict(_weights(trained / "killed/iter_6")), dict(_weights(trained / "fsdp/iter_6"))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 3])
+def test_resumed_by_another_number_of_processes(trained: Path, world: int) -> None:
+    """Weights and optimizer are those that two processes wrote; a batch of another size follows, so the run is another one."""
+    name = f"by{world}"
+    shutil.copytree(trained / "fsdp/iter_4", trained / name / "iter_4")
+    output = _run(trained, name, world=world, kind="pixelnet", resume=True, stop_at=None, **SHARDED)
+    assert "written by 2 processes" in output and "Load checkpoint from" in output
+    _assert_close(trained / name / "iter_6", trained / "fsdp/iter_6", 0.05)
