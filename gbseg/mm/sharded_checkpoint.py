@@ -12,6 +12,7 @@ classes of data alone.
 
 import pathlib
 import pickle
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,7 +154,10 @@ def _read_tensors(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
         else:
             values[key] = torch.empty(part.size, dtype=dtype)
     # no process waits for another, so that an error of one of them does not leave the others waiting
-    load(values, storage_reader=Reader(folder), no_dist=True)
+    with warnings.catch_warnings():
+        # of which it warns
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(values, storage_reader=Reader(folder), no_dist=True)
     return values
 
 

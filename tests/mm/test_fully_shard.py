@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import resource
 import shutil
 import sys
 import traceback
@@ -16,10 +18,16 @@ import torch
 from engine_tiny import SERVER, differences
 from mmengine.config import Config
 from PIL import Image
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.tensor import DTensor
 
-from gbseg.mm.checkpoint_loading import read_checkpoint
+from gbseg.mm.checkpoint_contents import convert_checkpoint
+from gbseg.mm.checkpoint_files import newest_readable_checkpoint
+from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint
 from gbseg.mm.config import load_config
+from gbseg.mm.sharded_checkpoint import file_record
+from gbseg.prediction.testing import test as evaluate
 
 ROOT = Path(__file__).parents[2]
 MAX_ITERS = 6
@@ -69,6 +77,8 @@ def _config(root: Path, kind: str, **options: Any) -> Config:
     config.model.decode_head.sampler = dict(type="UniformPixelSampler", num=32 * 32)
     if kind == "segformer":
         config.merge_from_dict(dict(model=SEGFORMER))
+        # Adam would make steps of the sign of rounding errors: gradients of a bias before a normalisation are zero
+        config.optim_wrapper.optimizer = dict(type="SGD", lr=0.05, momentum=0.9)
     config.vis_backends = config.visualizer.vis_backends = [dict(type="LocalVisBackend")]
     config.optim_wrapper.update(clip_grad=dict(max_norm=0.5))
     config.param_scheduler = [dict(type="LinearLR", start_factor=0.1, begin=0, end=MAX_ITERS, by_epoch=False)]
@@ -78,13 +88,18 @@ def _config(root: Path, kind: str, **options: Any) -> Config:
     return config
 
 
-def _train(root: Path, name: str, rank: int, world: int, stop_at: int | None, resume: bool, **options: Any) -> None:
-    """One of ``world`` processes; ``stop_at``: each dies after this iteration, with no chance to do anything."""
+def _train(root: Path, name: str, rank: int, world: int, stop_at: int | None, resume: bool, limit: int, **options: Any) -> None:
+    """One of ``world`` processes; ``stop_at``: each dies after this iteration, with no chance to do anything.
+
+    ``limit``: what a file of the last process may hold.
+    """
     from mmengine.hooks import Hook
 
     from gbseg.mm import training
 
     torch.set_num_threads(1)
+    if limit and rank == world - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     os.environ["LOCAL_RANK"] = str(rank)
     if world > 1 or "model_wrapper_cfg" in options:
         torch.distributed.init_process_group("gloo", init_method=f"file://{root}/{name}.meet", rank=rank, world_size=world)
@@ -120,10 +135,17 @@ def _train(root: Path, name: str, rank: int, world: int, stop_at: int | None, re
 
 
 def _run(
-    root: Path, name: str, world: int = 2, stop_at: int | None = None, resume: bool = False, code: int = 0, **options: Any
+    root: Path,
+    name: str,
+    world: int = 2,
+    stop_at: int | None = None,
+    resume: bool = False,
+    limit: int = 0,
+    code: int = 0,
+    **options: Any,
 ) -> str:
     (root / f"{name}.meet").unlink(missing_ok=True)
-    arguments = [(root, name, rank, world, stop_at, resume) for rank in range(world)]
+    arguments = [(root, name, rank, world, stop_at, resume, limit) for rank in range(world)]
     processes = [SERVER.Process(target=_train, args=these, kwargs=options) for these in arguments]
     for process in processes:
         process.start()
@@ -234,3 +256,142 @@ def test_resumed_by_another_number_of_processes(trained: Path, world: int) -> No
     output = _run(trained, name, world=world, kind="pixelnet", resume=True, stop_at=None, **SHARDED)
     assert "written by 2 processes" in output and "Load checkpoint from" in output
     _assert_close(trained / name / "iter_6", trained / "fsdp/iter_6", 0.05)
+
+
+@pytest.mark.slow
+def test_resumed_from_a_file_of_another_run(trained: Path) -> None:
+    """A file of DistributedDataParallel is resumed with FSDP2: weights and optimizer are split, and it ends as that run did.
+
+    Without `_share`: mmengine copies whole tensors into parts, and fails.
+    """
+    (trained / "switched").mkdir()
+    shutil.copy(trained / "ddp/iter_4.pth", trained / "switched")
+    _run(trained, "switched", kind="pixelnet", resume=True, **SHARDED)
+    _assert_close(trained / "switched/iter_6", trained / "ddp/iter_6.pth", 1e-5)
+
+
+@pytest.mark.slow
+def test_gradients_between_two_steps_are_resumed(trained: Path) -> None:
+    """A step is taken at every third iteration, and a checkpoint lies between two.
+
+    Without the own parts in `gbseg.mm.gradient_accumulation`: the file holds ``DTensor``, which no reader takes.
+    """
+    options: dict[str, Any] = {"optim_wrapper.accumulative_counts": 3, **SHARDED}
+    _run(trained, "gathered", kind="pixelnet", **options)
+    _run(trained, "gathered2", kind="pixelnet", stop_at=5, code=7, **options)
+    _run(trained, "gathered2", kind="pixelnet", resume=True, **options)
+    assert differences(dict(_weights(trained / "gathered2/iter_6")), dict(_weights(trained / "gathered/iter_6"))) == []
+
+
+@pytest.mark.slow
+def test_one_process_cannot_write(trained: Path) -> None:
+    """The last process meets a file limit: all stop, with one sentence, and nothing of the folder is left.
+
+    Without the conversion of DCP's ``CheckpointException``: a traceback of each process, and the unfinished folder.
+    """
+    output = _run(trained, "limited", kind="pixelnet", limit=2**15, code=1, **SHARDED)
+    assert output.count("CheckpointWriteError: [Errno 27]") == 2 and "iter_2 could not be written: File too large (" in output
+    assert not [path for path in (trained / "limited").iterdir() if "iter" in path.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"custom_hooks": [dict(type="EMAHook")], **SHARDED}, "EMAHook keeps a copy of the whole model in every process"),
+        (
+            {"model_wrapper_cfg": dict(type="FullyShard", modules=["backbon"])},
+            "FullyShard: the model has no module and no class of modules backbon",
+        ),
+        (
+            {"model_wrapper_cfg": dict(type="FullyShard", mp_policy=dict(param_dtype="half float"))},
+            "mp_policy has param_dtype='half float', which is no type of PyTorch",
+        ),
+    ],
+    ids=["ema", "modules", "mp_policy"],
+)
+def test_refusals(root: Path, options: dict, message: str) -> None:
+    """Without the check of the hooks: ``FSDP does not support deepcopy`` in a traceback, at the beginning of the training."""
+    assert message in _run(root, "refused", world=1, code=1, kind="pixelnet", **options)
+
+
+@pytest.mark.slow
+def test_mixed_precision(root: Path) -> None:
+    """bfloat16 by the policy, and by autocast: both learn, and what is saved is float32."""
+    policy = dict(type="FullyShard", mp_policy=dict(param_dtype="bfloat16", reduce_dtype="float32"))
+    _run(root, "policy", kind="pixelnet", model_wrapper_cfg=policy)
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in _weights(root / "policy/iter_6").values())
+
+
+@pytest.mark.slow
+def test_read_by_pytorch_and_by_the_commands(trained: Path, tmp_path: Path) -> None:
+    """PyTorch's own conversion gives the weights, and so do `gbseg convert-checkpoint` and `gbseg test`."""
+    folder = trained / "fsdp/iter_6"
+    weights = dict(_weights(folder))
+    dcp_to_torch_save(folder, tmp_path / "torch.pth")
+    assert differences(dict(torch.load(tmp_path / "torch.pth")["state_dict"]), weights) == []
+    assert convert_checkpoint(folder, tmp_path / "ours.pth") == {}
+    assert differences(read_checkpoint(tmp_path / "ours.pth")["optimizer"], read_checkpoint(folder)["optimizer"]) == []
+    config = _config(trained, "pixelnet")
+    config.test_dataloader.dataset.ann_file = "ImageSets/Segmentation/train.txt"
+    scores = [
+        evaluate(config, path, work_dir=tmp_path / name)
+        for name, path in (("folder", folder), ("file", tmp_path / "ours.pth"), ("last", trained / "fsdp/last_checkpoint"))
+    ]
+    assert scores[0] == pytest.approx(scores[1], nan_ok=True) and scores[0] == pytest.approx(scores[2], nan_ok=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed", "unfinished"])
+def test_damaged_folder(trained: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The folder before it is taken, with a warning that names the damage.
+
+    Without the record in ``rest.pth``: a changed value is resumed from.
+    """
+    for name in ("iter_4", "iter_6"):
+        shutil.copytree(trained / "fsdp" / name, tmp_path / name)
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_6"))
+    assert newest_readable_checkpoint(tmp_path) == tmp_path / "iter_6"
+    path = tmp_path / "iter_6/__1_0.distcp"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    {
+        "missing": path.unlink,
+        "cut": lambda: path.write_bytes(data[:1000]),
+        "changed": lambda: path.write_bytes(data),
+        "unfinished": (tmp_path / "iter_6/rest.pth").unlink,
+    }[damage]()
+    assert newest_readable_checkpoint(tmp_path) == tmp_path / "iter_4"
+    reason = {
+        "missing": "its file __1_0.distcp is missing",
+        "cut": "its file __1_0.distcp has 1000 bytes, and ",
+        "changed": "the checksum of its file __1_0.distcp is wrong",
+        "unfinished": "it has no rest.pth",
+    }[damage]
+    with pytest.raises(CheckpointError, match=reason):
+        read_checkpoint(tmp_path / "iter_6")
+
+
+class _Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.slow
+def test_metadata_run_no_code(trained: Path, tmp_path: Path) -> None:
+    """DCP's metadata are a pickle. Without `_MetadataUnpickler`: the code runs, as it does in PyTorch's own reader."""
+    folder = tmp_path / "iter_6"
+    shutil.copytree(trained / "fsdp/iter_6", folder)
+    (folder / ".metadata").write_bytes(pickle.dumps(_Touch(tmp_path / "ran")))
+    rest = torch.load(folder / "rest.pth", weights_only=False)
+    rest["sharded"]["files"][".metadata"] = file_record(folder / ".metadata")
+    torch.save(rest, folder / "rest.pth")
+    with pytest.raises(UnsafeCheckpointError, match=r"objects made by \w+\.mkdir, named in its \.metadata"):
+        read_checkpoint(folder)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(AttributeError):
+        FileSystemReader(folder).read_metadata()
+    assert (tmp_path / "ran").exists()
