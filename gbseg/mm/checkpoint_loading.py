@@ -36,6 +36,8 @@ from gbseg.mm.compat import HISTORY_BUFFER, history_buffer, replace_torch_load, 
 __all__ = ["CheckpointError", "UnsafeCheckpointError", "load_safely", "read_checkpoint", "unpickle_safely"]
 
 MAX_EXPANSION = 64  # torch.save does not compress; whoever does, gains less than this
+# of folders, filled by `gbseg.mm.sharded_checkpoint`, which is made of the reader of files below
+FOLDER_READERS: list[Callable[[Path, Any], dict[str, Any]]] = []
 _LOCK = threading.Lock()
 
 
@@ -241,9 +243,7 @@ def read_checkpoint(path: str | os.PathLike | BinaryIO, map_location: Any = "cpu
     if isinstance(path, str | os.PathLike):
         path = checkpoint_path(path)
         if path.is_dir():
-            from gbseg.mm.sharded_checkpoint import read_sharded
-
-            return read_sharded(path, map_location)
+            return FOLDER_READERS[0](path, map_location)
         with _one_sentence(path), path.open("rb") as file:
             return _read(file, path, map_location, mmap)
     name = getattr(path, "name", "that was fetched")

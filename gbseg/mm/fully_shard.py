@@ -24,11 +24,11 @@ from torch.distributed.tensor import DTensor
 
 from gbseg.config_files import ConfigError, near
 from gbseg.data.lists import abbreviate
-from gbseg.files import REST, free_space, remove_path, sync_folder, temporary_path
+from gbseg.files import REST, free_space, is_checkpoint_folder, remove_path, sync_folder, temporary_path
 from gbseg.mm.checkpoint_contents import without_unsafe_entries
 from gbseg.mm.checkpoint_files import CheckpointWriteError, write_checkpoint
 from gbseg.mm.checkpoint_loading import read_checkpoint
-from gbseg.mm.compat import EarlyWeightsRunner, checkpoint_content
+from gbseg.mm.compat import EarlyWeightsRunner, checkpoint_content, resumes
 from gbseg.mm.sharded_checkpoint import file_record, sharded_like, the_part_of
 
 __all__ = ["FullyShard", "ShardedRunner", "remove_checkpoint_folder"]
@@ -149,7 +149,7 @@ class ShardedRunner(EarlyWeightsRunner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        """mmengine's; of a `FullyShard` model, with the optimizer as a folder, and without it as an ordinary file.
+        """mmengine's; of a `FullyShard` model as a folder, and under a name that ends in ``.pth`` as an ordinary file.
 
         Raises:
             CheckpointWriteError: on all processes, where one of them could not write.
@@ -159,7 +159,7 @@ class ShardedRunner(EarlyWeightsRunner):
             return
         content = checkpoint_content(self, out_dir, filename, *args, **kwargs)
         path, iteration = Path(out_dir, filename), content["meta"]["iter"]
-        if "optimizer" not in content:
+        if path.suffix == ".pth":
             _write_full(content, path)
             return
         _write_sharded(content, path, only_rest=self.model.saved_as == (path, iteration))
@@ -169,8 +169,11 @@ class ShardedRunner(EarlyWeightsRunner):
         """mmengine's; each process of a `FullyShard` model keeps its part of the weights."""
         if not isinstance(self.model, FullyShard):
             return super().load_checkpoint(filename, *args, **kwargs)
+        is_resumed = resumes(self)
         with sharded_like(self.model.mesh):
             stored: dict[str, Any] = super().load_checkpoint(filename, *args, **kwargs)
+        if is_resumed and is_checkpoint_folder(filename):
+            self.model.saved_as = Path(filename), stored["meta"]["iter"]
         return stored
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
@@ -276,12 +279,19 @@ def _write_sharded(content: Mapping[str, Any], folder: Path, only_rest: bool) ->
 
 
 def _write_full(content: dict[str, Any], path: Path) -> None:
-    """Write an ordinary checkpoint, for which the first process gathers the weights, one after the other."""
-    weights = content["state_dict"]
-    for name, value in weights.items():
-        if isinstance(value, DTensor):
-            whole = value.to(value.device_mesh.device_type).full_tensor()
-            weights[name] = whole.cpu() if is_main_process() else None
+    """Write an ordinary checkpoint, for which the first process gathers the tensors, one after the other."""
+
+    def gather(values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, DTensor):
+                whole = value.to(value.device_mesh.device_type).full_tensor()
+                values[key] = whole.cpu() if is_main_process() else None
+            elif isinstance(value, dict):
+                gather(value)
+
+    for key in _TENSORS:
+        # mmengine has copied these dictionaries
+        gather(content.get(key, {}))
 
     def write() -> None:
         buffer = io.BytesIO()

@@ -29,7 +29,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor import empty as sharded_empty
 
 from gbseg.files import REST
-from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint
+from gbseg.mm.checkpoint_loading import FOLDER_READERS, CheckpointError, UnsafeCheckpointError, read_checkpoint
 
 __all__ = ["file_record", "read_rest", "read_sharded", "sharded_like", "the_part_of"]
 
@@ -186,3 +186,6 @@ def _metadata(folder: Path) -> dcp.Metadata:
     with (folder / ".metadata").open("rb") as file:
         metadata: dcp.Metadata = _MetadataUnpickler(file, folder).load()
     return metadata
+
+
+FOLDER_READERS.append(read_sharded)
