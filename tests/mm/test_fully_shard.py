@@ -316,11 +316,15 @@ def test_refusals(root: Path, options: dict, message: str) -> None:
 
 
 @pytest.mark.slow
-def test_mixed_precision(root: Path) -> None:
-    """bfloat16 by the policy, and by autocast: both learn, and what is saved is float32."""
-    policy = dict(type="FullyShard", mp_policy=dict(param_dtype="bfloat16", reduce_dtype="float32"))
-    _run(root, "policy", kind="pixelnet", model_wrapper_cfg=policy)
-    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in _weights(root / "policy/iter_6").values())
+@pytest.mark.parametrize(
+    "policy", [{}, dict(mp_policy=dict(param_dtype="bfloat16", reduce_dtype="float32"))], ids=["amp", "both"]
+)
+def test_mixed_precision(root: Path, policy: dict) -> None:
+    """``--amp``, alone and with a policy that gathers the parameters as bfloat16: what is saved is float32 and finite."""
+    optim = dict(type="CpuAmpOptimWrapper")
+    name = f"amp{len(policy)}"
+    _run(root, name, kind="pixelnet", model_wrapper_cfg=dict(type="FullyShard", **policy), optim_wrapper=optim)
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in _weights(root / name / "iter_6").values())
 
 
 @pytest.mark.slow
