@@ -9,7 +9,6 @@ import torch
 from mmengine.dist import init_dist, is_distributed, master_only
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
-from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
@@ -18,6 +17,7 @@ from gbseg.mm.checkpoint_files import require_resumable
 from gbseg.mm.checkpoint_loading import CheckpointError
 from gbseg.mm.checkpoint_weights import require_some_weights
 from gbseg.mm.compat import QuietTerminal, build_steps, checkpoint_to_load, resumes
+from gbseg.mm.fully_shard import ShardedRunner
 from gbseg.mm.process_group import lost_process_errors, process_group_options
 
 __all__ = ["QuietRunner", "init_processes"]
@@ -47,10 +47,11 @@ def init_processes(launcher: str, env_cfg: Mapping[str, Any]) -> None:
     init_dist(launcher, **settings)
 
 
-class QuietRunner(Runner):
+class QuietRunner(ShardedRunner):
     """mmengine's ``Runner``, which keeps config and environment off the terminal and names the log file there instead.
 
-    Under torchrun it also works on machines without a GPU, with gloo.
+    Under torchrun it also works on machines without a GPU, with gloo, and with models that are sharded by
+    `gbseg.mm.fully_shard`.
     """
 
     def setup_env(self, env_cfg: dict) -> None:

@@ -142,8 +142,11 @@ def _make_resumable(config: Config, folder: Path, resume: bool) -> list[tuple[in
     return notes
 
 
-def _set_options(config: Config, seed: int | None, deterministic: bool, auto_scale_lr: bool) -> None:
+def _set_options(config: Config, amp: bool, seed: int | None, deterministic: bool, auto_scale_lr: bool) -> None:
     """What the command line says beside the config."""
+    if amp:
+        enable_amp(config)
+        config.val_cfg.fp16 = True
     randomness = {} if seed is None else {"seed": seed}
     if deterministic:
         randomness["deterministic"] = True
@@ -216,10 +219,13 @@ def train(
         work_dir = Path(work_dir or default_work_dir(config))
         require_folder(work_dir)
         runs = run_configs(config, work_dir)
+    for run_config, _ in runs.values():
+        with config_errors(run_config):
+            _set_options(run_config, amp, seed, deterministic, auto_scale_lr)
     with config_errors(config, key="env_cfg"):
         init_processes(launcher, config.get("env_cfg", {}))
     with claim_folders(runs, work_dir, resume, overwrite) as claim:
-        return _train(config, work_dir, runs, claim, StopHook(stop_after), amp, launcher, command, stock_loop)
+        return _train(config, work_dir, runs, claim, StopHook(stop_after), launcher, command, stock_loop)
 
 
 def _train(
@@ -228,7 +234,6 @@ def _train(
     runs: dict[str, tuple[Config, Path]],
     claim: Claim,
     stop: StopHook,
-    amp: bool,
     launcher: str,
     command: str | None,
     stock_loop: bool,
@@ -247,10 +252,6 @@ def _train(
     for name, (run_config, folder) in runs.items():
         if name in finished:
             continue
-        if amp:
-            with config_errors(run_config):
-                enable_amp(run_config)
-                run_config.val_cfg.fp16 = True
         run_resume = bool(claim.resume[name])
         with config_errors(run_config):
             notes = [] if stock_loop else _make_resumable(run_config, folder, run_resume)
