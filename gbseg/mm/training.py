@@ -6,10 +6,11 @@ What happens on ``--resume``
 1. `train` gives ``resume=True`` to the runner of each run (`build_runner`). A finished run ends as soon as it is loaded.
 2. `gbseg.mm.hooks.checkpoint.DurableCheckpointHook.before_run` chooses the newest checkpoint that is not damaged
    (`gbseg.mm.checkpoint_files.newest_readable_checkpoint`). Without any checkpoint the run starts at the beginning.
-3. mmengine's runner loads it: weights, optimizer, schedules, iteration, logged values. The hook keeps its
-   ``training_state``: for each process the random states and the position in the training data.
-4. The hook's ``before_train`` removes what the killed process left behind, restores gradients that wait for the optimizer's
-   next step, and hands the state of this process to the loop.
+3. mmengine's runner loads it: weights, optimizer, schedules, iteration, logged values. Before that
+   `gbseg.mm.hooks.resume_check.ResumeCheckHook` compares it with the config, and rebuilds what has changed. The checkpoint
+   hook keeps its ``training_state``: for each process the random states and the position in the training data.
+4. The checkpoint hook's ``before_train`` removes what the killed process left behind, restores gradients that wait for the
+   optimizer's next step, and hands the state of this process to the loop.
 5. The loop's ``run`` (`gbseg.mm.loops`) sets the sampler to the next draw (`gbseg.mm.resumable_sampler`), restores the
    random generators (`gbseg.mm.rng`), makes up for a validation that was due, and goes on.
 
@@ -39,6 +40,7 @@ from gbseg.mm.config import config_warnings, default_work_dir, max_pixels, run_c
 from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
+from gbseg.mm.hooks.resume_check import ResumeCheckHook
 from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.resumable_parts import not_resumable, use_resumable_parts
@@ -81,6 +83,7 @@ def build_runner(config: Config, work_dir: Path, name: str = "", **changes: obje
         for split in ("train", "val", "test"):
             _without_workers(config.get(f"{split}_dataloader"))
         runner = RUNNERS.build(config) if "runner_type" in config else QuietRunner.from_cfg(config)
+    runner.register_hook(ResumeCheckHook())
     runner.register_hook(ClassCountHook())
     runner.register_hook(ListCheckHook())
     runner.register_hook(SampleCheckHook(max_pixels(config)))
@@ -140,6 +143,7 @@ def train(
     launcher: str = "none",
     command: str | None = None,
     stock_loop: bool = False,
+    allow_mismatch: bool = False,
 ) -> Path:
     """Prepare, train and compare the runs of a config.
 
@@ -160,12 +164,14 @@ def train(
         command: the command line, for the provenance.
         stock_loop: keep MMEngine's loop, sampler and checkpoint hook where the config has them, instead of those that resume
             exactly (`gbseg.mm.resumable_parts`).
+        allow_mismatch: resume also from a checkpoint of another network or boost, as the config's key of this name.
 
     Returns:
         The work dir.
 
     Raises:
         ConfigError: a part of the config cannot be built; the message names it.
+        gbseg.mm.checkpoint_weights.MismatchError: the checkpoint to resume is of another network, number of classes or boost.
         NonFiniteLossError: a run's loss was not finite. If there are several runs, the others are trained and compared first.
     """
     with config_errors(config):
@@ -179,6 +185,8 @@ def train(
             with config_errors(run_config):
                 enable_amp(run_config)
                 run_config.val_cfg.fp16 = True
+        if allow_mismatch:
+            run_config.allow_mismatch = True
         run_resume = resume or run_config.get("resume", False)
         with config_errors(run_config):
             notes = [] if stock_loop else _make_resumable(run_config, folder, run_resume)
