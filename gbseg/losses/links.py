@@ -8,7 +8,15 @@ from torch import Tensor, nn
 __all__ = ["SOFTMAX_LOSSES", "normalised_sigmoids", "probabilities_of_losses", "softmax", "starting_logits"]
 
 # losses on a softmax over the classes, by name, since mmseg and mmpretrain have classes of their own
-SOFTMAX_LOSSES = ("CrossEntropyLoss", "OhemCrossEntropy", "LovaszLoss", "TverskyLoss", "DiceLoss", "FocalLoss", "LabelSmoothLoss")
+SOFTMAX_LOSSES = (
+    "CrossEntropyLoss",
+    "OhemCrossEntropy",
+    "LovaszLoss",
+    "TverskyLoss",
+    "DiceLoss",
+    "FocalLoss",
+    "LabelSmoothLoss",
+)
 
 
 def probabilities_of_losses(losses: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:

@@ -22,8 +22,8 @@ __all__ = [
     "keep_fitting",
     "load_weights",
     "mismatches",
-    "require_weights",
     "require_some_weights",
+    "require_weights",
     "warn_of_mismatches",
     "weights_table",
 ]

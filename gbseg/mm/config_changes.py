@@ -10,7 +10,16 @@ from mmengine.config import Config
 from gbseg.losses import BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss
 from gbseg.losses.links import SOFTMAX_LOSSES
 
-__all__ = ["Change", "boost_changes", "config_changes", "inner_model", "parse_config", "plain_config", "plain_value", "stored_config"]
+__all__ = [
+    "Change",
+    "boost_changes",
+    "config_changes",
+    "inner_model",
+    "parse_config",
+    "plain_config",
+    "plain_value",
+    "stored_config",
+]
 
 ABSENT = "absent"
 _TRAINING = ("model", "data_preprocessor", "optim_wrapper", "auto_scale_lr", "param_scheduler", "train_cfg", "train_dataloader")
@@ -104,9 +113,7 @@ def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chang
         old: from `stored_config`.
         new: from `plain_config`.
     """
-    changes = [
-        change for key in _TRAINING for change in _changes(key, old.get(key) or ABSENT, new.get(key) or ABSENT)
-    ]
+    changes = [change for key in _TRAINING for change in _changes(key, old.get(key) or ABSENT, new.get(key) or ABSENT)]
     seeds = ((config.get("randomness") or {}).get("seed", ABSENT) for config in (old, new))
     averages = ([hook for hook in config.get("custom_hooks") or [] if "EMA" in str(hook)] for config in (old, new))
     return [*changes, *_changes("randomness.seed", *seeds), *_changes("custom_hooks (EMA)", *averages)]
@@ -125,7 +132,7 @@ def _changes(key: str, old: Any, new: Any) -> Iterator[Change]:
         # with the scope of its registry or module, or without
         return
     # NaN is what it was
-    elif old != new and not (old != old and new != new):  # noqa: PLR0124
+    elif old != new and not (old != old and new != new):
         yield Change(key, old, new)
 
 

@@ -6,7 +6,7 @@ nothing of them differs, they are the checkpoint's too, bit for bit.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -39,7 +39,9 @@ class Rebuilt(NamedTuple):
     rates: tuple[float | None, float | None]
 
 
-def rebuild_schedule(runner: Runner, checkpoint: dict[str, Any], old: Mapping[str, Any] | None, changes: list[Change]) -> Rebuilt:
+def rebuild_schedule(
+    runner: Runner, checkpoint: dict[str, Any], old: Mapping[str, Any] | None, changes: list[Change]
+) -> Rebuilt:
     """Prepare a checkpoint, in place, and the runner's optimizer and schedules, before ``Runner.resume`` loads the one.
 
     Args:

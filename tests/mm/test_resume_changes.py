@@ -15,7 +15,6 @@ from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from gbseg.mm.checkpoint_weights import MismatchError
 from gbseg.mm.config_changes import config_changes, parse_config, plain_config
 from gbseg.mm.training import build_runner
 
@@ -85,7 +84,9 @@ SCHEDULES: dict[str, list[dict]] = {
     ],
     "multi-step": [{"type": "MultiStepLR", "milestones": [5, 11, 15], "gamma": 0.3, "by_epoch": False}],
     "cosine": [{"type": "CosineAnnealingLR", "T_max": 20, "eta_min": 1e-6, "by_epoch": False}],
-    "cosine with restarts": [{"type": "CosineRestartLR", "periods": [5, 20], "restart_weights": [1, 0.5], "eta_min": 0.0, "by_epoch": False}],
+    "cosine with restarts": [
+        {"type": "CosineRestartLR", "periods": [5, 20], "restart_weights": [1, 0.5], "eta_min": 0.0, "by_epoch": False}
+    ],
     "one cycle": [{"type": "OneCycleLR", "eta_max": 0.1, "total_steps": 20, "by_epoch": False}],
     "step, exponential, constant": [
         {"type": "ConstantLR", "factor": 0.5, "begin": 0, "end": 10, "by_epoch": False},

@@ -83,7 +83,9 @@ def _what_happens(key: str, rebuilt: Rebuilt) -> str:
     if top == "param_scheduler" or key.startswith(("auto_scale_lr", "train_cfg.max_")):
         return "rebuilt: the schedule" if rebuilt.schedule else "the config's; the schedule is the same"
     if top == "optim_wrapper" and (".optimizer" in key or ".paramwise_cfg" in key or ".constructor" in key):
-        return "rebuilt: the optimizer, its state anew" if rebuilt.anew else "rebuilt: the optimizer's settings; its state is kept"
+        return (
+            "rebuilt: the optimizer, its state anew" if rebuilt.anew else "rebuilt: the optimizer's settings; its state is kept"
+        )
     if top in ("model", "data_preprocessor"):
         return "the network is the config's, its weights are kept"
     return "the config's from here on"
