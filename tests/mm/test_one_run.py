@@ -287,3 +287,13 @@ def test_a_disk_that_becomes_read_only(
     assert "cannot be written to any more: Read-only file system" in message
     assert "The checkpoints are untouched: let the folder be written to, then resume" in message
     assert (disk / "work/iter_3.pth").is_file()
+
+
+def test_a_config_that_is_refused_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever stands in the places that are looked at; what is wrong is said as ever."""
+    _config(tmp_path)
+    for option in ("default_hooks=5", "default_hooks.checkpoint=5", "train_cfg=5", "train_cfg.max_iters=0"):
+        assert _train(tmp_path, "--cfg-options", option) == 1
+        message = capsys.readouterr().err
+        assert "Traceback" not in message and option.partition("=")[0].partition(".")[0] in message
+        assert not (tmp_path / "work").exists()
