@@ -33,6 +33,7 @@ COMMANDS = (
     "doctor",
     "browse",
     "train",
+    "replay",
     "compare",
     "test",
     "reproduce",

@@ -131,6 +131,11 @@ def add_config(parser: argparse.ArgumentParser, must_exist: bool = True) -> None
     """
     help_text = "a config file, or gbseg::NAME.py for one that came with the package"
     parser.add_argument("config", action=ReadableConfig if must_exist else "store", help=help_text)
+    add_cfg_options(parser)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """``--cfg-options``."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",

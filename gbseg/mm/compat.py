@@ -8,6 +8,7 @@ names what to change in this module; no other module of the package touches a pr
 import inspect
 import io
 import logging
+import math
 import os
 import sys
 import traceback
@@ -17,12 +18,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TextIO
 
+import torch
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import OPTIMIZERS, Registry
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import OPTIMIZERS, Registry, registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, checkpoint
 from rich.console import Console
 from rich.text import Text
@@ -155,11 +157,15 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     return network
 
 
-def observe_losses(model: nn.Module, observe: Callable[[dict[str, Tensor]], None]) -> None:
+def observe_losses(model: nn.Module, observe: Callable[[dict[str, Tensor]], Tensor | None]) -> None:
     """Call ``observe`` with the loss terms whenever a model sums them up; replaces an earlier observer.
 
     ``BaseModel.train_step`` calls ``self.parse_losses`` right before the backward pass, and no hook runs between the two. The
     method is wrapped on the instance. A model without that method is left alone.
+
+    Args:
+        model: the model, which may be wrapped.
+        observe: gets the terms that are logged; what it returns, unless None, multiplies the loss of the backward pass.
     """
     stop_observing_losses(model)
     network = unwrap_model(model)
@@ -169,8 +175,8 @@ def observe_losses(model: nn.Module, observe: Callable[[dict[str, Tensor]], None
 
     def parse_losses(losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         total, log_vars = plain(losses)
-        observe(log_vars)
-        return total, log_vars
+        factor = observe(log_vars)
+        return total if factor is None else total * factor, log_vars
 
     # what `stop_observing_losses` puts back: somebody else may have wrapped the method on the instance
     parse_losses.replaced = vars(network).get("parse_losses")  # type: ignore[attr-defined]
@@ -183,6 +189,110 @@ def stop_observing_losses(model: nn.Module) -> None:
     if hasattr(attributes.get("parse_losses"), "replaced"):
         replaced = attributes.pop("parse_losses").replaced
         attributes.update({} if replaced is None else {"parse_losses": replaced})
+
+
+def intercept_steps(wrapper: OptimWrapper, may_step: Callable[[Tensor], bool], scaler_skipped: Callable[[], None]) -> None:
+    """Ask ``may_step`` before each step of an optimizer, with a norm of the gradient; `release_steps` undoes it.
+
+    ``OptimWrapper.update_params`` calls ``self.step``, which clips by ``self.clip_func(parameters, **self.clip_grad_kwargs)``,
+    and then ``zero_grad``; no hook runs in between. ``step`` is wrapped on the instance. With clipping by the norm, that norm
+    is computed once for both; without, it is the largest entry, which cannot overflow where all entries are finite.
+
+    Args:
+        wrapper: the wrapper.
+        may_step: gets the norm, where the gradients are; without its consent no step is taken.
+        scaler_skipped: called after a step that a ``GradScaler`` did not take. With one, which looks by itself and whose
+            gradients are scaled, ``may_step`` is not asked.
+    """
+    plain_step, plain_clip = wrapper.step, wrapper.clip_func if wrapper.clip_grad_kwargs else None
+
+    def step(**kwargs: Any) -> None:
+        if is_scaled(wrapper):
+            taken: list[bool] = []
+            with wrapper.optimizer.register_step_post_hook(lambda *_: taken.append(True)):
+                plain_step(**kwargs)
+            if not taken:
+                scaler_skipped()
+            return
+        parameters = [parameter for group in wrapper.optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.requires_grad and parameter.grad is not None]
+        norm = None
+        if plain_clip is nn.utils.clip_grad_norm_ and gradients:
+            settings = {key: value for key, value in wrapper.clip_grad_kwargs.items() if key in ("norm_type", "foreach")}
+            norm = nn.utils.get_total_norm(gradients, **settings)
+
+            def clip(parameters: list[Tensor], max_norm: float, error_if_nonfinite: bool = False, **settings: Any) -> Any:
+                """``torch.nn.utils.clip_grad_norm_``, with the norm that is known."""
+                if error_if_nonfinite and not norm.isfinite():
+                    return plain_clip(parameters, max_norm, error_if_nonfinite=True, **settings)
+                nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, settings.get("foreach"))
+                return norm
+
+            wrapper.clip_func = clip
+        if may_step(largest_entry(gradients) if norm is None else whole(norm)):
+            plain_step(**kwargs)
+
+    # what `release_steps` puts back
+    step.replaced = vars(wrapper).get("step"), plain_clip  # type: ignore[attr-defined]
+    vars(wrapper)["step"] = step
+
+
+def is_scaled(wrapper: OptimWrapper) -> bool:
+    """Whether a ``GradScaler`` scales the loss; ``AmpOptimWrapper`` has it as ``loss_scaler``."""
+    scaler = getattr(wrapper, "loss_scaler", None)
+    return scaler is not None and bool(scaler.is_enabled())
+
+
+def release_steps(wrapper: OptimWrapper) -> None:
+    """Undo `intercept_steps`; a ``step`` that somebody else has put on the instance since stays."""
+    attributes = vars(wrapper)
+    if hasattr(attributes.get("step"), "replaced"):
+        step, clip = attributes.pop("step").replaced
+        attributes.update({} if step is None else {"step": step})
+        attributes.update({} if clip is None else {"clip_func": clip})
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a ``DTensor``, of which each process holds a part (FSDP2); to import the class takes half a second."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(norm: Any) -> Tensor:
+    """A norm of all processes' parts, by one reduction of a number where tensors are sharded."""
+    return norm.full_tensor() if _is_sharded(norm) else norm
+
+
+def largest_entry(tensors: Sequence[Tensor]) -> Tensor:
+    """The largest absolute value in all tensors in one pass; NaN where one is NaN. Nothing is waited for."""
+    sharded = [tensor for tensor in tensors if _is_sharded(tensor)]
+    local = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors if not _is_sharded(tensor)]
+    norms = [whole(nn.utils.get_total_norm(group, norm_type=math.inf)).float() for group in (local, sharded) if group]
+    return torch.stack(norms).max() if norms else torch.zeros(())
+
+
+FAMILY = ("gbseg", "mmcv", "mmdet", "mmengine", "mmpretrain", "mmseg")
+"""The packages whose registered components may be built of a file's settings."""
+
+
+@contextmanager
+def registered_types_only() -> Iterator[None]:
+    """Let MMEngine's registries build what is registered, and import nothing that a config names, as long as this lasts.
+
+    ``Registry.get`` imports ``a.b`` for ``type='a.b.C'`` and calls whatever ``C`` is there, and the module ``a.registry`` for
+    a scope ``a``; both by functions in its module. Packages of the MM family are imported as ever.
+    """
+    before = dict(import_module=registry.import_module, get_object_from_string=registry.get_object_from_string)
+
+    def import_module(name: str, *args: Any) -> Any:
+        if name.split(".")[0] not in FAMILY:
+            raise ImportError(f"{name} is not imported, because a file names it")
+        return before["import_module"](name, *args)
+
+    vars(registry).update(import_module=import_module, get_object_from_string=lambda name: None)
+    try:
+        yield
+    finally:
+        vars(registry).update(before)
 
 
 def replace_dataset(loader: DataLoader, dataset: Dataset) -> None:

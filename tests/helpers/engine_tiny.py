@@ -22,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.dist import get_rank
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 from mmengine.runner import Runner
@@ -76,14 +78,20 @@ class TinyDataset(BaseDataset):
 
 @MODELS.register_module()
 class TinyModel(BaseModel):
-    """Two layers; ``bad_at`` is the iteration (from 1) whose loss term ``aux_loss`` is not finite."""
+    """Two layers; ``bad_at`` is the iteration (from 1) whose loss term ``aux_loss`` is not finite.
 
-    def __init__(self, bad_at: int | None = None, report: str | None = None, **kwargs: Any) -> None:
+    ``trouble`` holds lists of an iteration, what happens in it, and the process: "loss" (``aux_loss`` is infinite, and the
+    batch norm's running mean with it), "gradient" (infinite below the second layer, with a finite loss) or "large" (100,000
+    times the loss).
+    """
+
+    def __init__(self, bad_at: int | None = None, report: str | None = None, trouble: tuple | list = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.layers = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
         self.bad_at = bad_at
         self.report = report
         self.calls = 0
+        self.trouble = trouble
 
     def bad_label_report(self) -> str | None:
         """Say what the config says."""
@@ -91,13 +99,21 @@ class TinyModel(BaseModel):
 
     def forward(self, inputs: list, label: list, number: list, mode: str = "loss") -> Any:
         """Compute two loss terms or one score a row."""
-        x = self.layers(torch.stack(inputs))
+        now = MessageHub.get_current_instance().get_info("iter", -1) + 1
+        kinds = {kind for at, kind, *ranks in self.trouble if at == now and mode == "loss" and get_rank() in (ranks or [0])}
+        if "loss" in kinds:
+            self.layers[1].running_mean.fill_(float("inf"))
+        x = self.layers[:2](torch.stack(inputs))
+        if "gradient" in kinds:
+            x.register_hook(lambda gradient: gradient * float("inf"))
+        x = self.layers[2:](x)
         if mode == "loss":
             self.calls += 1
             chosen = torch.randperm(len(x))[:3]
             aux = x.square().mean() * 0.01
             if self.calls == self.bad_at:
                 aux = aux * float("inf")
+            aux = aux * (100000.0 if "large" in kinds else 1.0) * (float("inf") if "loss" in kinds else 1.0)
             return {"main_loss": F.cross_entropy(x[chosen], torch.stack(label)[chosen]), "aux_loss": aux}
         x = x + torch.rand(()) + random.random() + np.random.rand()  # noqa: NPY002
         return [{"score": float(row.sum())} for row in x]
