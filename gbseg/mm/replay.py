@@ -129,7 +129,7 @@ def _refuse_foreign_code(config: Config, path: object) -> None:
 def _build(dump: dict[str, Any], config: Config, path: object) -> nn.Module:
     """The network before the step."""
     settings = config.get("model")
-    if not isinstance(settings, Mapping):
+    if not isinstance(settings, dict):
         raise CheckpointError(path, "its config has no model")
     init_default_scope(config.get("default_scope") or "mmengine")
     if config.get("data_preprocessor") is not None:

@@ -74,8 +74,10 @@ def image_names(batch: Any, limit: int = 4) -> str:
     names = []
     for meta in _elements(batch):
         path, index = meta.get("img_path"), meta.get("sample_idx")
-        if path is not None or index is not None:
-            names.append(str(path) if path is not None else f"sample {int(index)}")
+        if path is not None:
+            names.append(str(path))
+        elif index is not None:
+            names.append(f"sample {int(index)}")
     return abbreviate(names, limit)
 
 
@@ -107,8 +109,8 @@ def plain(value: Any) -> Any:
     return {_LEFT_OUT: f"{type(value).__module__}.{type(value).__qualname__}"}
 
 
-def _subclasses(kind: type) -> Iterator[type]:
-    for subclass in kind.__subclasses__():
+def _subclasses(kind: type[BaseDataElement]) -> Iterator[type[BaseDataElement]]:
+    for subclass in type.__subclasses__(kind):
         yield subclass
         yield from _subclasses(subclass)
 

@@ -467,7 +467,7 @@ def _loss_text(losses: Mapping[str, float], all_terms: bool = False) -> str:
 
 def _layers(network: nn.Module, largest: Mapping[str, float], by_value: bool) -> str:
     """The parameters whose gradient is bad, with their layers; those nearest to the output, so to the cause, first."""
-    bad = [name for name, value in reversed(largest.items()) if _is_bad(value, by_value)]
+    bad = [name for name, value in reversed(list(largest.items())) if _is_bad(value, by_value)]
     named = [f"{name} ({type(network.get_submodule(name.rpartition('.')[0])).__name__})" for name in bad[:3]]
     return f"{', '.join(named)}{', ...' if len(bad) > 3 else ''}, {len(bad)} of {len(largest)} parameters from the output on"
 
