@@ -62,7 +62,7 @@ def test_examples_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert example is not None
         argv = shlex.split(example[1])
         for name in argv:
-            if name.endswith(".pth"):
+            if name.endswith((".pth", ".dump")):
                 (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / name).touch()
         assert argv[0] == command

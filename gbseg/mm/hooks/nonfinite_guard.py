@@ -24,7 +24,6 @@ from torch.nn.utils import get_total_norm
 from gbseg.files import FileWriteError
 from gbseg.losses.labels import BadLabelError
 from gbseg.mm.compat import (
-    accumulative_counts,
     intercept_steps,
     is_scaled,
     largest_entry,
@@ -415,7 +414,7 @@ class NonFiniteGuardHook(Hook):
         process = f"_process{get_rank()}" if get_world_size() > 1 else ""
         path = Path(runner.work_dir, f"nonfinite_iter_{runner.iter + 1}{process}{DUMP_SUFFIX}")
         device = next((parameter.device.type for parameter in network.parameters()), "cpu")
-        facts = dict(device=device, processes=get_world_size(), accumulative_counts=accumulative_counts(wrapper))
+        facts = dict(device=device, processes=get_world_size())
         try:
             write_dump(path, runner.cfg, network, self._buffers, self._moments, largest, **facts)
         except FileWriteError as error:
