@@ -43,6 +43,7 @@ train_dataloader = dict(
         data_root=data_root, ann_file="ImageSets/Segmentation/train.txt", data_prefix=folders, pipeline=train_pipeline
     ),
 )
+auto_scale_lr = dict(enable=False, base_batch_size=8)  # of all processes; --auto-scale-lr
 val_dataloader = dict(
     batch_size=1,
     num_workers=0,

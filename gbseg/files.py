@@ -1,10 +1,13 @@
 """Atomic file writes, listed folders, folder locks and readable system errors. Standard library only."""
 
 import contextlib
+import errno
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from gbseg._moved import add_moved_names
@@ -12,10 +15,13 @@ from gbseg._moved import add_moved_names
 __all__ = [
     "FileWriteError",
     "checkpoint_path",
+    "checkpoint_steps",
     "class_folders",
     "free_space",
+    "is_alive",
     "is_dead_link",
     "lock_folder",
+    "locked_file",
     "named_checkpoint",
     "readable_os_errors",
     "remove_temporary_files",
@@ -54,6 +60,25 @@ def require_folder(path: Path | None) -> None:
         raise ValueError(f"{path} is to be a folder to write to, and {existing} may not be written to: name another.")
 
 
+def checkpoint_steps(folder: Path, example: str = "") -> dict[Path, int]:
+    """The regular checkpoints in a folder (not best, published or foreign ones) and their iteration or epoch.
+
+    Args:
+        folder: the folder, which need not exist.
+        example: the name of one of them. If there are none like it, they are those of MMEngine's own names.
+    """
+    patterns = [r"(?:iter|epoch)_(\d+)"]
+    stem = Path(example).stem
+    if number := re.search(r"(\d+)\D*$", stem):
+        # filename_tmpl may be anything, so the pattern is taken from a name
+        patterns.insert(0, re.escape(stem[: number.start(1)]) + r"(\d+)" + re.escape(stem[number.end(1) :]))
+    for pattern in patterns:
+        matches = ((path, re.fullmatch(pattern, path.stem)) for path in folder.glob("*.pth") if path.exists())
+        if steps := {path: int(match[1]) for path, match in matches if match}:
+            return steps
+    return {}
+
+
 def checkpoint_path(path: str | os.PathLike) -> Path:
     """The file of a checkpoint. MMEngine's text file ``last_checkpoint`` stands for the checkpoint that it names.
 
@@ -72,19 +97,28 @@ def checkpoint_path(path: str | os.PathLike) -> Path:
     if checkpoint is not None:
         return checkpoint
     named_by_it = f"names {text[:100]}, which is neither beside it nor at that path" if text else "is empty"
+    if os.path.isfile(text):  # noqa: PTH113
+        named_by_it = f"names {text}, of another folder, and {Path(text).name} is not among the checkpoints beside it"
     raise FileNotFoundError(f"{path} {named_by_it}: give the checkpoint itself.")
 
 
 def named_checkpoint(last_checkpoint: Path) -> tuple[str, Path | None]:
     """The text of MMEngine's file ``last_checkpoint``, and the file that it names, None if there is none.
 
-    A file of that name beside it comes first: the folder may have been copied or moved, and mmengine writes the path as it was.
+    mmengine writes the path as it was, and the folder may have been copied or moved: a file of that name beside it is meant,
+    and the path as it is written only where no checkpoint of the run lies beside it.
     """
-    with last_checkpoint.open(errors="replace") as file:
-        text = file.read(4096).strip()
+    try:
+        with last_checkpoint.open(errors="replace") as file:
+            text = file.read(4096).strip()
+    except OSError:
+        return "", None
     named = Path(text)
-    # no name: '/'. os.path, because pathlib raises at a name that is too long
-    places = (last_checkpoint.with_name(named.name), named) if named.name else ()
+    # no name: '/'
+    places = [last_checkpoint.with_name(named.name)] if named.name else []
+    if named.name and not checkpoint_steps(last_checkpoint.parent, named.name):
+        places.append(named)
+    # os.path, because pathlib raises at a name that is too long
     return text, next((place for place in places if os.path.isfile(place) and place != last_checkpoint), None)  # noqa: PTH113
 
 
@@ -245,26 +279,84 @@ def lock_folder(folder: str | Path, timeout: float = 10) -> Iterator[None]:
         RuntimeError: another process still holds the lock after ``timeout`` seconds.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:
+    if find_spec("fcntl") is None:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                # the workers of a killed process end a moment after it
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f"another process prepares {folder} at this moment; wait for it or end it") from error
-                time.sleep(0.1)
+        try:
+            _wait_for_lock(descriptor, timeout)
+        except BlockingIOError as error:
+            raise RuntimeError(f"another process prepares {folder} at this moment; wait for it or end it") from error
         yield
     finally:
         os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int, timeout: float) -> None:
+    """Lock an open file or folder; raises ``BlockingIOError`` after so many seconds."""
+    try:
+        import fcntl
+    except ImportError as error:
+        raise OSError(errno.ENOTSUP, "this system has no flock") from error
+
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # the workers of a killed process end a moment after it
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.1)
+
+
+_locked: set[int] = set()
+
+
+def _close_locked() -> None:
+    """In a process that was forked: it would hold the lock when the process that took it is dead."""
+    for descriptor in _locked:
+        os.close(descriptor)
+    _locked.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locked)
+
+
+@contextlib.contextmanager
+def locked_file(path: str | Path, timeout: float = 10) -> Iterator[None]:
+    """Hold an exclusive lock on a file, by this process alone: it ends with it, also by a kill, and in no fork of it.
+
+    Args:
+        path: the file, which is created if it does not exist.
+        timeout: seconds to wait for another process.
+
+    Raises:
+        BlockingIOError: another process still holds the lock after ``timeout`` seconds.
+        OSError: the file system has no locks, or the system has none (Windows).
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _wait_for_lock(descriptor, timeout)
+        _locked.add(descriptor)
+        yield
+    finally:
+        _locked.discard(descriptor)
+        os.close(descriptor)
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # of another user
+        return True
+    return True
 
 
 add_moved_names(__name__)

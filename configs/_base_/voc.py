@@ -29,6 +29,7 @@ train_dataloader = dict(
         pipeline=train_pipeline,
     ),
 )
+auto_scale_lr = dict(enable=False, base_batch_size=5)  # of all processes; --auto-scale-lr
 val_dataloader = dict(
     batch_size=1,
     num_workers=2,

@@ -16,7 +16,11 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     add_config(parser)
     add_work_dir(parser)
     add_launch(parser)
-    parser.add_argument("--resume", action="store_true", help="continue from the newest readable checkpoint")
+    earlier = parser.add_mutually_exclusive_group()
+    help_text = "continue from the newest readable checkpoint; start where there is none"
+    earlier.add_argument("--resume", action="store_true", help=help_text)
+    help_text = "first remove the checkpoints and logs of an earlier run in the folder"
+    earlier.add_argument("--overwrite", action="store_true", help=help_text)
     help_text = "keep MMEngine's loop and sampler, which do not resume exactly"
     parser.add_argument("--stock-loop", action="store_true", help=help_text)
     parser.add_argument(
@@ -25,6 +29,10 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
         metavar="TIME",
         help="stop after this time, e.g. 3h50m, with a checkpoint and exit status 124; --resume goes on",
     )
+    parser.add_argument("--seed", type=int, metavar="N", help="randomness.seed: the same number gives the same weights")
+    parser.add_argument("--deterministic", action="store_true", help="randomness.deterministic: on a GPU too, if slower")
+    scale = "multiply the learning rate by the batch of all processes over auto_scale_lr.base_batch_size"
+    parser.add_argument("--auto-scale-lr", action="store_true", help=scale)
     parser.set_defaults(resume_hint="--resume continues from the newest checkpoint")
     return _run
 
@@ -34,8 +42,20 @@ def _run(a: argparse.Namespace) -> None:
     from gbseg.mm.config import default_work_dir
 
     config = load_config(a.config, a.cfg_options)
+    options = {"seed": a.seed, "deterministic": a.deterministic, "auto_scale_lr": a.auto_scale_lr}
     try:
-        train(config, a.work_dir, a.resume, a.amp, a.launcher, a.command_line, a.stock_loop, a.stop_after)
+        train(
+            config,
+            a.work_dir,
+            a.resume,
+            a.amp,
+            a.launcher,
+            a.command_line,
+            a.stock_loop,
+            a.stop_after,
+            a.overwrite,
+            **options,
+        )
     finally:
         folder = Path(a.work_dir or default_work_dir(config))
         if not any(folder.glob("**/last_checkpoint")):

@@ -77,8 +77,8 @@ class SoftmaxLoss(_Baseline):
         penalty: factor of the normaliser's penalty, >= 0.
         alpha: ``alpha`` of the exponential boost that the penalty is compared with, > 0.
         t_pos: the larger target of that boost, > 0.
-        options: ``loss_weight``, ``reduction``, ``ignore_index``, ``label_smoothing``, ``loss_name``, and ``class_weight`` with
-            ``class_weight_mode='labels'``.
+        options: ``loss_weight``, ``reduction``, ``ignore_index``, ``label_smoothing``, ``loss_name``, ``sync_divisor``, and
+            ``class_weight`` with ``class_weight_mode='labels'``.
 
     Raises:
         ValueError: a factor out of its range.

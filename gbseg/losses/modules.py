@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypedDict, Unpack
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from gbseg.boosting import (
@@ -88,6 +89,21 @@ def _class_weight(values: Sequence[float] | Tensor | str) -> Tensor:
     return weight
 
 
+def _count_pixels(target: Tensor, ignore_index: int | None) -> Tensor:
+    """The number of pixels of checked labels that are not ignored."""
+    if target.is_floating_point() or ignore_index is None:
+        return target.new_full((), (target[:, 0] if target.is_floating_point() else target).numel(), dtype=torch.int64)
+    return torch.count_nonzero(target != ignore_index)
+
+
+def _mean_over_processes(divisor: float | Tensor) -> Tensor:
+    """The mean of a number over the processes, by one all-reduce; where it is on a device, the host does not wait for it."""
+    # one dtype, whichever labels a process has; float32 does not hold every number of pixels
+    total = torch.as_tensor(divisor).detach().double()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 class GuardedLoss(nn.Module):
     """A loss between logits ``(N, C, *)`` and labels that checks shapes, options and labels before it computes.
 
@@ -102,6 +118,11 @@ class GuardedLoss(nn.Module):
         ignore_index: pixels with this label have no loss, where the call does not give another.
         label_smoothing: the share of each label that is spread over all classes, as in ``F.cross_entropy``.
         loss_name: the key under which MMSegmentation logs the loss; it starts with ``loss_``.
+        sync_divisor: where several processes train, 'mean' divides by the mean of their divisors (the numbers of pixels, or
+            sums of weights of labels) instead of this process's own, so that the mean of their gradients, which
+            ``DistributedDataParallel`` and ``fully_shard`` take, is the gradient of one process with all their pixels. It is
+            one all-reduce a call, so every process must call the loss equally often; after ``loss.eval()`` there is none. A
+            given ``avg_factor`` stays as it is. None is False, which ``gbseg train`` replaces by True.
 
     Raises:
         ValueError: ``class_weight`` is not a vector of finite numbers >= 0 or no file of one, ``loss_weight`` is not finite,
@@ -111,6 +132,8 @@ class GuardedLoss(nn.Module):
 
     record: Tensor
     class_weight: Tensor | None
+    # of the class as well, for losses that were pickled without it
+    sync_divisor: bool | None = None
 
     def __init__(
         self,
@@ -122,6 +145,7 @@ class GuardedLoss(nn.Module):
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         loss_name: str = "loss_guarded",
+        sync_divisor: bool | None = None,
     ) -> None:
         super().__init__()
         check_reduction(reduction)
@@ -139,6 +163,7 @@ class GuardedLoss(nn.Module):
         self.ignore_index = ignore_index
         self.label_smoothing = float(label_smoothing)
         self.loss_name = loss_name
+        self.sync_divisor = sync_divisor
         self._has_warned = False
         # not in checkpoints: a loss must load the weights of a model that had another loss
         self.register_buffer("class_weight", None if class_weight is None else _class_weight(class_weight), persistent=False)
@@ -226,10 +251,15 @@ class GuardedLoss(nn.Module):
     ) -> Tensor:
         """``compute`` from checked labels, weights and divisor; NaN where one is bad that the host cannot read."""
         target, poison = self._check_labels(pred, target, ignore_index)
+        # a given divisor is the caller's, who may have reduced it
+        is_own_divisor = reduction == "mean" and avg_factor is None
         if self.weighs_labels:
             pred, target, pixels, divisor = self._weigh_labels(pred, target, ignore_index)
             avg_factor = divisor if avg_factor is None else avg_factor
             weight = pixels if weight is None else weight * pixels
+        if is_own_divisor and self.sync_divisor and self.training and dist.is_available() and dist.is_initialized():
+            avg_factor = _mean_over_processes(_count_pixels(target, ignore_index) if avg_factor is None else avg_factor)
+            avg_factor = avg_factor.to(torch.promote_types(pred.dtype, torch.float32))
         if reduction == "mean" and isinstance(avg_factor, Tensor):
             avg_factor = avg_factor.reshape(())
             positive = avg_factor > 0
@@ -362,6 +392,7 @@ class LossOptions(TypedDict, total=False):
     impl: str
     keep_gradient: bool
     loss_name: str
+    sync_divisor: bool | None
 
 
 def _option(name: str) -> Any:
@@ -402,6 +433,7 @@ class BoostedLoss(GuardedLoss):
         keep_gradient: the forward writes the gradient, which is kept for the backward. False keeps nothing of the logits' size
             between the two and reads the logits twice.
         loss_name: the key under which MMSegmentation logs the loss; it starts with ``loss_``.
+        sync_divisor: whether 'mean' divides by the pixels of all processes; see `GuardedLoss`.
 
     Raises:
         TypeError: ``boost`` is neither a boost nor a dict.
@@ -430,6 +462,7 @@ class BoostedLoss(GuardedLoss):
         impl: str = "auto",
         keep_gradient: bool = True,
         loss_name: str = "loss_boosted",
+        sync_divisor: bool | None = None,
     ) -> None:
         super().__init__(
             class_weight=class_weight,
@@ -439,6 +472,7 @@ class BoostedLoss(GuardedLoss):
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             loss_name=loss_name,
+            sync_divisor=sync_divisor,
         )
         self.spec = LossSpec(build_boost(boost), targets, max_delta, impl, keep_gradient)
 

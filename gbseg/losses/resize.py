@@ -85,9 +85,9 @@ def _loss_and_gradient(
     gradient = torch.zeros_like(logits, dtype=like.dtype) if needs_grad else None
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     pixel_grad = grad_output if grad_output is not None and grad_output.ndim else None
-    # matrix products may be rounded to TF32 on a device
-    on_cpu = logits.device.type == "cpu"
-    if on_cpu:
+    # matrix products may be rounded to TF32 on a device, where the other way has no deterministic algorithm
+    by_products = logits.device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
+    if by_products:
         matrices = [_upsample_matrix(*sizes, align_corners, like) for sizes in zip(small_size, size, strict=True)]
     for image in range(count):
         label = inputs.label[image]
@@ -118,7 +118,7 @@ def _loss_and_gradient(
             if class_pixels is not None:
                 grad.view(-1).index_copy_(0, class_pixels[index], label_grad)
             grad = _zero_ignored(grad if grad_weight is None else grad * grad_weight, ignored)
-            if on_cpu:
+            if by_products:
                 small_grad = _upsample_backward_by_products(grad, *matrices)
             else:
                 small_grad = _upsample_backward(grad, tuple(small_size), align_corners)

@@ -9,6 +9,7 @@ checkpoints, pickles and YAML as data only, so that none of them runs code (`gbs
 from gbseg.mm import checkpoint_loading, data_file_loading, datasets, models  # noqa: F401
 from gbseg.mm.amp import CpuAmpOptimWrapper, enable_amp
 from gbseg.mm.config import load_config
+from gbseg.mm.hooks.broadcast_buffers import BroadcastBuffersHook
 from gbseg.mm.hooks.channels_last import ChannelsLastHook
 from gbseg.mm.hooks.checkpoint import DurableCheckpointHook
 from gbseg.mm.hooks.class_count import ClassCountHook
@@ -22,6 +23,7 @@ from gbseg.mm.hooks.progress_bar import ProgressHook
 from gbseg.mm.hooks.report_hook import ReportHook
 from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.stop import StopHook, TrainingStopped
+from gbseg.mm.hooks.sync_divisor import SyncDivisorHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.loops import ResumableEpochLoop, ResumableIterLoop
 from gbseg.mm.models.link_tta import LinkTTAModel
@@ -32,6 +34,7 @@ from gbseg.mm.training import train
 from gbseg.mm.voc_metric import VOCMetric
 
 __all__ = [
+    "BroadcastBuffersHook",
     "ChannelsLastHook",
     "ClassCountHook",
     "ConvergenceHook",
@@ -54,6 +57,7 @@ __all__ = [
     "ResumableSampler",
     "SampleCheckHook",
     "StopHook",
+    "SyncDivisorHook",
     "TrainingStopped",
     "VOCMetric",
     "compare_runs",

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner import EpochBasedTrainLoop, LogProcessor, Runner
 from torch import Tensor, nn
 
 from gbseg.files import write_atomically
 from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint, unpickle_safely
 
-__all__ = ["convert_checkpoint", "without_unsafe_entries"]
+__all__ = ["convert_checkpoint", "shorten_curves", "without_unsafe_entries"]
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Tensor, nn.Parameter)
 TRAINED = ("state_dict", "optimizer")  # what no checkpoint is written without
+CURVE = 100  # values of a curve that a checkpoint holds in any case
 _LEFT_OUT = object()
 _named: set[str] = set()
 
@@ -120,6 +122,39 @@ def without_unsafe_entries(data: bytes | memoryview, path: str | Path) -> bytes 
     buffer = io.BytesIO()
     torch.save({**kept, **trained}, buffer)
     return buffer.getbuffer()
+
+
+def shorten_curves(checkpoint: dict[str, Any], runner: Runner) -> None:
+    """Leave out of a checkpoint the logged values that nothing reads again: else it grows with every iteration.
+
+    Of each curve of training the newest 100 values are kept, of one of validation those of the log processor's window, and of
+    both more where its windows are longer: of a value with a window 'epoch', one for each batch of an epoch; of one with a
+    window 'global', all. So what is logged after resuming is what would have been logged without interruption. All values are
+    in ``vis_data/scalars.json``.
+
+    Args:
+        checkpoint: what is to be written; changed in place, but not the curves of the run.
+        runner: the runner.
+    """
+    processor = runner.log_processor
+    curves = checkpoint.get("message_hub", {}).get("log_scalars", {})
+    if not isinstance(processor, LogProcessor) or not all(isinstance(curve, HistoryBuffer) for curve in curves.values()):
+        # of somebody else: what it reads is not known
+        return
+    windows = [(setting["data_src"], setting.get("window_size")) for setting in processor.custom_cfg]
+    # an iteration loop counts all its batches as those of one epoch
+    epoch = len(runner.train_dataloader) if isinstance(runner.train_loop, EpochBasedTrainLoop) else None
+    for name, curve in curves.items():
+        needed = [CURVE if name.startswith("train/") else 1, processor.window_size]
+        for source, window in windows:
+            if source in (name, name.partition("/")[2]):
+                # without a window, a statistic is over all values
+                of_name = epoch if window == "epoch" else window
+                needed.append(of_name if isinstance(of_name, int) else len(curve.data[0]))
+        length = max(needed)
+        if len(curve.data[0]) > length:
+            values, counts = curve.data
+            curves[name] = HistoryBuffer(values[-length:], counts[-length:], curve.max_length)
 
 
 def convert_checkpoint(source: str | Path, target: str | Path) -> dict[str, str]:

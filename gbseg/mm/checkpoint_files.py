@@ -1,7 +1,7 @@
 """Atomic writes of checkpoints, and the search for the newest checkpoint that is not damaged."""
 
+import errno
 import logging
-import re
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
@@ -11,7 +11,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 from torch import Tensor
 
-from gbseg.files import FileWriteError, checkpoint_path, named_checkpoint, write_atomically
+from gbseg.files import FileWriteError, checkpoint_path, checkpoint_steps, named_checkpoint, write_atomically
 from gbseg.mm.checkpoint_contents import without_unsafe_entries
 from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint
 from gbseg.mm.rng import rng_fault
@@ -25,6 +25,17 @@ __all__ = [
     "require_resumable",
     "write_checkpoint",
 ]
+
+
+INTERRUPTED = "interrupted.pth"
+"""The checkpoint of a run that was stopped between two regular ones; it goes when the next regular one is written."""
+
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "let the folder be written to"),
+    errno.EISDIR: "rename or remove that folder",
+}
+"""What to do where a file cannot be written, by the system's number of the error."""
 
 
 class CheckpointWriteError(OSError):
@@ -44,8 +55,9 @@ def write_checkpoint(data: bytes | memoryview, path: str | Path) -> None:
     try:
         write_atomically(data, path)
     except FileWriteError as error:
+        remedy = REMEDIES.get(error.errno or 0, "mend that")
         raise CheckpointWriteError(
-            error.errno, f"{error.strerror}. The checkpoints before it are untouched: make room, then resume"
+            error.errno, f"{error.strerror}. The checkpoints before it are untouched: {remedy}, then resume"
         ) from error
 
 
@@ -143,25 +155,16 @@ def _fault(place: str, values: Any, kinds: dict[str, type]) -> str | None:
     return None
 
 
-def _steps_by_path(folder: Path, example: Path | None) -> dict[Path, int]:
-    """The regular checkpoints in ``folder`` (not best, published or foreign ones) and their iteration or epoch."""
-    pattern = r"(?:iter|epoch)_(\d+)"
-    if example is not None and (number := re.search(r"(\d+)\D*$", example.stem)):
-        # filename_tmpl may be anything, so the pattern is taken from a name
-        pattern = re.escape(example.stem[: number.start(1)]) + r"(\d+)" + re.escape(example.stem[number.end(1) :])
-    matches = ((path, re.fullmatch(pattern, path.stem)) for path in folder.glob("*.pth"))
-    return {path: int(match[1]) for path, match in matches if match}
-
-
-def _newest_first(folder: Path, last: Path | None, may_be_newer: bool) -> list[Path]:
+def _newest_first(folder: Path, last: Path | None, example: str, may_be_newer: bool) -> list[Path]:
     """The regular checkpoints of a run, newest first.
 
     Args:
         folder: where they are.
         last: the newest one according to the file ``last_checkpoint``.
+        example: the name of one, whether it is there or not.
         may_be_newer: whether to look for one that is newer than ``last``.
     """
-    steps = _steps_by_path(folder, last)
+    steps = checkpoint_steps(folder, example)
     if last is not None and last in steps and may_be_newer:
         # a kill between the two writes leaves a checkpoint that last_checkpoint does not name yet. It must have both a later
         # step and a later time: an earlier run in the same folder leaves later steps, a copied folder has arbitrary times
@@ -174,13 +177,6 @@ def _newest_first(folder: Path, last: Path | None, may_be_newer: bool) -> list[P
     return earlier if last is None else [last, *earlier]
 
 
-def _last_checkpoint(work_dir: Path) -> Path | None:
-    """The path in mmengine's file ``last_checkpoint``; one that does not exist, if it names no other, to be reported."""
-    file = work_dir / "last_checkpoint"
-    text, checkpoint = named_checkpoint(file) if file.is_file() else ("", None)
-    return checkpoint or (work_dir / Path(text).name if Path(text).name else None)
-
-
 def newest_readable_checkpoint(
     work_dir: str | Path, folder: str | Path | None = None, start: str | Path | None = None
 ) -> Path | None:
@@ -188,7 +184,7 @@ def newest_readable_checkpoint(
 
     Args:
         work_dir: the folder of the run, with mmengine's file ``last_checkpoint``.
-        folder: where the checkpoints are, if that is another folder and there is no ``last_checkpoint``.
+        folder: where the checkpoints are, if that is another folder (``out_dir`` of the hook).
         start: consider this file and earlier ones only, and ignore ``last_checkpoint`` of ``work_dir``.
 
     Returns:
@@ -199,9 +195,31 @@ def newest_readable_checkpoint(
         NoReadableCheckpointError: all checkpoints are damaged; lists each with the reason.
         UnsafeCheckpointError: one holds more than data. It is whole, so the one before it does not take its place unasked.
     """
-    last = _last_checkpoint(Path(work_dir)) if start is None else checkpoint_path(start)
+    if start is not None:
+        last, example = checkpoint_path(start), Path(start).name
+        own = last.parent
+    else:
+        own = Path(folder or work_dir)
+        file = Path(work_dir, "last_checkpoint")
+        text, last = named_checkpoint(file)
+        example = Path(text).name
+        if beside := own.resolve() != Path(work_dir).resolve() and checkpoint_steps(own, example):
+            # the checkpoints of this run are in ``folder``: what is written may be the place that it was copied from
+            last = next((path for path in beside if path.name == example), None)
+        if last is not None and last.suffix != ".pth":
+            last = None
+        if last is None and text and not checkpoint_steps(own, example) and text.isprintable() and Path(text).suffix == ".pth":
+            # not only damaged: perhaps the disk is not there
+            last = Path(text)
+        elif last is None and (own / INTERRUPTED).is_file():
+            last = own / INTERRUPTED
+        elif last is None and file.is_file():
+            print_log(f"{file} names no checkpoint of this run: the newest in {own} is looked for.", "current", logging.WARNING)
+        elif last is not None and last.parent.resolve() != own.resolve():
+            print_log(f"{own} holds no checkpoint; {file} names {last}, of another folder.", "current", logging.WARNING)
+            own = last.parent
     damaged = []
-    for path in _newest_first(Path(folder or work_dir) if last is None else last.parent, last, may_be_newer=start is None):
+    for path in _newest_first(own, last, example, may_be_newer=start is None):
         if (damage := _damage(path)) is None:
             return path
         damaged.append(f"{path}: {damage}")

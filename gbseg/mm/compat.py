@@ -443,6 +443,13 @@ class CheckpointSteps(CheckpointHook):
             runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
 
+    def move_recorded_paths(self, runner: Runner, folder: Path) -> None:
+        """Let the best and last checkpoint in the message hub be those of a folder, which may be a copy or have been moved."""
+        info = runner.message_hub.runtime_info
+        for key, value in info.items():
+            if isinstance(value, str) and (key == "last_ckpt" or key.startswith("best_ckpt")):
+                info[key] = str(folder / Path(value).name)
+
     def restore_last_checkpoint(self, runner: Runner) -> None:
         """Take the last checkpoint out of the message hub, which the hook itself does not do when a run is resumed."""
         self.last_ckpt = runner.message_hub.get_info("last_ckpt")

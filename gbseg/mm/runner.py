@@ -1,14 +1,16 @@
 """mmengine's runner, with a quiet terminal, and able to train by several processes without a GPU."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import is_distributed, master_only
+from mmengine.dist import init_dist, is_distributed, master_only
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
 from gbseg.errors import is_refusal
@@ -16,8 +18,33 @@ from gbseg.mm.checkpoint_files import require_resumable
 from gbseg.mm.checkpoint_loading import CheckpointError
 from gbseg.mm.checkpoint_weights import require_some_weights
 from gbseg.mm.compat import QuietTerminal, build_steps, checkpoint_to_load, resumes
+from gbseg.mm.process_group import lost_process_errors, process_group_options
 
-__all__ = ["QuietRunner"]
+__all__ = ["QuietRunner", "init_processes"]
+
+
+def init_processes(launcher: str, env_cfg: Mapping[str, Any]) -> None:
+    """Let the processes of a launcher find each other, as mmengine's runner does, and with gloo where there is no GPU.
+
+    Args:
+        launcher: as ``mmengine.runner.Runner`` takes it.
+        env_cfg: the config's.
+    """
+    if launcher == "none" or is_distributed():
+        return
+    settings = dict(env_cfg.get("dist_cfg") or {})
+    if launcher == "pytorch":
+        options = process_group_options(settings.get("timeout"))
+        if not torch.cuda.is_available():
+            with lost_process_errors():
+                torch.distributed.init_process_group("gloo", **options)
+            return
+        if "store" in options:
+            # mmengine reads the time-out itself
+            options.pop("timeout", None)
+            settings |= options
+    set_multi_processing(**env_cfg.get("mp_cfg", {}), distributed=True)
+    init_dist(launcher, **settings)
 
 
 class QuietRunner(Runner):
@@ -27,9 +54,8 @@ class QuietRunner(Runner):
     """
 
     def setup_env(self, env_cfg: dict) -> None:
-        """mmengine's, which needs a GPU as soon as there are several processes."""
-        if self.launcher == "pytorch" and not torch.cuda.is_available() and not is_distributed():
-            torch.distributed.init_process_group("gloo")
+        """mmengine's, which needs a GPU as soon as there are several processes, and meets dead ones after a restart."""
+        init_processes(self.launcher, env_cfg)
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:

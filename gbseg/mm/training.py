@@ -3,7 +3,8 @@
 What happens on ``--resume``
 ----------------------------
 
-1. `train` gives ``resume=True`` to the runner of each run (`build_runner`). A finished run ends as soon as it is loaded.
+1. `train` gives ``resume=True`` to the runner of each run (`build_runner`). A finished run ends as soon as it is loaded. So
+   it does where torchrun or SLURM starts the processes again that began the run (`gbseg.mm.run_folder`).
 2. `gbseg.mm.hooks.checkpoint.DurableCheckpointHook.before_run` chooses the newest checkpoint that is not damaged
    (`gbseg.mm.checkpoint_files.newest_readable_checkpoint`). Without any checkpoint the run starts at the beginning.
 3. mmengine's runner loads it: weights, optimizer, schedules, iteration, logged values. The hook keeps its
@@ -20,6 +21,7 @@ On a CPU the weights are those of the run without interruption, bit for bit. In 
 import copy
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +38,19 @@ from gbseg.mm.checkpoint_files import newest_readable_checkpoint
 from gbseg.mm.checkpoint_loading import read_checkpoint
 from gbseg.mm.component_errors import config_errors, missing_packages, wrong_arguments, wrong_type, wrong_values
 from gbseg.mm.config import config_warnings, default_work_dir, max_pixels, run_configs
+from gbseg.mm.hooks.broadcast_buffers import BroadcastBuffersHook
 from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
 from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.stop import StopHook
+from gbseg.mm.hooks.sync_divisor import SyncDivisorHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
+from gbseg.mm.process_group import lost_process_errors
 from gbseg.mm.resumable_parts import not_resumable, use_resumable_parts
 from gbseg.mm.run_comparison import compare_runs
-from gbseg.mm.runner import QuietRunner
+from gbseg.mm.run_folder import Claim, RunFolder, claim_folders, readable_write_errors
+from gbseg.mm.runner import QuietRunner, init_processes
 from gbseg.report.run_provenance import provenance
 
 __all__ = ["build_runner", "prepare", "train"]
@@ -74,6 +80,9 @@ def build_runner(config: Config, work_dir: Path, name: str = "", **changes: obje
     config.work_dir = str(work_dir)
     # mmengine keeps loggers and visualizers by this name: two runs of one process must not share them
     config.experiment_name = "_".join(part for part in (Path(config.filename or "run").stem, name) if part)
+    if (config.get("randomness") or {}).get("deterministic"):
+        # cuBLAS reads it when it starts, and deterministic algorithms refuse to run without it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with config_errors(config):
         if "visualizer" in config:
             config.visualizer.pop("name", None)
@@ -115,7 +124,7 @@ def _make_resumable(config: Config, folder: Path, resume: bool) -> list[tuple[in
     others = list(not_resumable(config))
     has_position = True
     if resume and not others:
-        path = newest_readable_checkpoint(folder, start=config.get("load_from"))
+        path = newest_readable_checkpoint(folder, RunFolder(config, folder).checkpoints, config.get("load_from"))
         state = {} if path is None else read_checkpoint(path, mmap=True).get("training_state", {})
         has_position = path is None or any("draws" in process for process in state.get("processes", ()))
     replaced = use_resumable_parts(config, has_position)
@@ -133,6 +142,22 @@ def _make_resumable(config: Config, folder: Path, resume: bool) -> list[tuple[in
     return notes
 
 
+def _set_options(config: Config, seed: int | None, deterministic: bool, auto_scale_lr: bool) -> None:
+    """What the command line says beside the config."""
+    randomness = {} if seed is None else {"seed": seed}
+    if deterministic:
+        randomness["deterministic"] = True
+    if randomness:
+        config.randomness = {**(config.get("randomness") or {}), **randomness}
+    if auto_scale_lr:
+        if not (config.get("auto_scale_lr") or {}).get("base_batch_size"):
+            raise ConfigError(
+                f"{config.filename} does not say for which batch its learning rate is: --auto-scale-lr needs "
+                "auto_scale_lr = dict(base_batch_size=N), N samples of all processes together."
+            )
+        config.auto_scale_lr.enable = True
+
+
 def train(
     config: Config,
     work_dir: Path | str | None = None,
@@ -142,12 +167,19 @@ def train(
     command: str | None = None,
     stock_loop: bool = False,
     stop_after: float | None = None,
+    overwrite: bool = False,
+    seed: int | None = None,
+    deterministic: bool = False,
+    auto_scale_lr: bool = False,
 ) -> Path:
     """Prepare, train and compare the runs of a config.
 
     * ``prepare``: a registered function and its arguments, called first, e.g. ``dict(type='write_scenes', root=...)``;
     * ``runs``: several runs, one after the other, each in its own sub-folder (see `gbseg.mm.config.run_configs`);
     * ``compare``: with ``runs``, the settings of `gbseg.mm.run_comparison.compare_runs`, called last.
+
+    A folder is of one training at a time, and of one run: see `gbseg.mm.run_folder.claim_folders`. Without ``resume`` and
+    ``overwrite``, a folder that holds checkpoints is refused; of ``runs``, those that are finished stay as they are.
 
     Every run writes ``provenance.json`` to its folder: command, seed, date, commit, hardware and versions at its start.
     A run that trains on images which it also evaluates on logs a warning (`gbseg.mm.hooks.train_test_overlap`).
@@ -163,12 +195,20 @@ def train(
         stock_loop: keep MMEngine's loop, sampler and checkpoint hook where the config has them, instead of those that resume
             exactly (`gbseg.mm.resumable_parts`).
         stop_after: seconds after which training stops, with a checkpoint.
+        overwrite: first remove the checkpoints and logs of an earlier run.
+        seed: replaces ``randomness.seed`` of every run.
+        deterministic: sets ``randomness.deterministic`` in every run: PyTorch's deterministic algorithms alone.
+        auto_scale_lr: sets ``auto_scale_lr.enable``: MMEngine multiplies the rate by the batch of all processes over
+            ``auto_scale_lr.base_batch_size``, the linear rule.
 
     Returns:
         The work dir.
 
     Raises:
         ConfigError: a part of the config cannot be built; the message names it.
+        RuntimeError: another process trains in the folder.
+        ValueError: the folder holds checkpoints, and neither ``resume`` nor ``overwrite`` is given.
+        ProcessLostError: another of several processes has ended.
         NonFiniteLossError: a run's loss was not finite. If there are several runs, the others are trained and compared first.
         TrainingStopped: a signal or ``stop_after`` ended the training (`gbseg.mm.hooks.stop`).
     """
@@ -176,30 +216,60 @@ def train(
         work_dir = Path(work_dir or default_work_dir(config))
         require_folder(work_dir)
         runs = run_configs(config, work_dir)
-    stop = StopHook(stop_after)
+    with config_errors(config, key="env_cfg"):
+        init_processes(launcher, config.get("env_cfg", {}))
+    with claim_folders(runs, work_dir, resume, overwrite) as claim:
+        return _train(config, work_dir, runs, claim, StopHook(stop_after), amp, launcher, command, stock_loop)
+
+
+def _train(
+    config: Config,
+    work_dir: Path,
+    runs: dict[str, tuple[Config, Path]],
+    claim: Claim,
+    stop: StopHook,
+    amp: bool,
+    launcher: str,
+    command: str | None,
+    stock_loop: bool,
+) -> Path:
+    """`train`, in folders that are held."""
+    finished = [name for name, is_resumed in claim.resume.items() if is_resumed is None]
+    if finished and is_main_process():
+        print(
+            f"{'All runs' if len(finished) == len(runs) else 'Runs'} in {work_dir} are finished and stay as they are: "
+            f"{', '.join(finished)}. To train them again, use --overwrite, or another folder with --work-dir."
+        )
+    if len(finished) == len(runs):
+        return work_dir
     prepare(config)
     diverged: list[str] = []
     for name, (run_config, folder) in runs.items():
+        if name in finished:
+            continue
         if amp:
             with config_errors(run_config):
                 enable_amp(run_config)
                 run_config.val_cfg.fp16 = True
-        run_resume = resume or run_config.get("resume", False)
+        run_resume = bool(claim.resume[name])
         with config_errors(run_config):
             notes = [] if stock_loop else _make_resumable(run_config, folder, run_resume)
         runner = build_runner(run_config, folder, name, launcher=launcher, resume=run_resume)
-        for level, text in notes:
+        for level, text in [*notes, *((logging.INFO, note) for note in claim.notes)]:
             runner.logger.log(level, text)
         for text, remedy in config_warnings(run_config):
             runner.logger.warning(f"{text} {remedy.capitalize()}")
         runner.register_hook(OverlapHook())
         runner.register_hook(stop)
+        runner.register_hook(SyncDivisorHook())
+        runner.register_hook(BroadcastBuffersHook())
         if is_main_process():
             record = provenance(command, run_config.get("randomness", {}).get("seed"))
             write_atomically((json.dumps(record, indent=2) + "\n").encode(), folder / "provenance.json")
         try:
-            with config_errors(run_config, only_building=True):
+            with readable_write_errors(folder), lost_process_errors(), config_errors(run_config, only_building=True):
                 runner.train()
+            claim.finish(name)
         except NonFiniteLossError as error:
             if len(runs) == 1:
                 raise

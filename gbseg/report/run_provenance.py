@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from gbseg.parallel import available_cores
 
@@ -76,7 +77,9 @@ def provenance(command: str | None = None, seed: int | None = None) -> dict[str,
     Returns:
         A dict with ``date`` (UTC, ISO 8601, seconds), ``command``, ``seed``, ``git`` (``commit``, and ``dirty``: whether
         anything outside ``results/`` differs from it or is untracked; both None outside git), ``hardware`` (``cpu``, ``cores``
-        that the process may use, ``memory_gib``, ``gpu``: a name or None) and ``versions`` (of python and the packages, None
+        that the process may use, ``memory_gib``, ``gpu``: a name or None), ``arithmetic`` (on which the last bits depend:
+        ``threads`` of PyTorch's operations, ``processes`` that train together, ``deterministic``: whether PyTorch uses
+        deterministic algorithms alone) and ``versions`` (of python and the packages, None
         where one is not installed).
     """
     return {
@@ -89,6 +92,11 @@ def provenance(command: str | None = None, seed: int | None = None) -> dict[str,
             "cores": available_cores(),
             "memory_gib": _memory(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "arithmetic": {
+            "threads": torch.get_num_threads(),
+            "processes": dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
         },
         # torch.__version__ names the build, 2.11.0+cu130, which its distribution's version does not
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +102,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if not is_config(b)], ids=lambda b: b.where)
+def _is_of_processes(block: Block) -> bool:
+    return "init_process_group" in block.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [b for b in BLOCKS if _is_of_processes(b)], ids=lambda b: b.where)
+def test_scripts_of_two_processes_run(block: Block) -> None:
+    """As torchrun would start them."""
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        port = server.getsockname()[1]
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", block.text], cwd=ROOT, env={**os.environ, **place, "RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(200) for process in processes] == [0, 0]
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if not is_config(b) and not _is_of_processes(b)], ids=lambda b: b.where)
 def test_scripts_run(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     torch.manual_seed(0)
@@ -107,3 +132,13 @@ def test_scripts_run(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch
         assert end.code in (0, None)
     if "accuracy" in names:
         assert float(names["accuracy"]) > 0.9
+
+
+def test_the_costs_of_scale() -> None:
+    """The table of computed costs is what the block above it prints."""
+    page = (ROOT / "docs/scale.md").read_text(encoding="utf-8")
+    (block,) = code_blocks("python", [ROOT / "docs/scale.md"])
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(block.text, {})
+    assert len(printed.getvalue().splitlines()) == 9 and f"|---|\n{printed.getvalue()}\n" in page

@@ -187,17 +187,19 @@ class SpyHook(Hook):
     # after the guard, before the checkpoint
     priority = "NORMAL"
 
-    def __init__(self, poison_at: int | None = None) -> None:
+    def __init__(self, poison_at: int | None = None, poison: str = "layers.4.bias", rank: int = 0) -> None:
         self.poison_at = poison_at
+        self.poison = poison
+        self.rank = rank
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Save the parameters."""
         torch.save(runner.model.state_dict(), Path(runner.work_dir, "before.pt"))
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Put a NaN into the last layer's bias."""
-        if runner.iter + 1 == self.poison_at:
-            runner.model.layers[-1].bias.data[0] = float("nan")
+        """Put a NaN into a parameter or a buffer of one process."""
+        if runner.iter + 1 == self.poison_at and get_rank() == self.rank:
+            unwrap_model(runner.model).state_dict()[self.poison][0] = float("nan")
 
     def after_train(self, runner: Runner) -> None:
         """Leave a trace."""
@@ -324,12 +326,17 @@ class PauseHook(Hook):
         time.sleep(self.seconds)
 
 
-def runner(cfg: Config) -> Runner:
-    """Build the run in a process that does nothing else: MMEngine is changed for all that follows."""
-    torch.set_num_threads(1)
+def make_starts_fast() -> None:
+    """Change MMEngine for all that follows in this process, which does nothing but a tiny run."""
     # most of a short run's time: one asks compilers for their versions, the other lays out the config's text anew each time
     mmengine.runner.runner.collect_env = dict
     Config.pretty_text = property(lambda self: "\n".join(f"{key} = {value!r}" for key, value in self.items()))
+
+
+def runner(cfg: Config) -> Runner:
+    """Build the run in a process that does nothing else, see `make_starts_fast`."""
+    torch.set_num_threads(1)
+    make_starts_fast()
     return Runner.from_cfg(cfg)
 
 

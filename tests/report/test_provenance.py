@@ -32,6 +32,7 @@ def test_content() -> None:
         assert computed["hardware"]["memory_gib"] == pytest.approx(kib / 2**20, abs=0.1)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     assert computed["hardware"]["gpu"] == gpu
+    assert computed["arithmetic"] == {"threads": torch.get_num_threads(), "processes": 1, "deterministic": False}
     assert provenance()["command"] is None and provenance()["seed"] is None
 
 

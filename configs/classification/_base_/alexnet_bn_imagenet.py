@@ -6,6 +6,7 @@ _base_ = ["imagenet.py"]
 
 epoch = 10010  # iterations: 1,281,167 images in batches of 128, rounded up
 train_dataloader = dict(batch_size=128)
+auto_scale_lr = dict(base_batch_size=128)
 model = dict(
     backbone=dict(type="AlexNetBN"),
     head=dict(type="GBClsHead", num_classes=1000, in_channels=4096, init_std=0.01, topk=(1, 5)),

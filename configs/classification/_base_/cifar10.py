@@ -10,6 +10,7 @@ train_dataloader = dict(
     sampler=dict(type="ResumableSampler", shuffle=True),
     dataset=dict(part="train", **data),
 )
+auto_scale_lr = dict(enable=False, base_batch_size=100)  # of all processes; --auto-scale-lr
 val_dataloader = dict(
     batch_size=500,
     num_workers=0,

@@ -25,6 +25,7 @@ train_dataloader = dict(
     sampler=dict(type="ResumableSampler", shuffle=True),
     dataset=dict(data_prefix="train", pipeline=train_pipeline, **data),
 )
+auto_scale_lr = dict(enable=False, base_batch_size=256)  # of all processes; --auto-scale-lr
 val_dataloader = dict(
     batch_size=256,
     num_workers=8,

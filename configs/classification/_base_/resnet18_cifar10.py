@@ -8,6 +8,7 @@ model = dict(
     head=dict(type="GBClsHead", num_classes=10, in_channels=512, topk=(1, 5)),
 )
 train_dataloader = dict(batch_size=128, dataset=dict(pad=4, flip=True))
+auto_scale_lr = dict(base_batch_size=128)
 epoch = 391  # iterations
 epochs = 30
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4))

@@ -9,12 +9,14 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size, is_main_process, master_only
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process, master_only
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner, save_checkpoint
 
-from gbseg.files import remove_temporary_files
+from gbseg.files import checkpoint_steps, remove_temporary_files, require_folder
+from gbseg.mm.checkpoint_contents import shorten_curves
 from gbseg.mm.checkpoint_files import (
+    INTERRUPTED,
     CheckpointWriteError,
     NoReadableCheckpointError,
     newest_readable_checkpoint,
@@ -22,10 +24,12 @@ from gbseg.mm.checkpoint_files import (
 )
 from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint
 from gbseg.mm.compat import CheckpointSteps, checkpoint_to_load, resume_from, resumes
+from gbseg.mm.finite_state import except_from_checks, nonfinite_at_start, nonfinite_entries
 from gbseg.mm.gradient_accumulation import pending_gradients, restore_gradients
-from gbseg.mm.hooks.nonfinite_guard import NonFiniteGuardHook, require_finite_parameters
+from gbseg.mm.hooks.nonfinite_guard import NonFiniteGuardHook, NonFiniteLossError, require_finite_state
 from gbseg.mm.resumable_sampler import ResumableSampler
 from gbseg.mm.rng import rng_state, set_rng_state
+from gbseg.mm.run_folder import decided_by_rank_0
 
 __all__ = ["CheckpointWriteError", "DurableCheckpointHook", "NoReadableCheckpointError", "newest_readable_checkpoint"]
 
@@ -41,8 +45,13 @@ class DurableCheckpointHook(CheckpointSteps):
       the training data.
     * ``resume=True`` takes the newest checkpoint that can be read, ``resume=True`` with ``load_from`` that file or the
       newest readable one before it in its folder. Damaged ones are reported.
-    * Parameters that are not finite are never written, and neither is what could not be read back as data: an object that a
-      hook or the message hub put there is left out, with a warning that names it. The first file of a run is read back.
+    * A state that is not finite is never written: parameters, buffers, optimizer, schedules, averaged weights, except what was
+      so when training began (a mask of -inf). Logged values are not looked at.
+    * What could not be read back as data is not written either: an object that a hook or the message hub put there is left
+      out, with a warning that names it. The first file of a run is read back.
+    * Of the logged values, a checkpoint holds as many of the newest ones as the windows of the log processor need
+      (`gbseg.mm.checkpoint_contents.shorten_curves`); all of them are in ``vis_data/scalars.json``.
+    * A folder that was copied or moved is resumed from its own files.
 
     Args:
         max_keep_ckpts: regular checkpoints to keep, at least 2 (with 1 there would be none to fall back to); -1 keeps all.
@@ -51,15 +60,15 @@ class DurableCheckpointHook(CheckpointSteps):
     Raises:
         TypeError: there is no such argument.
         ValueError: ``max_keep_ckpts`` is 0 or 1, or another file backend is given: only a local file system has an atomic
-            rename.
+            rename. At the start of a training: the folder cannot be written to, or holds a folder of a checkpoint's name.
         CheckpointWriteError: in training, the disk is full or cannot be written.
         NoReadableCheckpointError: when resuming, all checkpoints are damaged.
-        NonFiniteLossError: in training, instead of writing parameters that are not finite.
+        NonFiniteLossError: in training, instead of writing a state that is not finite.
     """
 
     keep_ckpt_ids: deque[int]
 
-    INTERRUPTED = "interrupted.pth"  # the checkpoint of a run that was stopped between two regular ones
+    INTERRUPTED = INTERRUPTED  # the checkpoint of a run that was stopped between two regular ones
 
     def __init__(self, max_keep_ckpts: int = 2, **kwargs: Any) -> None:
         if max_keep_ckpts in (0, 1):
@@ -76,28 +85,28 @@ class DurableCheckpointHook(CheckpointSteps):
             raise TypeError(f"DurableCheckpointHook.__init__() got an unexpected keyword argument {name!r}")
         self._state_to_save: dict[str, Any] | None = None
         self._loaded_state: dict[str, Any] | None = None
+        self._resumed_from: Path | None = None
         self._read_back = False
         self._written_iter: int | None = None
 
     def before_run(self, runner: Runner) -> None:
         """When resuming, choose the file that the runner loads next."""
         load_from = checkpoint_to_load(runner)
+        folder = self._folder(runner)
+        decided_by_rank_0(lambda: require_folder(folder))
         if not resumes(runner) or "://" in str(load_from):
             return
-        answer: list[Any] = [None]
-        if is_main_process():
-            folder = None if self.out_dir is None else Path(self.out_dir, Path(runner.work_dir).name)
-            try:
-                answer = [newest_readable_checkpoint(runner.work_dir, folder, load_from)]
-            except (NoReadableCheckpointError, CheckpointError, OSError) as error:
-                answer = [error]
-        # rank 0 decides, so that all processes resume from the same file or all stop
-        broadcast_object_list(answer)
-        if isinstance(answer[0], Exception):
-            raise answer[0]
-        if answer[0] is None:
+        path = decided_by_rank_0(lambda: newest_readable_checkpoint(runner.work_dir, folder, load_from))
+        if path is None:
             runner.logger.info(f"There is no checkpoint in {runner.work_dir} yet: training starts at the beginning.")
-        resume_from(runner, None if answer[0] is None else str(answer[0]))
+        else:
+            runner.logger.info(f"Training continues from {path}.")
+        self._resumed_from = path
+        resume_from(runner, None if path is None else str(path))
+
+    def _folder(self, runner: Runner) -> Path:
+        """Where the checkpoints are, before mmengine's ``before_train`` has found it out."""
+        return Path(runner.work_dir if self.out_dir is None else Path(self.out_dir, Path(runner.work_dir).name))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep the training state for `before_train`."""
@@ -105,7 +114,12 @@ class DurableCheckpointHook(CheckpointSteps):
 
     def before_train(self, runner: Runner) -> None:
         """Remove what a killed run left behind, and hand the loaded state to the loop."""
+        loaded = self._resumed_from
+        is_own = loaded is not None and Path(loaded).resolve().parent == self._folder(runner).resolve()
+        if is_own:
+            self.move_recorded_paths(runner, self._folder(runner))
         super().before_train(runner)
+        decided_by_rank_0(lambda: self._require_free_names(runner))
         if is_main_process():
             remove_temporary_files(self.out_dir)
             remove_temporary_files(runner.work_dir)
@@ -116,9 +130,11 @@ class DurableCheckpointHook(CheckpointSteps):
         state, self._loaded_state = self._loaded_state, None
         # weights that were loaded without resuming leave the iteration at 0: a new run, with its own random numbers. Only what
         # is resumed was looked at (`require_resumable`)
-        if not isinstance(state, dict) or state.get("iter") != runner.iter:
+        is_resumed = isinstance(state, dict) and state.get("iter") == runner.iter
+        self._except_from_checks(runner, state if is_resumed else None)
+        if not is_resumed:
             return
-        if Path(checkpoint_to_load(runner) or "").parent == Path(self.out_dir):
+        if is_own:
             for name in state["outdated"]:
                 # names were written; a path would lead to files of somebody else
                 self._remove(self.file_backend.join_path(self.out_dir, Path(name).name))
@@ -141,15 +157,36 @@ class DurableCheckpointHook(CheckpointSteps):
         elif "rng" in process_state:
             set_rng_state(process_state["rng"])
 
+    def _except_from_checks(self, runner: Runner, resumed: dict[str, Any] | None) -> None:
+        """Pass over what was not finite when this training began, which may have been before an interruption."""
+        recorded = None if resumed is None else resumed.get("not_finite")
+        places = except_from_checks(runner, recorded if isinstance(recorded, dict) else None)
+        if resumed is not None and recorded is None and places:
+            runner.logger.warning(
+                f"The checkpoint holds values that are not finite, which no later check will look at: {', '.join(places)}."
+            )
+
+    def _require_free_names(self, runner: Runner) -> None:
+        """Refuse a folder in the place of a checkpoint now: when that is to be written, there would be something to lose."""
+        now = runner.epoch if self.by_epoch else runner.iter
+        for path, step in checkpoint_steps(Path(self.out_dir), self.filename_tmpl.format(1)).items():
+            if path.is_dir() and step > now and path.name == self.filename_tmpl.format(step):
+                raise ValueError(f"{path} is a folder, and a checkpoint of that name is to be written: rename or remove it.")
+
+    def _require_finite(self, runner: Runner, iteration: int) -> None:
+        """All processes stop if the state of one is not finite; of a single process, the guard looks at it when it is saved."""
+        if get_world_size() > 1 or not any(isinstance(hook, NonFiniteGuardHook) for hook in runner.hooks):
+            require_finite_state(runner, iteration, together=True)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add the training state to a regular checkpoint; best ones are for inference."""
+        """Add the training state to a regular checkpoint; best ones are for inference. Shorten the logged curves of both."""
+        shorten_curves(checkpoint, runner)
         if self._state_to_save is not None:
             checkpoint["training_state"] = self._state_to_save
 
     def write_regular(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         """mmengine's step, but the outdated file is removed last, and ``last_checkpoint`` is replaced atomically."""
-        if not any(isinstance(hook, NonFiniteGuardHook) for hook in runner.hooks):
-            require_finite_parameters(runner)
+        self._require_finite(runner, meta["iter"])
         outdated = self._former_best()
         if self.max_keep_ckpts > 0:
             steps = [*(kept for kept in self.keep_ckpt_ids if kept != step), step]
@@ -161,8 +198,12 @@ class DurableCheckpointHook(CheckpointSteps):
         outdated.append(self.file_backend.join_path(self.out_dir, self.INTERRUPTED))
         # the names, so that a run that is killed before it could remove them does so when it is resumed
         names = [Path(path).name for path in outdated]
-        states = all_gather_object(self._process_state(runner))
-        self._state_to_save = {"iter": meta["iter"], "processes": states, "outdated": names}
+        self._state_to_save = {
+            "iter": meta["iter"],
+            "processes": all_gather_object(self._process_state(runner)),
+            "outdated": names,
+            "not_finite": nonfinite_at_start(runner),
+        }
         try:
             runner.save_checkpoint(
                 self.out_dir,
@@ -212,7 +253,13 @@ class DurableCheckpointHook(CheckpointSteps):
         state = self._process_state(runner)
         if validates and "validated" in state:
             state["validated"] = False
-        self._state_to_save = {"iter": iteration, "processes": all_gather_object(state), "outdated": []}
+        self._require_finite(runner, iteration)
+        self._state_to_save = {
+            "iter": iteration,
+            "processes": all_gather_object(state),
+            "outdated": [],
+            "not_finite": nonfinite_at_start(runner),
+        }
         path = self.file_backend.join_path(self.out_dir, self.INTERRUPTED)
         try:
             runner.save_checkpoint(
@@ -233,6 +280,7 @@ class DurableCheckpointHook(CheckpointSteps):
         if not self.save_best:
             # a validation without a training (``Runner.val``) has prepared no folder
             return
+        self._require_finite(runner, runner.iter)
         self.file_backend.deferred = []
         try:
             super().write_best(runner, metrics)
@@ -244,11 +292,22 @@ class DurableCheckpointHook(CheckpointSteps):
 
     @master_only
     def write_published(self, runner: Runner, ckpt_path: str) -> None:
-        """mmengine's step, but the file is written atomically."""
+        """mmengine's step, but the file is written atomically, and into this run's folder.
+
+        Raises:
+            NonFiniteLossError: the weights in it are not finite.
+        """
+        if not self.file_backend.isfile(ckpt_path):
+            runner.logger.warning(f"The checkpoint {ckpt_path} is not published: there is no such file.")
+            return
         checkpoint = read_checkpoint(ckpt_path)
         published = {key: value for key, value in checkpoint.items() if key in self.published_keys}
+        # without 'parameters' and 'buffers' before the names
+        excepted = {place.partition(".")[2]: kind for place, kind in nonfinite_at_start(runner).items()}
+        if bad := nonfinite_entries(published.get("state_dict"), excepted):
+            raise NonFiniteLossError(f"{ckpt_path} is not published, it is not finite: {', '.join(list(bad)[:5])}")
         digest = hashlib.sha256(pickle.dumps(published)).hexdigest()[:8]
-        path = Path(ckpt_path).with_name(f"{Path(ckpt_path).stem}-{digest}.pth")
+        path = Path(self.out_dir, f"{Path(ckpt_path).stem}-{digest}.pth")
         save_checkpoint(published, str(path), backend_args=self.backend_args)
         runner.logger.info(f"The checkpoint ({ckpt_path}) is published to {path}.")
 
@@ -271,9 +330,10 @@ class DurableCheckpointHook(CheckpointSteps):
 
         Only files of this run's folder: a checkpoint that was resumed may name any file as the best one before.
         """
-        best, folder = self.best_paths(), Path(self.out_dir).resolve()
+        # by name, because one folder may be written in several ways
+        best, folder = {Path(path).name for path in self.best_paths() if path}, Path(self.out_dir).resolve()
         deferred = self.file_backend.deferred or []
-        return [path for path in deferred if path not in best and Path(path).resolve().parent == folder]
+        return [path for path in deferred if Path(path).name not in best and Path(path).resolve().parent == folder]
 
     def _path(self, step: int) -> str:
         return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))

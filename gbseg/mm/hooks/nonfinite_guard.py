@@ -33,9 +33,16 @@ from gbseg.mm.compat import (
     stop_observing_losses,
     unwrap_model,
 )
+from gbseg.mm.finite_state import except_from_checks, nonfinite_state
 from gbseg.mm.step_dump import DUMP_SUFFIX, Moment, buffers_of, image_names, write_dump
 
-__all__ = ["NonFiniteGuardHook", "NonFiniteLossError", "parameters_are_finite", "require_finite_parameters"]
+__all__ = [
+    "NonFiniteGuardHook",
+    "NonFiniteLossError",
+    "parameters_are_finite",
+    "require_finite_parameters",
+    "require_finite_state",
+]
 
 _ADVICE = (
     "Boosted gradients are unbounded (the loss grows like exp(x) or x^4): lower the learning rate, clip the gradient "
@@ -100,6 +107,31 @@ def require_finite_parameters(runner: Runner) -> None:
         f"the parameters are not finite at iteration {runner.iter + 1}, the first being {', '.join(islice(bad, 5))}; "
         f"learning rate: {_learning_rates(runner)}. This checkpoint was not written. {_ADVICE}",
         runner.iter + 1,
+    )
+
+
+def require_finite_state(runner: Runner, iteration: int, together: bool = False) -> None:
+    """Check everything that a checkpoint holds, see `gbseg.mm.finite_state.training_state`.
+
+    Args:
+        runner: of the training.
+        iteration: of the checkpoint.
+        together: called by all processes, which then all raise if the state of one is not finite.
+
+    Raises:
+        BadLabelError: a loss of the model reports labels that are no class.
+        NonFiniteLossError: something holds NaN or infinity that was finite when training began; names it.
+    """
+    fault = nonfinite_state(runner, iteration)
+    faults = all_gather_object(fault) if together else [fault]
+    rank = next((rank for rank, text in enumerate(faults) if text is not None), None)
+    if rank is None:
+        return
+    _refuse_bad_labels(runner)
+    raise NonFiniteLossError(
+        f"{faults[rank]}{f' (process {rank} of {len(faults)})' if len(faults) > 1 else ''}; "
+        f"learning rate: {_learning_rates(runner)}. This checkpoint was not written. {_ADVICE}",
+        iteration,
     )
 
 
@@ -177,6 +209,7 @@ class NonFiniteGuardHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check the losses where the model sums them up, and the gradient where the optimizer steps."""
+        except_from_checks(runner)
         wrappers = _wrappers(runner)
         # apex scales the loss, and leaves steps out, in functions of its own
         known = [
@@ -243,12 +276,12 @@ class NonFiniteGuardHook(Hook):
             self._look_for_spike(runner, float(on_host["loss"]))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Refuse to write after a bad loss or step, or with parameters that are not finite."""
+        """Refuse to write after a bad loss or step, or a state that is not finite."""
         while self._unread:
             self._read_norm(runner)
         if self.policy == "stop":
             self._check(runner, self._latest, "no checkpoint is written with it")
-        require_finite_parameters(runner)
+        require_finite_state(runner, checkpoint.get("meta", {}).get("iter", runner.iter + 1))
 
     def after_train(self, runner: Runner) -> None:
         """Give model and optimizer their own methods back."""
