@@ -13,17 +13,20 @@ from pathlib import Path
 from gbseg._moved import add_moved_names
 
 __all__ = [
+    "REST",
     "FileWriteError",
     "checkpoint_path",
     "checkpoint_steps",
     "class_folders",
     "free_space",
     "is_alive",
+    "is_checkpoint_folder",
     "is_dead_link",
     "lock_folder",
     "locked_file",
     "named_checkpoint",
     "readable_os_errors",
+    "remove_path",
     "remove_temporary_files",
     "require_folder",
     "sync_disks",
@@ -35,6 +38,8 @@ __all__ = [
 ]
 
 _TEMPORARY = ".{}.gbseg-writing"
+REST = "rest.pth"
+"""The file of a checkpoint folder (`gbseg.mm.sharded_checkpoint`) that names all others, and is written last."""
 
 
 class FileWriteError(OSError):
@@ -72,21 +77,30 @@ def checkpoint_steps(folder: Path, example: str = "") -> dict[Path, int]:
     if number := re.search(r"(\d+)\D*$", stem):
         # filename_tmpl may be anything, so the pattern is taken from a name
         patterns.insert(0, re.escape(stem[: number.start(1)]) + r"(\d+)" + re.escape(stem[number.end(1) :]))
+    paths = [path for path in folder.glob("*") if (path.suffix == ".pth" and path.exists()) or is_checkpoint_folder(path)]
     for pattern in patterns:
-        matches = ((path, re.fullmatch(pattern, path.stem)) for path in folder.glob("*.pth") if path.exists())
+        matches = ((path, re.fullmatch(pattern, path.stem)) for path in paths)
         if steps := {path: int(match[1]) for path, match in matches if match}:
             return steps
     return {}
 
 
+def is_checkpoint_folder(path: str | os.PathLike) -> bool:
+    """Whether a path is a checkpoint of ``torch.distributed.checkpoint``, as training with ``FullyShard`` writes them."""
+    # os.path, because pathlib raises at a name that is too long
+    return any(os.path.isfile(os.path.join(path, name)) for name in (REST, ".metadata"))  # noqa: PTH113, PTH118
+
+
 def checkpoint_path(path: str | os.PathLike) -> Path:
-    """The file of a checkpoint. MMEngine's text file ``last_checkpoint`` stands for the checkpoint that it names.
+    """The file, or folder, of a checkpoint. MMEngine's text file ``last_checkpoint`` stands for the one that it names.
 
     Raises:
         FileNotFoundError: there is no such file.
-        IsADirectoryError: it is a folder.
+        IsADirectoryError: it is a folder, and no checkpoint.
     """
     path = Path(path)
+    if is_checkpoint_folder(path):
+        return path
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a checkpoint in it, or {path / 'last_checkpoint'}.")
     if not path.is_file():
@@ -118,8 +132,12 @@ def named_checkpoint(last_checkpoint: Path) -> tuple[str, Path | None]:
     places = [last_checkpoint.with_name(named.name)] if named.name else []
     if named.name and not checkpoint_steps(last_checkpoint.parent, named.name):
         places.append(named)
+    return text, next((place for place in places if _is_checkpoint(place) and place != last_checkpoint), None)
+
+
+def _is_checkpoint(path: Path) -> bool:
     # os.path, because pathlib raises at a name that is too long
-    return text, next((place for place in places if os.path.isfile(place) and place != last_checkpoint), None)  # noqa: PTH113
+    return os.path.isfile(path) or is_checkpoint_folder(path)  # noqa: PTH113
 
 
 def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool = True) -> None:
@@ -157,9 +175,9 @@ def write_atomically(data: bytes | memoryview, path: str | Path, durable: bool =
         ) from error
 
 
-def temporary_path(path: Path) -> Path:
-    """A temporary name beside ``path``, unique to this process. `remove_temporary_files` removes what is left under it."""
-    return path.with_name(_TEMPORARY.format(f"{path.name}.{os.getpid()}"))
+def temporary_path(path: Path, owner: object = None) -> Path:
+    """A temporary name beside ``path``, unique to ``owner``, by default this process; see `remove_temporary_files`."""
+    return path.with_name(_TEMPORARY.format(f"{path.name}.{owner or os.getpid()}"))
 
 
 def sync_folder(folder: str | Path) -> None:
@@ -188,8 +206,16 @@ def free_space(folder: Path) -> str:
 
 
 def remove_temporary_files(folder: str | Path) -> None:
-    """Remove the temporary files that a killed `write_atomically` left in ``folder``."""
+    """Remove the temporary files and folders that a killed process left in ``folder`` (`temporary_path`)."""
     for path in Path(folder).glob(_TEMPORARY.format("*")):
+        remove_path(path)
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file, or a folder and all that is in it; a link is removed, and not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
         path.unlink(missing_ok=True)
 
 

@@ -5,10 +5,18 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["normalised_sigmoids", "probabilities_of_losses", "softmax", "starting_logits"]
+__all__ = ["SOFTMAX_LOSSES", "normalised_sigmoids", "probabilities_of_losses", "softmax", "starting_logits"]
 
 # losses on a softmax over the classes, by name, since mmseg and mmpretrain have classes of their own
-_SOFTMAX = ("CrossEntropyLoss", "OhemCrossEntropy", "LovaszLoss", "TverskyLoss", "DiceLoss", "FocalLoss", "LabelSmoothLoss")
+SOFTMAX_LOSSES = (
+    "CrossEntropyLoss",
+    "OhemCrossEntropy",
+    "LovaszLoss",
+    "TverskyLoss",
+    "DiceLoss",
+    "FocalLoss",
+    "LabelSmoothLoss",
+)
 
 
 def probabilities_of_losses(losses: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
@@ -27,7 +35,7 @@ def probabilities_of_losses(losses: Iterable[nn.Module]) -> Callable[[Tensor], T
     if any(getattr(loss, "use_sigmoid", False) for loss in losses):
         return normalised_sigmoids
     names = [type(loss).__name__ for loss in losses]
-    if any(name in _SOFTMAX for name in names):
+    if any(name in SOFTMAX_LOSSES for name in names):
         return softmax
     raise ValueError(
         f"what the logits mean as probabilities is not known for {', '.join(names)}: give the loss a method "

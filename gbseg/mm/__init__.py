@@ -9,6 +9,7 @@ checkpoints, pickles and YAML as data only, so that none of them runs code (`gbs
 from gbseg.mm import checkpoint_loading, data_file_loading, datasets, models  # noqa: F401
 from gbseg.mm.amp import CpuAmpOptimWrapper, enable_amp
 from gbseg.mm.config import load_config
+from gbseg.mm.fully_shard import FullyShard
 from gbseg.mm.hooks.broadcast_buffers import BroadcastBuffersHook
 from gbseg.mm.hooks.channels_last import ChannelsLastHook
 from gbseg.mm.hooks.checkpoint import DurableCheckpointHook
@@ -40,6 +41,7 @@ __all__ = [
     "ConvergenceHook",
     "CpuAmpOptimWrapper",
     "DurableCheckpointHook",
+    "FullyShard",
     "FuseResizeHook",
     "GradientStatsHook",
     "LabelledPixelsHook",

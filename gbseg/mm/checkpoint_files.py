@@ -11,10 +11,18 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 from torch import Tensor
 
-from gbseg.files import FileWriteError, checkpoint_path, checkpoint_steps, named_checkpoint, write_atomically
+from gbseg.files import (
+    FileWriteError,
+    checkpoint_path,
+    checkpoint_steps,
+    is_checkpoint_folder,
+    named_checkpoint,
+    write_atomically,
+)
 from gbseg.mm.checkpoint_contents import without_unsafe_entries
 from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint
 from gbseg.mm.rng import rng_fault
+from gbseg.mm.sharded_checkpoint import read_rest
 
 __all__ = [
     "CheckpointWriteError",
@@ -101,7 +109,7 @@ def checkpoint_damage(path: str | Path) -> str | None:
 def _damage(path: str | Path) -> str | None:
     """`checkpoint_damage`, but a file that holds more than data, and so is whole, is an ``UnsafeCheckpointError``."""
     try:
-        require_resumable(read_checkpoint(path, mmap=True), path)
+        require_resumable(read_rest(Path(path)) if is_checkpoint_folder(path) else read_checkpoint(path, mmap=True), path)
     except UnsafeCheckpointError:
         raise
     except CheckpointError as error:

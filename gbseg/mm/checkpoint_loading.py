@@ -36,6 +36,8 @@ from gbseg.mm.compat import HISTORY_BUFFER, history_buffer, replace_torch_load, 
 __all__ = ["CheckpointError", "UnsafeCheckpointError", "load_safely", "read_checkpoint", "unpickle_safely"]
 
 MAX_EXPANSION = 64  # torch.save does not compress; whoever does, gains less than this
+# of folders, filled by `gbseg.mm.sharded_checkpoint`, which is made of the reader of files below
+FOLDER_READERS: list[Callable[[Path, Any], dict[str, Any]]] = []
 _LOCK = threading.Lock()
 
 
@@ -225,7 +227,8 @@ def read_checkpoint(path: str | os.PathLike | BinaryIO, map_location: Any = "cpu
     """Read a checkpoint of torch.save or of safetensors; no code that it holds is run, and its checksums are verified.
 
     Args:
-        path: the file, or an open one; mmengine's text file ``last_checkpoint`` stands for the checkpoint that it names.
+        path: the file, or an open one; mmengine's text file ``last_checkpoint`` stands for the checkpoint that it names. Or
+            a folder of ``torch.distributed.checkpoint`` (`gbseg.mm.sharded_checkpoint`).
         map_location: as for torch.load.
         mmap: leave the tensors in the file until they are used, where it has torch's format since 1.6 and is not open yet.
 
@@ -239,6 +242,8 @@ def read_checkpoint(path: str | os.PathLike | BinaryIO, map_location: Any = "cpu
     """
     if isinstance(path, str | os.PathLike):
         path = checkpoint_path(path)
+        if path.is_dir():
+            return FOLDER_READERS[0](path, map_location)
         with _one_sentence(path), path.open("rb") as file:
             return _read(file, path, map_location, mmap)
     name = getattr(path, "name", "that was fetched")

@@ -455,6 +455,41 @@ class CheckpointSteps(CheckpointHook):
         self.last_ckpt = runner.message_hub.get_info("last_ckpt")
 
 
+class EarlyWeightsRunner(Runner):
+    """mmengine's ``Runner``, whose model can get its initial weights before it is wrapped.
+
+    ``train`` gives them after the wrapping and after the optimizer was built, by a private method.
+    """
+
+    _is_initialized = False
+
+    def initialize_weights(self) -> None:
+        """Give the model its initial weights, those of the first process, for good."""
+        super()._init_model_weights()
+        self._is_initialized = True
+
+    def _init_model_weights(self) -> None:
+        if not self._is_initialized:
+            super()._init_model_weights()
+
+
+def checkpoint_content(runner: Runner, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """What ``Runner.save_checkpoint`` would write with these arguments, on every process; nothing is written.
+
+    The method builds the content and hands it to a function of its module, and the decorator ``master_only`` keeps it from
+    all processes but the first.
+    """
+    written: list[dict[str, Any]] = []
+    names = vars(sys.modules[Runner.__module__])
+    plain = names["save_checkpoint"]
+    names["save_checkpoint"] = lambda content, *_, **__: written.append(content)
+    try:
+        inspect.unwrap(Runner.save_checkpoint)(runner, *args, **kwargs)
+    finally:
+        names["save_checkpoint"] = plain
+    return written[0]
+
+
 def logged_value(runner: Runner, name: str, window: int | None = None) -> float | None:
     """What mmengine's ``RuntimeInfoHook`` or ``IterTimerHook`` logged in training, None if nothing.
 

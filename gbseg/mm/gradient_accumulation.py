@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from gbseg.mm.checkpoint_loading import CheckpointError
 from gbseg.mm.compat import checkpoint_to_load, unwrap_model
@@ -25,10 +26,15 @@ def pending_gradients(runner: Runner) -> dict[str, Tensor]:
     }
     named = unwrap_model(runner.model).named_parameters() if pending else ()
     return {
-        name: parameter.grad.detach().cpu()
+        name: _own_part(parameter.grad.detach()).cpu()
         for name, parameter in named
         if id(parameter) in pending and parameter.grad is not None
     }
+
+
+def _own_part(value: Tensor) -> Tensor:
+    """What this process holds of a tensor that ``fully_shard`` distributes; any other as it is."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def restore_gradients(runner: Runner, gradients: Mapping[str, Tensor]) -> None:
@@ -40,9 +46,13 @@ def restore_gradients(runner: Runner, gradients: Mapping[str, Tensor]) -> None:
     parameters = dict(unwrap_model(runner.model).named_parameters())
     for name, gradient in gradients.items():
         parameter = parameters.get(name)
-        if parameter is None or parameter.shape != gradient.shape:
+        if parameter is None or _own_part(parameter).shape != gradient.shape:
             raise CheckpointError(checkpoint_to_load(runner), f"it has a gradient of {name} that no parameter here fits")
-        parameter.grad = gradient.to(parameter, copy=True)
+        own = gradient.to(_own_part(parameter), copy=True)
+        if isinstance(parameter, DTensor):
+            mesh, placements = parameter.device_mesh, parameter.placements
+            own = DTensor.from_local(own, mesh, placements, shape=parameter.shape, stride=parameter.stride())
+        parameter.grad = own
     runner.logger.info(
         f"The gradients of {len(gradients)} parameters, gathered since the optimizer's last step, are restored: none is lost."
     )

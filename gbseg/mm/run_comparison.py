@@ -11,9 +11,10 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
 
 from gbseg.mm.checkpoint_files import newest_readable_checkpoint
+from gbseg.mm.checkpoint_loading import read_checkpoint
+from gbseg.mm.checkpoint_weights import load_weights
 from gbseg.mm.component_errors import config_errors
 from gbseg.mm.config import max_pixels, run_configs
 from gbseg.mm.datasets.sample_checks import check_samples
@@ -30,6 +31,9 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: Sequence[int]
         runs: config and folder of each run by name; the newest checkpoint of each is used.
         images: indices in the validation set, or a number of images, taken at equal distances.
         path: the PNG to write.
+
+    Raises:
+        gbseg.mm.checkpoint_weights.MismatchError: a checkpoint is of another network or boost than its run's config now.
     """
     config = next(iter(runs.values()))[0]
     init_default_scope(config.get("default_scope", "mmseg"))
@@ -51,7 +55,7 @@ def draw_predictions(runs: dict[str, tuple[Config, Path]], images: Sequence[int]
         drawn.append(name)
         with config_errors(config):
             model = MODELS.build(config.model).to(get_device())
-        load_checkpoint(model, str(checkpoint), map_location="cpu")
+        load_weights(model, read_checkpoint(checkpoint), checkpoint, config, config.get("allow_mismatch", False))
         model.eval()
         for row, index in zip(rows, images, strict=True):
             with torch.no_grad():

@@ -1,7 +1,9 @@
 """mmengine's runner, with a quiet terminal, and able to train by several processes without a GPU."""
 
+import io
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,15 @@ import torch
 from mmengine.dist import init_dist, is_distributed, master_only
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
-from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
 from gbseg.errors import is_refusal
 from gbseg.mm.checkpoint_files import require_resumable
 from gbseg.mm.checkpoint_loading import CheckpointError
-from gbseg.mm.checkpoint_weights import require_some_weights
+from gbseg.mm.checkpoint_weights import mismatches, require_some_weights, weights_table
 from gbseg.mm.compat import QuietTerminal, build_steps, checkpoint_to_load, resumes
+from gbseg.mm.fully_shard import ShardedRunner
 from gbseg.mm.process_group import lost_process_errors, process_group_options
 
 __all__ = ["QuietRunner", "init_processes"]
@@ -47,10 +49,11 @@ def init_processes(launcher: str, env_cfg: Mapping[str, Any]) -> None:
     init_dist(launcher, **settings)
 
 
-class QuietRunner(Runner):
+class QuietRunner(ShardedRunner):
     """mmengine's ``Runner``, which keeps config and environment off the terminal and names the log file there instead.
 
-    Under torchrun it also works on machines without a GPU, with gloo.
+    Under torchrun it also works on machines without a GPU, with gloo, and with models that are sharded by
+    `gbseg.mm.fully_shard`.
     """
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -72,14 +75,24 @@ class QuietRunner(Runner):
             ValueError: nothing in the checkpoint is of this network.
             CheckpointError: training cannot be resumed from it, where it is to be.
         """
-        is_resumed = resumes(self)
-        stored: dict[str, Any] = super().load_checkpoint(filename, *args, **kwargs)
+        is_resumed, is_training = resumes(self), self.cfg.get("train_cfg") is not None
+        # mmengine prints here, tensor by tensor, what the table below counts
+        with redirect_stdout(io.StringIO()) if is_training else nullcontext():
+            stored: dict[str, Any] = super().load_checkpoint(filename, *args, **kwargs)
         # with other rules for the names, theirs are not those of the file
         if len(args) < 3 and "revise_keys" not in kwargs:
             require_some_weights(self.model, stored, filename)
+            if is_training and not is_resumed:
+                self._say_what_was_loaded(stored, filename)
         if is_resumed:
             require_resumable(stored, filename)
         return stored
+
+    def _say_what_was_loaded(self, stored: dict[str, Any], filename: str) -> None:
+        """Log the table of a fine-tuning's weights, and where they come from another boost."""
+        self.logger.info(f"Weights of {filename}: {weights_table(self.model, stored)}")
+        for text in mismatches(self.model, stored, self.cfg, training=True)[1]:
+            self.logger.warning(f"{filename} was trained with another boost, from which this run starts: {text}.")
 
     def load_or_resume(self) -> None:
         """mmengine's, which raises anything at a checkpoint whose content it does not expect.
@@ -87,8 +100,12 @@ class QuietRunner(Runner):
         Raises:
             CheckpointError: the checkpoint does not fit; the message names it.
         """
+        is_to_resume = resumes(self)
         try:
             super().load_or_resume()
+            # `DurableCheckpointHook` has said so, and then there is nothing to resume any more
+            if is_to_resume and resumes(self):
+                self.logger.info(f"There is no checkpoint in {self.work_dir} yet: training starts at the beginning.")
         except Exception as error:
             path, (methods, components) = checkpoint_to_load(self), build_steps(error)
             # what is built meanwhile, such as the optimizer, is of the config

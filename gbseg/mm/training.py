@@ -7,10 +7,11 @@ What happens on ``--resume``
    it does where torchrun or SLURM starts the processes again that began the run (`gbseg.mm.run_folder`).
 2. `gbseg.mm.hooks.checkpoint.DurableCheckpointHook.before_run` chooses the newest checkpoint that is not damaged
    (`gbseg.mm.checkpoint_files.newest_readable_checkpoint`). Without any checkpoint the run starts at the beginning.
-3. mmengine's runner loads it: weights, optimizer, schedules, iteration, logged values. The hook keeps its
-   ``training_state``: for each process the random states and the position in the training data.
-4. The hook's ``before_train`` removes what the killed process left behind, restores gradients that wait for the optimizer's
-   next step, and hands the state of this process to the loop.
+3. mmengine's runner loads it: weights, optimizer, schedules, iteration, logged values. Before that
+   `gbseg.mm.hooks.resume_check.ResumeCheckHook` compares it with the config, and rebuilds what has changed. The checkpoint
+   hook keeps its ``training_state``: for each process the random states and the position in the training data.
+4. The checkpoint hook's ``before_train`` removes what the killed process left behind, restores gradients that wait for the
+   optimizer's next step, and hands the state of this process to the loop.
 5. The loop's ``run`` (`gbseg.mm.loops`) sets the sampler to the next draw (`gbseg.mm.resumable_sampler`), restores the
    random generators (`gbseg.mm.rng`), makes up for a validation that was due, and goes on.
 
@@ -42,6 +43,7 @@ from gbseg.mm.hooks.broadcast_buffers import BroadcastBuffersHook
 from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteLossError
+from gbseg.mm.hooks.resume_check import ResumeCheckHook
 from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.stop import StopHook
 from gbseg.mm.hooks.sync_divisor import SyncDivisorHook
@@ -91,6 +93,7 @@ def build_runner(config: Config, work_dir: Path, name: str = "", **changes: obje
         for split in ("train", "val", "test"):
             _without_workers(config.get(f"{split}_dataloader"))
         runner = RUNNERS.build(config) if "runner_type" in config else QuietRunner.from_cfg(config)
+    runner.register_hook(ResumeCheckHook())
     runner.register_hook(ClassCountHook())
     runner.register_hook(ListCheckHook())
     runner.register_hook(SampleCheckHook(max_pixels(config)))
@@ -142,8 +145,11 @@ def _make_resumable(config: Config, folder: Path, resume: bool) -> list[tuple[in
     return notes
 
 
-def _set_options(config: Config, seed: int | None, deterministic: bool, auto_scale_lr: bool) -> None:
+def _set_options(config: Config, amp: bool, seed: int | None, deterministic: bool, auto_scale_lr: bool) -> None:
     """What the command line says beside the config."""
+    if amp:
+        enable_amp(config)
+        config.val_cfg.fp16 = True
     randomness = {} if seed is None else {"seed": seed}
     if deterministic:
         randomness["deterministic"] = True
@@ -171,6 +177,7 @@ def train(
     seed: int | None = None,
     deterministic: bool = False,
     auto_scale_lr: bool = False,
+    allow_mismatch: bool = False,
 ) -> Path:
     """Prepare, train and compare the runs of a config.
 
@@ -200,6 +207,7 @@ def train(
         deterministic: sets ``randomness.deterministic`` in every run: PyTorch's deterministic algorithms alone.
         auto_scale_lr: sets ``auto_scale_lr.enable``: MMEngine multiplies the rate by the batch of all processes over
             ``auto_scale_lr.base_batch_size``, the linear rule.
+        allow_mismatch: resume also from a checkpoint of another network or boost, as the config's key of this name.
 
     Returns:
         The work dir.
@@ -209,6 +217,7 @@ def train(
         RuntimeError: another process trains in the folder.
         ValueError: the folder holds checkpoints, and neither ``resume`` nor ``overwrite`` is given.
         ProcessLostError: another of several processes has ended.
+        gbseg.mm.checkpoint_weights.MismatchError: the checkpoint to resume is of another network, number of classes or boost.
         NonFiniteLossError: a run's loss was not finite. If there are several runs, the others are trained and compared first.
         TrainingStopped: a signal or ``stop_after`` ended the training (`gbseg.mm.hooks.stop`).
     """
@@ -216,10 +225,15 @@ def train(
         work_dir = Path(work_dir or default_work_dir(config))
         require_folder(work_dir)
         runs = run_configs(config, work_dir)
+    for run_config, _ in runs.values():
+        with config_errors(run_config):
+            _set_options(run_config, amp, seed, deterministic, auto_scale_lr)
+            if allow_mismatch:
+                run_config.allow_mismatch = True
     with config_errors(config, key="env_cfg"):
         init_processes(launcher, config.get("env_cfg", {}))
     with claim_folders(runs, work_dir, resume, overwrite) as claim:
-        return _train(config, work_dir, runs, claim, StopHook(stop_after), amp, launcher, command, stock_loop)
+        return _train(config, work_dir, runs, claim, StopHook(stop_after), launcher, command, stock_loop)
 
 
 def _train(
@@ -228,7 +242,6 @@ def _train(
     runs: dict[str, tuple[Config, Path]],
     claim: Claim,
     stop: StopHook,
-    amp: bool,
     launcher: str,
     command: str | None,
     stock_loop: bool,
@@ -247,10 +260,6 @@ def _train(
     for name, (run_config, folder) in runs.items():
         if name in finished:
             continue
-        if amp:
-            with config_errors(run_config):
-                enable_amp(run_config)
-                run_config.val_cfg.fp16 = True
         run_resume = bool(claim.resume[name])
         with config_errors(run_config):
             notes = [] if stock_loop else _make_resumable(run_config, folder, run_resume)

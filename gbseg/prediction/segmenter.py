@@ -115,12 +115,14 @@ class Segmenter:
             ``tta_model`` if it is one); the labels are the argmax of the mean.
         tile: the side of a tile in pixels, a multiple of 32.
         overlap: how many pixels neighbouring tiles share, a multiple of 32.
+        allow_mismatch: take what fits of a checkpoint of another network or boost, as the config's key of this name.
 
     Raises:
         FileNotFoundError: there is no such config or checkpoint.
         gbseg.config_files.ConfigError: the config cannot be read or built; the message names the key.
         gbseg.mm.checkpoint_loading.CheckpointError: the checkpoint is damaged, or holds more than data.
-        ValueError: the config lists several runs; the checkpoint is not of this config; the head has one output channel; tile
+        gbseg.mm.checkpoint_weights.MismatchError: the checkpoint is of another network, number of classes or boost.
+        ValueError: the config lists several runs; the head has one output channel; tile
             or overlap is not such a multiple.
     """
 
@@ -135,6 +137,7 @@ class Segmenter:
         tta: bool = False,
         tile: int = 1024,
         overlap: int = 256,
+        allow_mismatch: bool = False,
     ) -> None:
         spans(1, tile, overlap)
         if isinstance(config, Config):
@@ -156,7 +159,7 @@ class Segmenter:
             self._pipeline = Compose(transforms)
             metainfo = getattr(DATASETS.get(dataset.type), "METAINFO", {}) | dict(dataset.get("metainfo") or {})
         stored = read_checkpoint(checkpoint)
-        load_weights(network, stored, checkpoint)
+        load_weights(network, stored, checkpoint, config, allow_mismatch or config.get("allow_mismatch", False))
         self.num_classes = network.out_channels
         if self.num_classes == 1:
             raise ValueError("a head of one output channel gives no probability for every class: use num_classes=2.")

@@ -8,7 +8,7 @@ from mmengine.dist import is_main_process
 
 from gbseg.files import checkpoint_path, require_folder
 from gbseg.mm.checkpoint_loading import read_checkpoint
-from gbseg.mm.checkpoint_weights import require_weights
+from gbseg.mm.checkpoint_weights import require_weights, warn_of_mismatches
 from gbseg.mm.component_errors import config_errors
 from gbseg.mm.config import default_work_dir
 from gbseg.mm.models.link_tta import enable_tta
@@ -33,6 +33,7 @@ def test(
     submit: Path | str | None = None,
     submit_list: str | None = None,
     command: str | None = None,
+    allow_mismatch: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on a config's test set.
 
@@ -54,6 +55,7 @@ def test(
         submit: predict VOC's test list, without labels, and pack this archive for its evaluation server; nothing is scored.
         submit_list: the list to predict instead, see `gbseg.prediction.submission.prepare_submission`.
         command: the command line, for the provenance.
+        allow_mismatch: take what fits of a checkpoint of another network or boost, as the config's key of this name.
 
     Returns:
         The scores by name, in percent; none with ``submit``.
@@ -62,7 +64,8 @@ def test(
         ConfigError: a part of the config cannot be built; the message names it.
         FileNotFoundError: there is no such checkpoint, or `gbseg.prediction.submission.prepare_submission` misses a file.
         gbseg.mm.checkpoint_loading.CheckpointError: the checkpoint is damaged, or holds more than data.
-        ValueError: the config lists several runs; the checkpoint is of another network; the metric cannot write predictions,
+        gbseg.mm.checkpoint_weights.MismatchError: the checkpoint is of another network, number of classes or boost.
+        ValueError: the config lists several runs; the metric cannot write predictions,
             intervals or calibration; options of segmentation are given for a classifier; or
             `gbseg.prediction.submission.prepare_submission` refuses the config.
         gbseg.evaluation.submission_archive.SubmissionError: the predictions are no valid submission.
@@ -115,7 +118,12 @@ def test(
         config.update(dict.fromkeys((*training, "val_dataloader", "val_cfg", "val_evaluator")))
     runner = build_runner(config, work_dir, launcher=launcher, load_from=str(checkpoint), resume=False)
     # mmengine only warns of missing weights, and would score the network with random ones
-    require_weights(runner.model, read_checkpoint(checkpoint), checkpoint)
+    stored = read_checkpoint(checkpoint)
+    if allow_mismatch or config.get("allow_mismatch"):
+        warn_of_mismatches(runner.model, stored, checkpoint, config)
+    else:
+        require_weights(runner.model, stored, checkpoint, config)
+    del stored
     if submit is not None:
         submission.clear()
     with config_errors(config, only_building=True):

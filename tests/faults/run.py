@@ -85,7 +85,8 @@ def _processes(folder: Path, count: int, each: tuple[dict, ...] = ({}, {}), **op
     else:
         store = str(folder / f"store{time.monotonic_ns()}")
         started = [
-            tiny.start(folder, tiny.train_together, rank=rank, store=store, **{**options, **each[rank]}) for rank in range(count)
+            tiny.start(folder, tiny.train_together, rank=rank, store=store, **{**options, **each[rank]})
+            for rank in range(count)
         ]
     for process in started:
         process.join(SECONDS)
@@ -195,7 +196,9 @@ def signals() -> list[Case]:
             mine = {"kill_signal": number, **where}
             codes = _processes(folder, count, (mine, mine if everyone else {}), **options)
             _check(codes == [128 + number] * count, f"exit status {codes} and not {128 + number}:\n{_said(folder)[-3000:]}")
-            said = re.findall(r"stopped by (\w+) after iteration (\d+); --resume goes on from (\S+)\.$", _said(folder), re.MULTILINE)
+            said = re.findall(
+                r"stopped by (\w+) after iteration (\d+); --resume goes on from (\S+)\.$", _said(folder), re.MULTILINE
+            )
             _check(len(said) == count and len(set(said)) == 1 and said[0][0] == name, f"{said}\n{_said(folder)[-3000:]}")
             _check(Path(said[0][2]).is_file(), f"there is no {said[0][2]}")
             before = _said(folder)
@@ -313,7 +316,10 @@ def table(results: dict[str, list[tuple[Case, str]]]) -> str:
     lines = ["| part | what | cases | right | wrong |", "| --- | --- | ---: | ---: | ---: |"]
     for part, cases in results.items():
         # the loop and the stage of a case are in its name; the table sums them up
-        kinds = [(re.sub(r" in (\w+),.*?, (?=one|both)|, (iterations|epochs|whole epochs)(?=,)", ", ", case.kind), end) for case, end in cases]
+        kinds = [
+            (re.sub(r" in (\w+),.*?, (?=one|both)|, (iterations|epochs|whole epochs)(?=,)", ", ", case.kind), end)
+            for case, end in cases
+        ]
         for kind in dict.fromkeys(kind for kind, _ in kinds):
             counts = Counter(end.partition(":")[0] for name, end in kinds if name == kind)
             wrong = counts.total() - counts["right"]

@@ -146,6 +146,24 @@ def test_model_wrappers() -> None:
     assert issubclass(MMDistributedDataParallel, nn.parallel.DistributedDataParallel)
 
 
+@rests_on("compat.EarlyWeightsRunner")
+def test_initial_weights_are_given_by_one_method() -> None:
+    """``train`` calls it after ``wrap_model`` and after the optimizer is built."""
+    assert parameters(Runner._init_model_weights) == ["self"]
+    lines = inspect.getsource(Runner.train)
+    assert lines.index("build_optim_wrapper") < lines.index("self._init_model_weights()") < lines.index("self.load_or_resume()")
+
+
+@rests_on("compat.checkpoint_content")
+def test_a_checkpoint_is_written_by_one_function() -> None:
+    """``Runner.save_checkpoint`` builds the content and calls a function of its module, once; ``master_only`` is around it."""
+    method = inspect.unwrap(Runner.save_checkpoint)
+    assert method is not Runner.save_checkpoint
+    source_text = inspect.getsource(method)
+    assert source_text.count(" save_checkpoint(") == 2, "the definition's call of the function, and its own name"
+    assert callable(sys.modules[Runner.__module__].save_checkpoint)
+
+
 @rests_on("compat.observe_losses")
 def test_losses_are_observed() -> None:
     """`train_step` calls ``self.parse_losses`` between forward and backward pass, in wrapped models too."""

@@ -13,7 +13,7 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_p
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner, save_checkpoint
 
-from gbseg.files import checkpoint_steps, remove_temporary_files, require_folder
+from gbseg.files import checkpoint_steps, is_checkpoint_folder, remove_temporary_files, require_folder
 from gbseg.mm.checkpoint_contents import shorten_curves
 from gbseg.mm.checkpoint_files import (
     INTERRUPTED,
@@ -25,11 +25,13 @@ from gbseg.mm.checkpoint_files import (
 from gbseg.mm.checkpoint_loading import CheckpointError, UnsafeCheckpointError, read_checkpoint
 from gbseg.mm.compat import CheckpointSteps, checkpoint_to_load, resume_from, resumes
 from gbseg.mm.finite_state import except_from_checks, nonfinite_at_start, nonfinite_entries
+from gbseg.mm.fully_shard import FullyShard, remove_checkpoint_folder
 from gbseg.mm.gradient_accumulation import pending_gradients, restore_gradients
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteGuardHook, NonFiniteLossError, require_finite_state
 from gbseg.mm.resumable_sampler import ResumableSampler
 from gbseg.mm.rng import rng_state, set_rng_state
 from gbseg.mm.run_folder import decided_by_rank_0
+from gbseg.mm.sharded_checkpoint import read_rest
 
 __all__ = ["CheckpointWriteError", "DurableCheckpointHook", "NoReadableCheckpointError", "newest_readable_checkpoint"]
 
@@ -88,6 +90,7 @@ class DurableCheckpointHook(CheckpointSteps):
         self._resumed_from: Path | None = None
         self._read_back = False
         self._written_iter: int | None = None
+        self._is_sharded = False
 
     def before_run(self, runner: Runner) -> None:
         """When resuming, choose the file that the runner loads next."""
@@ -120,6 +123,7 @@ class DurableCheckpointHook(CheckpointSteps):
             self.move_recorded_paths(runner, self._folder(runner))
         super().before_train(runner)
         decided_by_rank_0(lambda: self._require_free_names(runner))
+        self._is_sharded = isinstance(runner.model, FullyShard)
         if is_main_process():
             remove_temporary_files(self.out_dir)
             remove_temporary_files(runner.work_dir)
@@ -207,7 +211,7 @@ class DurableCheckpointHook(CheckpointSteps):
         try:
             runner.save_checkpoint(
                 self.out_dir,
-                self.filename_tmpl.format(step),
+                Path(self.last_ckpt).name,
                 save_optimizer=self.save_optimizer,
                 save_param_scheduler=self.save_param_scheduler,
                 meta=meta,
@@ -318,7 +322,7 @@ class DurableCheckpointHook(CheckpointSteps):
             CheckpointWriteError: it is not what was written.
         """
         try:
-            read_checkpoint(path, mmap=True)
+            _ = read_rest(Path(path)) if self._is_sharded else read_checkpoint(path, mmap=True)
         except UnsafeCheckpointError:
             # weights that are more than data: a warning has said so
             return
@@ -336,8 +340,11 @@ class DurableCheckpointHook(CheckpointSteps):
         return [path for path in deferred if Path(path).name not in best and Path(path).resolve().parent == folder]
 
     def _path(self, step: int) -> str:
-        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+        name = self.filename_tmpl.format(step)
+        return self.file_backend.join_path(self.out_dir, name.removesuffix(".pth") if self._is_sharded else name)
 
     def _remove(self, path: str) -> None:
-        if is_main_process() and self.file_backend.isfile(path):
+        if is_main_process() and is_checkpoint_folder(path):
+            remove_checkpoint_folder(path)
+        elif is_main_process() and self.file_backend.isfile(path):
             self.file_backend.remove(path)

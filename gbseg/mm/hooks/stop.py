@@ -32,7 +32,7 @@ TIME_LIMIT_STATUS = 124
 _SAME_SIGNAL_S = 1.0
 
 
-class TrainingStopped(RuntimeError):  # noqa: N818  (it is no error)
+class TrainingStopped(RuntimeError):
     """A training was stopped from outside; ``exit_status`` is 128 + the signal's number, or `TIME_LIMIT_STATUS`."""
 
     def __init__(self, message: str, exit_status: int) -> None:
