@@ -68,7 +68,7 @@ def test_shown_commands_are_taken(command: str, arguments: list[str], tmp_path: 
     arguments = ["CONFIG.py" if argument == "CONFIG" else argument for argument in arguments]
     for argument in arguments:
         # what a reader has by then: a checkpoint, an archive, a config of one's own
-        if re.fullmatch(r"[A-Z]{3,}|[^-=*]+\.(pth|py|tar|tgz|jpg)", argument) and not argument.startswith(
+        if re.fullmatch(r"[A-Z]{3,}|[^-=*]+\.(pth|dump|py|tar|tgz|jpg)", argument) and not argument.startswith(
             ("configs/", "tools/")
         ):
             (tmp_path / argument).parent.mkdir(parents=True, exist_ok=True)

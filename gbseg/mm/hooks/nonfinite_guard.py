@@ -451,7 +451,7 @@ class NonFiniteGuardHook(Hook):
         try:
             write_dump(path, runner.cfg, network, self._buffers, self._moments, largest, **facts)
         except FileWriteError as error:
-            return f" The step could not be kept: {error}."
+            return f" The step could not be kept: {error.strerror}."
         return f" The step is kept: `gbseg replay {path}` runs it again."
 
     def _look_for_spike(self, runner: Runner, loss: float) -> None:
