@@ -194,7 +194,9 @@ def test_a_finished_run_is_extended(done: dict[str, Path], tmp_path: Path) -> No
     """
     schedule = [POLY[0], {**POLY[1], "end": 12}]
     train(base(tmp_path / "run", schedule))
-    longer, log = train(base(tmp_path / "run", schedule, **{"train_cfg.max_iters": 20}), tmp_path / "run/iter_12.pth", interval=3)
+    longer, log = train(
+        base(tmp_path / "run", schedule, **{"train_cfg.max_iters": 20}), tmp_path / "run/iter_12.pth", interval=3
+    )
     new, _ = train(base(tmp_path / "new", POLY, **{"train_cfg.max_iters": 20}))
     assert longer.settings == {iteration: new.settings[iteration] for iteration in range(12, 20)}
     assert longer.settings[12][0]["lr"] > 0
@@ -247,7 +249,7 @@ def test_options_and_groups_of_an_optimizer(done: dict[str, Path], tmp_path: Pat
     paramwise = {"optim_wrapper.paramwise_cfg": {"bias_lr_mult": 2.0}}
     _, log = train(base(tmp_path / "b", POLY, **paramwise), done["sgd"])
     assert "starts anew: its parameters were grouped in another way, in 1 groups, and now in " in log
-    first, _ = train(base(tmp_path / "c", POLY, **paramwise))
+    train(base(tmp_path / "c", POLY, **paramwise))
     paramwise["optim_wrapper.paramwise_cfg"]["bias_lr_mult"] = 3.0
     new, _ = train(base(tmp_path / "new", POLY, **paramwise))
     resumed, log = train(base(tmp_path / "d", POLY, **paramwise), tmp_path / "c/iter_9.pth")
