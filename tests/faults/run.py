@@ -239,20 +239,25 @@ def disks() -> list[Case]:
     def full(folder: Path) -> None:
         disk = folder / "disk"
         disk.mkdir()
-        if os.system(f"mount -t tmpfs -o size=300k tmpfs {disk} 2>/dev/null"):
+        if os.system(f"mount -t tmpfs -o size=400k tmpfs {disk} 2>/dev/null"):
             raise NotImplementedError("a small disk cannot be mounted here")
         try:
-            work = disk / "run"
-            codes = _processes(work, 1, kill=("after_train_iter", 6))
-            filling = disk / "filling"
+            # the logs go elsewhere
+            work = folder / "run"
+            there = {"default_hooks.checkpoint.out_dir": str(disk), "default_hooks.checkpoint.save_best": None}
+            codes = _processes(work, 1, kill=("after_train_iter", 6), **there)
+            filling, checkpoints = disk / "filling", disk / "run"
+            kept = {path.name: path.read_bytes() for path in checkpoints.glob("iter_*.pth")}
             filling.write_bytes(bytes(max(shutil.disk_usage(disk).free - 8192, 0)))
-            kept = {path.name: path.read_bytes() for path in work.glob("iter_*.pth")}
-            codes += _processes(work, 1, resume=True)
+            codes += _processes(work, 1, resume=True, **there)
             _check(codes == [-9, 1], f"{codes}\n{_said(work)[-2000:]}")
             _check("No space left on device" in _said(work), _said(work)[-2000:])
-            _check(kept == {path.name: path.read_bytes() for path in work.glob("iter_*.pth")}, "an earlier checkpoint is gone")
+            _check(kept == {path.name: path.read_bytes() for path in checkpoints.glob("iter_*.pth")}, "an earlier one is gone")
             filling.unlink()
-            _resume(work, "iterations", 1)
+            codes = _processes(work, 1, resume=True, **there)
+            _check(codes == [0], f"{codes}\n{_said(work)[-2000:]}")
+            weights = tiny.result(checkpoints)["state_dict"]
+            _check(not tiny.differences(_undisturbed["iterations", 1]["state_dict"], weights), "the weights differ")
         finally:
             os.system(f"umount -l {disk}")
 
@@ -269,7 +274,7 @@ def disks() -> list[Case]:
         finally:
             os.system(f"umount -l {disk}")
         _check(codes == [-9, 1], codes)
-        _check("Read-only file system" in _said(folder), _said(folder)[-2000:])
+        _check("may not be written to: name another" in _said(folder), _said(folder)[-2000:])
         _resume(folder, "iterations", 1)
 
     return [Case("a limit on the size of files", file_limit), Case("a full disk", full), Case("a read-only folder", read_only)]

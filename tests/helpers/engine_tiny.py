@@ -351,6 +351,7 @@ def train(
     """Train in this process; what is printed goes to ``out.txt``, and after an error ``after.pt`` gets the parameters."""
     with Path(work_dir, "out.txt").open("a", buffering=1) as sys.stdout:
         sys.stderr = sys.stdout
+        os.dup2(sys.stdout.fileno(), 2)
         os.environ.update(environment or {})
         if kill_write:
             kill_in_write(*kill_write, options.get("kill_signal", signal.SIGKILL))
