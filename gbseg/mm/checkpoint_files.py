@@ -203,6 +203,7 @@ def newest_readable_checkpoint(
         NoReadableCheckpointError: all checkpoints are damaged; lists each with the reason.
         UnsafeCheckpointError: one holds more than data. It is whole, so the one before it does not take its place unasked.
     """
+    last: Path | None
     if start is not None:
         last, example = checkpoint_path(start), Path(start).name
         own = last.parent
@@ -214,7 +215,7 @@ def newest_readable_checkpoint(
         if beside := own.resolve() != Path(work_dir).resolve() and checkpoint_steps(own, example):
             # the checkpoints of this run are in ``folder``: what is written may be the place that it was copied from
             last = next((path for path in beside if path.name == example), None)
-        if last is not None and last.suffix != ".pth":
+        if last is not None and last.suffix != ".pth" and not is_checkpoint_folder(last):
             last = None
         if last is None and text and not checkpoint_steps(own, example) and text.isprintable() and Path(text).suffix == ".pth":
             # not only damaged: perhaps the disk is not there

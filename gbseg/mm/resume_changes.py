@@ -218,9 +218,10 @@ def _extend_schedules(runner: Runner, checkpoint: Mapping[str, Any], old: Mappin
     former = old.get("param_scheduler")
     former = [former] if isinstance(former, dict) and "type" in former else former
     training = old.get("train_cfg")
-    lists = all(isinstance(value, list | tuple) for value in (config, built, stored, former))
-    if not (lists and isinstance(training, dict) and len({len(value) for value in (config, built, stored, former)}) == 1):
+    lists = [value for value in (config, built, stored, former) if isinstance(value, list | tuple)]
+    if len(lists) < 4 or not isinstance(training, dict) or len(set(map(len, lists))) > 1:
         return []
+    config, built, stored, former = lists
     extended, new = [], [dict(entry) for entry in config]
     for index, (entry, scheduler, state) in enumerate(zip(new, built, stored, strict=True)):
         falls = 0 in (getattr(scheduler, "eta_min", None), getattr(scheduler, "end_factor", None))

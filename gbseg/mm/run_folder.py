@@ -181,8 +181,9 @@ class _Record:
     def process(self) -> int | None:
         """The process that wrote it, if it is of this machine and still lives."""
         process = self.values.get("process")
-        is_here = isinstance(process, int) and process > 0 and self.values.get("host") == socket.gethostname()
-        return process if is_here and process != os.getpid() and is_alive(process) else None
+        if not isinstance(process, int) or process <= 0 or self.values.get("host") != socket.gethostname():
+            return None
+        return process if process != os.getpid() and is_alive(process) else None
 
 
 @contextmanager

@@ -134,9 +134,10 @@ class DurableCheckpointHook(CheckpointSteps):
         state, self._loaded_state = self._loaded_state, None
         # weights that were loaded without resuming leave the iteration at 0: a new run, with its own random numbers. Only what
         # is resumed was looked at (`require_resumable`)
-        is_resumed = isinstance(state, dict) and state.get("iter") == runner.iter
-        self._except_from_checks(runner, state if is_resumed else None)
-        if not is_resumed:
+        if not isinstance(state, dict) or state.get("iter") != runner.iter:
+            state = None
+        self._except_from_checks(runner, state)
+        if state is None:
             return
         if is_own:
             for name in state["outdated"]:

@@ -25,7 +25,7 @@ class SyncDivisorHook(Hook):
         modules = dict(unwrap_model(runner.model).named_modules())
         undecided = [name for name, module in modules.items() if getattr(module, "sync_divisor", True) is None]
         for name in undecided:
-            modules[name].sync_divisor = True  # type: ignore[assignment]
+            modules[name].sync_divisor = True
         if undecided:
             names = ", ".join(name or type(modules[name]).__name__ for name in undecided)
             runner.logger.info(
