@@ -96,9 +96,8 @@ def nonfinite_entries(state: Any, excepted: Mapping[str, str] | None = None) -> 
     """
     excepted = excepted or {}
     found = {place: value for place, value in _numbers(state, "") if excepted.get(place) != "nan"}
-    together = {
-        place: value for place, value in found.items() if isinstance(value, Tensor) and place not in excepted and _is_plain(value)
-    }
+    plain = {place: value for place, value in found.items() if isinstance(value, Tensor) and _is_plain(value)}
+    together = {place: value for place, value in plain.items() if place not in excepted}
     # the maximum norm: unlike the Euclidean norm, it cannot overflow where all values are finite
     if math.isfinite(float(get_total_norm(list(together.values()), norm_type=math.inf))):
         found = {place: value for place, value in found.items() if place not in together}
