@@ -233,6 +233,32 @@ def test_segformer_in_blocks(root: Path) -> None:
 
 
 @pytest.mark.slow
+def test_unequal_labels(root: Path) -> None:
+    """Images of 4 to 32 labelled rows: FSDP2 gives the weights of one process with the whole batch.
+
+    With ``sync_divisor=False`` it does not, as seen below.
+    """
+    shutil.copytree(root / "voc", root / "voc2")
+    for number, path in enumerate(sorted((root / "voc2/SegmentationClass").iterdir())):
+        label = np.asarray(Image.open(path)).copy()
+        label[4 * (number + 1) :] = 255
+        Image.fromarray(label).save(path)
+    # normalised by image: BatchNorm would see the images of its process alone
+    options: dict[str, Any] = {
+        "kind": "segformer",
+        "train_dataloader.dataset.data_root": str(root / "voc2"),
+        "model.decode_head.norm_cfg": dict(type="GN", num_groups=3),
+    }
+    _run(root, "unequal1", world=1, **options, **{"train_dataloader.batch_size": 4})
+    output = _run(root, "unequal2", **options, **BLOCKS)
+    assert "sync_divisor" in output
+    _assert_close(root / "unequal2/iter_6", root / "unequal1/iter_6.pth", 1e-4)
+    _run(root, "unequal3", **options, **BLOCKS, **{"model.decode_head.loss_decode.sync_divisor": False})
+    with pytest.raises(AssertionError, match="not close"):
+        _assert_close(root / "unequal3/iter_6", root / "unequal1/iter_6.pth", 1e-3)
+
+
+@pytest.mark.slow
 def test_killed_and_resumed(trained: Path) -> None:
     """Both processes are killed at iteration 5 and resumed from 4: the weights of the run without interruption, bit for bit."""
     _run(trained, "killed", kind="pixelnet", stop_at=5, code=7, **SHARDED)
@@ -321,9 +347,10 @@ def test_refusals(root: Path, options: dict, message: str) -> None:
 )
 def test_mixed_precision(root: Path, policy: dict) -> None:
     """``--amp``, alone and with a policy that gathers the parameters as bfloat16: what is saved is float32 and finite."""
-    optim = dict(type="CpuAmpOptimWrapper")
+    # what --amp sets
+    settings = {"optim_wrapper": dict(type="CpuAmpOptimWrapper"), "val_cfg.fp16": True}
     name = f"amp{len(policy)}"
-    _run(root, name, kind="pixelnet", model_wrapper_cfg=dict(type="FullyShard", **policy), optim_wrapper=optim)
+    _run(root, name, kind="pixelnet", model_wrapper_cfg=dict(type="FullyShard", **policy), **settings)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in _weights(root / name / "iter_6").values())
 
 
