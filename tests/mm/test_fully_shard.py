@@ -203,7 +203,7 @@ def test_pixelnet(trained: Path) -> None:
     """FSDP2 gives the weights of one process and of DistributedDataParallel.
 
     Without `ShardedRunner`: ``Runner.save_checkpoint`` writes the first process's part of the parameters. Without the early
-    weights of `wrap_model`: mmengine gives each process's part other ones, and dies broadcasting them.
+    weights of `wrap_model`: mmengine fails at broadcasting the parts.
     """
     _assert_close(trained / "fsdp/iter_6", trained / "ddp/iter_6.pth", 1e-5)
     _assert_close(trained / "fsdp/iter_6", trained / "one/iter_6.pth", 1e-4)
@@ -225,7 +225,7 @@ def test_pixelnet(trained: Path) -> None:
 def test_segformer_in_blocks(root: Path) -> None:
     """MMSegmentation's SegFormer, whose blocks and head are sharded by themselves.
 
-    Without ``register_fsdp_forward_method``: the head's ``loss`` computes with the parts of its parameters.
+    Without ``register_fsdp_forward_method``: the head's ``loss`` meets the parts of its parameters, and fails.
     """
     _run(root, "segformer_ddp", kind="segformer")
     _run(root, "segformer", kind="segformer", **BLOCKS)
@@ -288,7 +288,7 @@ def test_resumed_by_another_number_of_processes(trained: Path, world: int) -> No
 def test_resumed_from_a_file_of_another_run(trained: Path) -> None:
     """A file of DistributedDataParallel is resumed with FSDP2: weights and optimizer are split, and it ends as that run did.
 
-    Without `_share`: mmengine copies whole tensors into parts, and fails.
+    Without `_share`: Adam finds whole tensors beside its parts, and fails.
     """
     (trained / "switched").mkdir()
     shutil.copy(trained / "ddp/iter_4.pth", trained / "switched")
