@@ -206,7 +206,7 @@ def newest_readable_checkpoint(
     last: Path | None
     if start is not None:
         last, example = checkpoint_path(start), Path(start).name
-        own = last.parent
+        own = Path(last).parent
     else:
         own = Path(folder or work_dir)
         file = Path(work_dir, "last_checkpoint")
@@ -217,11 +217,12 @@ def newest_readable_checkpoint(
             last = next((path for path in beside if path.name == example), None)
         if last is not None and last.suffix != ".pth" and not is_checkpoint_folder(last):
             last = None
-        if last is None and text and not checkpoint_steps(own, example) and text.isprintable() and Path(text).suffix == ".pth":
+        is_path = text.isprintable() and Path(text).suffix == ".pth"
+        if last is None and (own / INTERRUPTED).is_file():
+            last = own / INTERRUPTED
+        elif last is None and is_path and not checkpoint_steps(own, example):
             # not only damaged: perhaps the disk is not there
             last = Path(text)
-        elif last is None and (own / INTERRUPTED).is_file():
-            last = own / INTERRUPTED
         elif last is None and file.is_file():
             print_log(f"{file} names no checkpoint of this run: the newest in {own} is looked for.", "current", logging.WARNING)
         elif last is not None and last.parent.resolve() != own.resolve():

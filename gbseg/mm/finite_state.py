@@ -105,9 +105,9 @@ def nonfinite_entries(state: Any, excepted: Mapping[str, str] | None = None) -> 
     return {place: kind for place, kind in kinds.items() if kind and kind != excepted.get(place)}
 
 
-def _is_plain(value: Tensor | float) -> bool:
-    """Whether a norm can be taken of it: not of numbers, nothing, sparse tensors and 8 bits."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and value.element_size() > 1 and value.numel() > 0
+def _is_plain(value: Tensor) -> bool:
+    """Whether a norm can be taken of it: not of nothing, sparse tensors and 8 bits."""
+    return value.layout == torch.strided and value.element_size() > 1 and value.numel() > 0
 
 
 def except_from_checks(runner: Runner, places: Mapping[str, str] | None = None) -> dict[str, str]:

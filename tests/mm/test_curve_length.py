@@ -29,6 +29,7 @@ def _curves(path: Path) -> dict[str, int]:
     return {name: len(curve.data[0]) for name, curve in curves.items()}
 
 
+@pytest.mark.slow
 def test_checkpoints_do_not_grow(tmp_path: Path) -> None:
     """As large after 600 iterations as after 100. Without the limit: 16 bytes an iteration and curve more."""
     _run(tmp_path, 600, **{"default_hooks.checkpoint.max_keep_ckpts": -1, "train_cfg.val_interval": 50})
@@ -38,6 +39,7 @@ def test_checkpoints_do_not_grow(tmp_path: Path) -> None:
     assert set(_curves(tmp_path / "iter_600.pth").values()) == {CURVE, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_epoch", [False, True], ids=["iterations", "epochs"])
 def test_logged_windows_are_the_same(by_epoch: bool, tmp_path: Path) -> None:
     """Every value logged after resuming at 300 is that of the run that went on, whatever its window.

@@ -53,6 +53,10 @@ def test_a_damaged_last_checkpoint(form: str, done: Path, tmp_path: Path) -> Non
     shutil.copytree(done, tmp_path / "run")
     (tmp_path / "run/last_checkpoint").write_bytes(FORMS[form])
     assert newest_readable_checkpoint(tmp_path / "run") == tmp_path / "run/iter_12.pth"
+    # of a run that was stopped between two regular ones: it goes when the next one is written
+    shutil.copy(done / "iter_9.pth", tmp_path / "run/interrupted.pth")
+    assert newest_readable_checkpoint(tmp_path / "run") == tmp_path / "run/interrupted.pth"
+    (tmp_path / "run/interrupted.pth").unlink()
     for path in (tmp_path / "run").glob("iter_*"):
         path.unlink()
     if form != "a file that is gone":
