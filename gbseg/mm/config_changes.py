@@ -81,7 +81,9 @@ def _value(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return ast.unparse(node)
+        text = ast.unparse(node)
+    # infinity and NaN have no literal
+    return float(text) if text.lstrip("-") in ("inf", "nan") else text
 
 
 def plain_config(config: Config | Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import errno
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size, is_main_process
@@ -85,7 +85,8 @@ class FullyShard(nn.Module):
             for method in _METHODS:
                 if hasattr(part, method):
                     register_fsdp_forward_method(part, method)
-        self.module = fully_shard(module, **settings)
+        fully_shard(module, **settings)
+        self.module: Any = module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's."""
@@ -284,7 +285,7 @@ def _write_full(content: dict[str, Any], path: Path) -> None:
     def gather(values: dict[str, Any]) -> None:
         for key, value in values.items():
             if isinstance(value, DTensor):
-                whole = value.to(value.device_mesh.device_type).full_tensor()
+                whole = cast(DTensor, value.to(value.device_mesh.device_type)).full_tensor()
                 values[key] = whole.cpu() if is_main_process() else None
             elif isinstance(value, dict):
                 gather(value)

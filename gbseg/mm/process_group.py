@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-import torch
 from torch.distributed import DistError, PrefixStore, Store
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 __all__ = ["ProcessLostError", "lost_process_errors", "process_group_options", "store_of_this_start"]
@@ -89,6 +89,6 @@ def process_group_options(timeout: float | None = None) -> dict[str, Any]:
     options: dict[str, Any] = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store, rank, world_size = next(rendezvous("env://", **options))
-        limit = options.get("timeout", torch.distributed.default_pg_timeout)
+        limit = options.get("timeout", default_pg_timeout)
         options |= {"store": store_of_this_start(store, rank, world_size, limit), "rank": rank, "world_size": world_size}
     return options

@@ -79,10 +79,12 @@ class RunFolder:
     def __init__(self, config: Config, folder: Path) -> None:
         self.config = config
         self.folder = Path(folder)
-        hook = config.get("default_hooks", {}).get("checkpoint") or {}
-        out_dir, template = hook.get("out_dir"), hook.get("filename_tmpl") or ""
-        self.checkpoints = self.folder if out_dir is None else Path(out_dir, self.folder.name)
-        self._example = template.format(1) if isinstance(template, str) else ""
+        # anything may stand there, and what is wrong is said when the config is built
+        hooks = config.get("default_hooks")
+        hook = hooks.get("checkpoint") if isinstance(hooks, Mapping) else None
+        out_dir, template = (hook.get(key) if isinstance(hook, Mapping) else None for key in ("out_dir", "filename_tmpl"))
+        self.checkpoints = Path(out_dir, self.folder.name) if isinstance(out_dir, str | Path) else self.folder
+        self._example = template.replace("{}", "1") if isinstance(template, str) else ""
 
     def steps(self) -> dict[Path, int]:
         """The regular checkpoints and their iteration or epoch; folders of such a name do not count."""
@@ -105,8 +107,9 @@ class RunFolder:
     @property
     def end(self) -> dict[str, int]:
         """Where the training of the config ends: iterations, epochs, or both."""
-        loop = self.config.get("train_cfg") or {}
-        return {name: loop[f"max_{name}s"] for name in ("iter", "epoch") if f"max_{name}s" in loop}
+        loop = self.config.get("train_cfg")
+        ends = {name: loop.get(f"max_{name}s") for name in ("iter", "epoch")} if isinstance(loop, Mapping) else {}
+        return {name: end for name, end in ends.items() if isinstance(end, int)}
 
     def is_finished(self, record: Mapping[str, Any]) -> bool:
         """Whether the training in it has reached the end that the config has now.
@@ -190,6 +193,7 @@ def _locked(folder: Path) -> Iterator[_Record]:
         RuntimeError: another process trains there.
     """
     require_folder(folder)
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK
     with ExitStack() as held:
@@ -215,6 +219,10 @@ def _locked(folder: Path) -> Iterator[_Record]:
         finally:
             with suppress(OSError):
                 record.write(ended=True)
+                if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
+                    # nothing came of it
+                    file.unlink()
+                    folder.rmdir()
 
 
 class Claim:

@@ -11,6 +11,7 @@ import torch
 from mmengine.dist import init_dist, is_distributed, master_only
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import find_latest_checkpoint
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
@@ -18,7 +19,7 @@ from gbseg.errors import is_refusal
 from gbseg.mm.checkpoint_files import require_resumable
 from gbseg.mm.checkpoint_loading import CheckpointError
 from gbseg.mm.checkpoint_weights import mismatches, require_some_weights, weights_table
-from gbseg.mm.compat import QuietTerminal, build_steps, checkpoint_to_load, resumes
+from gbseg.mm.compat import QuietTerminal, build_steps, checkpoint_to_load, resume_from, resumes
 from gbseg.mm.fully_shard import ShardedRunner
 from gbseg.mm.process_group import lost_process_errors, process_group_options
 
@@ -100,12 +101,13 @@ class QuietRunner(ShardedRunner):
         Raises:
             CheckpointError: the checkpoint does not fit; the message names it.
         """
-        is_to_resume = resumes(self)
+        if resumes(self) and checkpoint_to_load(self) is None:
+            # `DurableCheckpointHook` has looked for one and said so; this is for MMEngine's own
+            resume_from(self, find_latest_checkpoint(self.work_dir))
+            if not resumes(self):
+                self.logger.info(f"There is no checkpoint in {self.work_dir} yet: training starts at the beginning.")
         try:
             super().load_or_resume()
-            # `DurableCheckpointHook` has said so, and then there is nothing to resume any more
-            if is_to_resume and resumes(self):
-                self.logger.info(f"There is no checkpoint in {self.work_dir} yet: training starts at the beginning.")
         except Exception as error:
             path, (methods, components) = checkpoint_to_load(self), build_steps(error)
             # what is built meanwhile, such as the optimizer, is of the config

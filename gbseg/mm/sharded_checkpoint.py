@@ -176,7 +176,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         if module in ("pathlib", "pathlib._local") and name in ("PosixPath", "WindowsPath"):
             return pathlib.PurePath
         if (module, name) in (("torch", "Size"), ("torch.serialization", "_get_layout")):
-            return torch.Size if name == "Size" else torch.serialization._get_layout  # type: ignore[attr-defined]
+            return torch.Size if name == "Size" else torch.serialization._get_layout
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         raise UnsafeCheckpointError(self._folder, f"objects made by {module}.{name}, named in its .metadata")

@@ -231,7 +231,7 @@ def train(
             if allow_mismatch:
                 run_config.allow_mismatch = True
     with config_errors(config, key="env_cfg"):
-        init_processes(launcher, config.get("env_cfg", {}))
+        init_processes(launcher, config.get("env_cfg") or {})
     with claim_folders(runs, work_dir, resume, overwrite) as claim:
         return _train(config, work_dir, runs, claim, StopHook(stop_after), launcher, command, stock_loop)
 

@@ -53,6 +53,8 @@ LOOPS: dict[str, dict[str, Any]] = {
         "ckpt": 2,
     },
 }
+# as many iterations an epoch of each of two processes as of one
+TWICE = {"_delete_": True, "type": "RepeatDataset", "times": 2, "dataset": tiny.DATASET}
 LOOPS["whole epochs"] = {**LOOPS["epochs"], "default_hooks.checkpoint.by_epoch": True, "ckpt": 1}
 INTERVAL = {"iterations": 3, "epochs": 2, "whole epochs": 3}
 """Iterations between two checkpoints."""
@@ -80,6 +82,8 @@ def _check(condition: object, text: object) -> None:
 
 def _processes(folder: Path, count: int, each: tuple[dict, ...] = ({}, {}), **options: Any) -> list[int]:
     """The exit codes of one run: of one process, or of several that average their gradients."""
+    if count > 1 and "train_cfg" in options:
+        options["train_dataloader.dataset"] = TWICE
     if count == 1:
         started = [tiny.start(folder, **{**options, **each[0]})]
     else:
@@ -177,9 +181,6 @@ def kill(rng: random.Random) -> Case:
             others = [code for number, code in enumerate(codes) if number != rank]
             # the peer of a killed process ends by itself, with an error
             _check(all(code == 1 for code in others), f"the other process ended with {others}")
-        if count > 1:
-            # the first process writes what is logged, and it may have died before
-            pass
         _resume(folder, loop, count, **options)
 
     return Case(f"SIGKILL in {how}, {loop}, {count} process{'es' * (count > 1)}", run)

@@ -52,6 +52,7 @@ SERVER.set_forkserver_preload(
     ]
 )
 MAX_ITERS = 12
+DATASET = {"type": "TinyDataset", "serialize_data": False, "pipeline": [{"type": "TinyAugment"}]}
 
 
 @TRANSFORMS.register_module()
@@ -211,7 +212,7 @@ class SpyHook(Hook):
 
 
 def kill_in_write(number: int, how: str, kill_signal: int = signal.SIGKILL) -> None:
-    """Arrange for SIGKILL, or another signal, during the ``number``-th file that this process writes durably (two for each checkpoint)."""
+    """Arrange for a signal during the ``number``-th file that this process writes durably (two for each checkpoint)."""
     written = 0
     real_fsync, real_replace = os.fsync, Path.replace
 
@@ -255,7 +256,7 @@ def config(
     loader = {
         "batch_size": 4,
         "num_workers": workers,
-        "dataset": {"type": "TinyDataset", "serialize_data": False, "pipeline": [{"type": "TinyAugment"}]},
+        "dataset": DATASET,
     }
     hooks: list[dict] = [{"type": "EMAHook"}]
     if guard:

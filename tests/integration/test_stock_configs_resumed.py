@@ -77,7 +77,7 @@ def _train(folder: Path, *arguments: str) -> None:
     from gbseg.cli import main
 
     os.chdir(folder)
-    sys.stdout = sys.stderr = Path(folder, "out.txt").open("a", buffering=1)
+    sys.stdout = sys.stderr = Path(folder, "out.txt").open("a", buffering=1)  # noqa: SIM115  (until the process ends)
     torch.set_num_threads(1)
     raise SystemExit(main(["train", *arguments]))
 

@@ -3,12 +3,11 @@
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import socket
-import subprocess
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -266,24 +265,36 @@ def test_a_folder_of_checkpoints_elsewhere(tmp_path: Path) -> None:
 
 
 @HOOKS.register_module()
-class RemountHook(Hook):
-    """Make the disk of the run read-only in the middle of it."""
+class FileLimitHook(Hook):
+    """Let no file grow beyond the size that the logged scalars have, in the middle of a run."""
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Do it after iteration 4."""
         if runner.iter == 3:
-            subprocess.run(["mount", "-o", "remount,ro", Path(runner.work_dir).parent], check=True)
+            size = next(Path(runner.work_dir).glob("*/vis_data/scalars.json")).stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-def test_a_disk_that_becomes_read_only(
-    small_disk: Callable[[int], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A log that cannot be written is said in a sentence. Without: a traceback out of mmengine's logging of scalars."""
-    disk = small_disk(4000)
-    _config(disk)
-    options = ("--cfg-options", "custom_hooks.0.type=RemountHook", "default_hooks.checkpoint.save_best=None")
-    assert _train(disk, *options) == 1
+def test_a_log_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said in a sentence, as of a checkpoint. Without: a traceback out of mmengine's writing of scalars."""
+    _config(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        options = ("custom_hooks.0.type=FileLimitHook", "default_hooks.checkpoint.save_best=None")
+        assert _train(tmp_path, "--cfg-options", *options) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     message = capsys.readouterr().err
-    assert "cannot be written to any more: Read-only file system" in message
-    assert "The checkpoints are untouched: let the folder be written to, then resume" in message
-    assert (disk / "work/iter_3.pth").is_file()
+    assert "cannot be written to any more: File too large" in message
+    assert "The checkpoints are untouched: make room, then resume" in message
+    assert (tmp_path / "work/iter_3.pth").is_file()
+
+
+def test_a_config_that_is_refused_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever stands in the places that are looked at. Without: an empty folder with a lock stays, or a traceback comes."""
+    _config(tmp_path)
+    for option in ("train_cfg.max_iters=0", "default_hooks=5", "train_cfg=5", "default_hooks.checkpoint=5"):
+        assert _train(tmp_path, "--cfg-options", option) == 1
+        assert "Traceback" not in capsys.readouterr().err
+        if option in ("train_cfg.max_iters=0", "default_hooks=5"):
+            assert not (tmp_path / "work").exists()

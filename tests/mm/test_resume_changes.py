@@ -54,7 +54,8 @@ class Recorder(Hook):
 
 def base(folder: Path, schedule: Any, optimizer: dict = SGD, epochs: bool = False, **changes: Any) -> Config:
     """The tiny run with a schedule; of epochs, three iterations each."""
-    config = tiny.config(folder)
+    config = tiny.config(folder, val=100)
+    config.custom_hooks = []
     config.param_scheduler = schedule
     config.optim_wrapper = {"optimizer": dict(optimizer)}
     config.default_hooks.checkpoint.max_keep_ckpts = -1
@@ -67,9 +68,11 @@ def base(folder: Path, schedule: Any, optimizer: dict = SGD, epochs: bool = Fals
     return config
 
 
-def train(config: Config, checkpoint: Path | None = None) -> tuple[Recorder, str]:
+def train(config: Config, checkpoint: Path | None = None, interval: int = 100) -> tuple[Recorder, str]:
     """Train it, or resume from a checkpoint; returns what was recorded, and the log."""
     recorder = Recorder()
+    if checkpoint is not None:
+        config.default_hooks.checkpoint.interval = interval
     changes = {} if checkpoint is None else {"resume": True, "load_from": str(checkpoint)}
     runner = build_runner(config, Path(config.work_dir), **changes)
     runner.register_hook(recorder)
@@ -114,8 +117,14 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"sgd": folder / "sgd/iter_9.pth", "adam": folder / "adam/iter_9.pth", "epochs": folder / "epochs/epoch_2.pth"}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        ("linear and poly", "sgd"),
+        ("rate and momentum", "adam"),
+        *(pytest.param(name, "sgd", marks=pytest.mark.slow) for name in [*SCHEDULES][1:]),
+    ],
+)
 def test_a_new_schedule_has_the_rates_of_a_new_run(name: str, optimizer: str, done: dict[str, Path], tmp_path: Path) -> None:
     """All settings of all groups, bit for bit, of every iteration; and the optimizer's state is the checkpoint's.
 
@@ -185,7 +194,9 @@ def test_a_finished_run_is_extended(done: dict[str, Path], tmp_path: Path) -> No
     """
     schedule = [POLY[0], {**POLY[1], "end": 12}]
     train(base(tmp_path / "run", schedule))
-    longer, log = train(base(tmp_path / "run", schedule, **{"train_cfg.max_iters": 20}), tmp_path / "run/iter_12.pth")
+    longer, log = train(
+        base(tmp_path / "run", schedule, **{"train_cfg.max_iters": 20}), tmp_path / "run/iter_12.pth", interval=3
+    )
     new, _ = train(base(tmp_path / "new", POLY, **{"train_cfg.max_iters": 20}))
     assert longer.settings == {iteration: new.settings[iteration] for iteration in range(12, 20)}
     assert longer.settings[12][0]["lr"] > 0
@@ -228,7 +239,7 @@ def test_another_optimizer_is_known_by_its_state(done: dict[str, Path], tmp_path
     torch.save(stored, tmp_path / "a.pth")
     _, log = train(base(tmp_path / "run", POLY), tmp_path / "a.pth")
     assert "The checkpoint holds no config that can be read" in log
-    assert "The optimizer's state starts anew: it is of an optimizer of another type, with amsgrad, betas, eps" in log
+    assert "The optimizer's state starts anew: it is of an optimizer of another type, with amsgrad, betas, " in log
 
 
 def test_options_and_groups_of_an_optimizer(done: dict[str, Path], tmp_path: Path) -> None:
@@ -238,7 +249,7 @@ def test_options_and_groups_of_an_optimizer(done: dict[str, Path], tmp_path: Pat
     paramwise = {"optim_wrapper.paramwise_cfg": {"bias_lr_mult": 2.0}}
     _, log = train(base(tmp_path / "b", POLY, **paramwise), done["sgd"])
     assert "starts anew: its parameters were grouped in another way, in 1 groups, and now in " in log
-    first, _ = train(base(tmp_path / "c", POLY, **paramwise))
+    train(base(tmp_path / "c", POLY, **paramwise))
     paramwise["optim_wrapper.paramwise_cfg"]["bias_lr_mult"] = 3.0
     new, _ = train(base(tmp_path / "new", POLY, **paramwise))
     resumed, log = train(base(tmp_path / "d", POLY, **paramwise), tmp_path / "c/iter_9.pth")

@@ -21,7 +21,7 @@ class ResumeCheckHook(Hook):
 
     * Another network, number of classes or boost is refused, unless the config has ``allow_mismatch=True``.
     * What else differs is logged once, each difference with what becomes of it (`gbseg.mm.resume_changes`).
-    * Where the optimizer's settings or the schedules differ, the rate is that of a run which had this config from its beginning.
+    * Where the optimizer's settings or the schedules differ, the rate is that of a run with this config from its beginning.
 
     Raises:
         gbseg.mm.checkpoint_weights.MismatchError: as above.

@@ -78,7 +78,7 @@ class StopHook(Hook):
     Args:
         stop_after: seconds from the making of this hook, after which training stops. None: no limit.
         peer_timeout: seconds for which a process that is to stop waits for the others. If one of them does not answer, it is
-            dead, and the process ends without a checkpoint.
+            dead, and the process ends without a checkpoint; torchrun kills after 30 seconds.
 
     Raises:
         TrainingStopped: in training, after the checkpoint was written.
@@ -87,7 +87,7 @@ class StopHook(Hook):
     # after the checkpoint hook
     priority = "LOWEST"
 
-    def __init__(self, stop_after: float | None = None, peer_timeout: float = 60) -> None:
+    def __init__(self, stop_after: float | None = None, peer_timeout: float = 20) -> None:
         self._deadline = float("inf") if stop_after is None else time.monotonic() + stop_after
         self._timeout = timedelta(seconds=peer_timeout)
         self._status = 0
