@@ -3,6 +3,7 @@
 A failure here means that a new version has moved something: change the function of gbseg/mm/compat.py that the message names.
 """
 
+import contextlib
 import functools
 import inspect
 import io
@@ -31,7 +32,7 @@ from mmengine.fileio.io import file_handlers
 from mmengine.hooks import CheckpointHook, Hook, IterTimerHook, RuntimeInfoHook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel, BaseTTAModel, ImgDataPreprocessor, MMDistributedDataParallel, PretrainedInit
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, RUNNERS, DefaultScope
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, checkpoint, load_checkpoint
 from mmengine.structures import PixelData
@@ -183,9 +184,53 @@ def test_losses_are_observed() -> None:
         compat.observe_losses(model, lambda log_vars: seen.append(list(log_vars)))
     model.train_step({"inputs": []}, wrapper)
     assert seen == [["loss", "a_loss", "acc"], ["update"]]
+    compat.observe_losses(model, lambda log_vars: torch.tensor(2.0))
+    assert float(model.parse_losses({"a_loss": torch.tensor(3.0)})[0]) == 6
     compat.stop_observing_losses(model)
     model.train_step({"inputs": []}, wrapper)
     assert seen[2:] == [["update"]]
+
+
+@rests_on("compat.intercept_steps")
+def test_steps_are_intercepted() -> None:
+    """`update_params` calls ``self.step``, that clips by ``self.clip_func`` where ``clip_grad_kwargs`` says so, then zeroes."""
+    text = inspect.getsource(OptimWrapper.update_params)
+    assert 0 < text.find("self.backward(") < text.find("self.step(") < text.find("self.zero_grad(")
+    assert "self.clip_func(params, **self.clip_grad_kwargs)" in inspect.getsource(OptimWrapper)
+    assert "self.loss_scaler.step(self.optimizer" in inspect.getsource(AmpOptimWrapper.step)
+    for clip, norm in (({"max_norm": 0.5}, 5.0), ({"type": "value", "clip_value": 0.1}, 4.0), (None, 4.0)):
+        weight = nn.Parameter(torch.zeros(2))
+        plain = OptimWrapper(torch.optim.SGD([weight], 1.0), clip_grad=clip)
+        clip_func, asked, consent = getattr(plain, "clip_func", None), [], [False, True]
+        compat.intercept_steps(plain, lambda value: asked.append(float(value)) or consent[len(asked) - 1], lambda: None)  # noqa: B023
+        for _ in range(2):
+            plain.update_params((weight * torch.tensor([3.0, 4.0])).sum())
+            if len(asked) == 1:
+                assert weight.tolist() == [0, 0] and weight.grad is None
+        assert asked == [norm, norm]
+        expected = {5.0: [-0.3, -0.4], 4.0: [-0.1, -0.1] if clip else [-3.0, -4.0]}[norm]
+        assert weight.tolist() == pytest.approx(expected)
+        compat.release_steps(plain)
+        assert "step" not in vars(plain) and getattr(plain, "clip_func", None) is clip_func
+
+
+@rests_on("compat.registered_types_only")
+def test_registered_types_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry imports by two functions of its module, for a type with a path and for a scope; both are refused meanwhile."""
+    for name in ("one_more", "other_scope"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("class Thing:\n    pass\n")
+        (tmp_path / name / "registry.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with compat.registered_types_only():
+        for settings in ({"type": "one_more.Thing"}, {"type": "BaseDataPreprocessor", "_scope_": "other_scope"}):
+            with contextlib.suppress(KeyError, RuntimeError):
+                MODELS.build(settings)
+        assert MODELS.get("mmseg.SegDataPreProcessor") is SegDataPreProcessor
+        assert not {"one_more", "other_scope"} & set(sys.modules)
+    # and it must still be needed
+    MODELS.build({"type": "one_more.Thing"})
+    assert sys.modules.pop("one_more")
 
 
 @rests_on("compat.replace_dataset")

@@ -190,6 +190,8 @@ def test_clipping_by_value_keeps_its_meaning(tmp_path: Path, monkeypatch: pytest
     weight = nn.Parameter(torch.zeros(2))
     runner.optim_wrapper = OptimWrapper(torch.optim.SGD([weight], 1.0), clip_grad={"type": "value", "clip_value": 0.5})
     hook = next(hook for hook in runner.hooks if isinstance(hook, NonFiniteGuardHook))
+    runner.call_hook("before_run")
+    runner.param_schedulers = []
     hook.before_train(runner)
     weight.grad = torch.tensor([math.inf, 0.25])
     runner.optim_wrapper.step()
@@ -304,6 +306,8 @@ def test_other_wrappers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy:
     runner = _runner(tmp_path, monkeypatch, {"policy": policy})
     runner.optim_wrapper = _Own(torch.optim.SGD(runner.model.parameters(), 0.01))
     hook = next(hook for hook in runner.hooks if isinstance(hook, NonFiniteGuardHook))
+    runner.call_hook("before_run")
+    runner.param_schedulers = []
     if policy == "skip":
         with pytest.raises(ValueError, match="policy='skip' works with OptimWrapper and AmpOptimWrapper, not _Own"):
             hook.before_train(runner)
@@ -320,6 +324,8 @@ def test_wrappers_in_a_dictionary(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     one, two = (OptimWrapper(torch.optim.SGD(layer.parameters(), 0.1)) for layer in (nn.Linear(2, 2), nn.Linear(2, 2)))
     runner.optim_wrapper = OptimWrapperDict(a=one, b=two)
     hook = next(hook for hook in runner.hooks if isinstance(hook, NonFiniteGuardHook))
+    runner.call_hook("before_run")
+    runner.param_schedulers = []
     hook.before_train(runner)
     for parameter in runner.model.parameters():
         parameter.grad = torch.full_like(parameter, math.inf)
