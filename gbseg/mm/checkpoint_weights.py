@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gbseg.data.lists import abbreviate
 from gbseg.mm.compat import unwrap_model
-from gbseg.mm.config_changes import boost_changes, config_changes, inner_model, plain_config, stored_config
+from gbseg.mm.config_difference import boost_changes, config_changes, inner_model, plain_config, stored_config
 
 __all__ = [
     "MismatchError",

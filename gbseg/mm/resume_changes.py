@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
-from gbseg.mm.config_changes import Change, plain_value
+from gbseg.mm.config_difference import Change, plain_value
 
 __all__ = ["Rebuilt", "rebuild_schedule"]
 
@@ -214,8 +214,9 @@ def _extend_schedules(runner: Runner, checkpoint: Mapping[str, Any], old: Mappin
     """
     config = runner.cfg.get("param_scheduler")
     config = [config] if isinstance(config, Mapping) and "type" in config else config
-    built, stored = runner.param_schedulers, checkpoint.get("param_schedulers")
-    former = old.get("param_scheduler")
+    built: Any = runner.param_schedulers
+    stored: Any = checkpoint.get("param_schedulers")
+    former: Any = old.get("param_scheduler")
     former = [former] if isinstance(former, dict) and "type" in former else former
     training = old.get("train_cfg")
     lists = [value for value in (config, built, stored, former) if isinstance(value, list | tuple)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from gbseg.mm.config_changes import config_changes, parse_config, plain_config
+from gbseg.mm.config_difference import config_changes, parse_config, plain_config
 from gbseg.mm.training import build_runner
 
 pytestmark = pytest.mark.usefixtures("mmengine_scope")
+NUMBERS = itertools.count()
 SGD = {"type": "SGD", "lr": 3e-3, "momentum": 0.9, "weight_decay": 1e-4}
 POLY = [
     {"type": "LinearLR", "start_factor": 0.1, "begin": 0, "end": 4, "by_epoch": False},
@@ -74,7 +76,8 @@ def train(config: Config, checkpoint: Path | None = None, interval: int = 100) -
     if checkpoint is not None:
         config.default_hooks.checkpoint.interval = interval
     changes = {} if checkpoint is None else {"resume": True, "load_from": str(checkpoint)}
-    runner = build_runner(config, Path(config.work_dir), **changes)
+    # MMEngine names loggers by the second: of two runs in one, the second would write to the file of the first
+    runner = build_runner(config, Path(config.work_dir), f"run{next(NUMBERS)}", **changes)
     runner.register_hook(recorder)
     runner.train()
     return recorder, "".join(path.read_text() for path in sorted(Path(config.work_dir).rglob("*.log")))

@@ -16,7 +16,7 @@ from gbseg.cli import main
 from gbseg.data.scenes import write_scenes
 from gbseg.mm import load_config
 from gbseg.mm.checkpoint_weights import MismatchError, require_some_weights, weights_table
-from gbseg.mm.config_changes import boost_changes
+from gbseg.mm.config_difference import boost_changes
 from gbseg.mm.run_comparison import draw_predictions
 
 TRAINING = """

@@ -9,7 +9,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from gbseg.mm.checkpoint_files import require_resumable
 from gbseg.mm.checkpoint_weights import keep_fitting, require_weights, warn_of_mismatches
 from gbseg.mm.compat import checkpoint_to_load, resumes
-from gbseg.mm.config_changes import Change, config_changes, plain_config, stored_config
+from gbseg.mm.config_difference import Change, config_changes, plain_config, stored_config
 from gbseg.mm.resume_changes import Rebuilt, rebuild_schedule
 
 __all__ = ["ResumeCheckHook"]
