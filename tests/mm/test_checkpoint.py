@@ -82,8 +82,8 @@ def copy(done: Path, tmp_path: Path) -> Path:
 
 
 # writes: iter_3, last_checkpoint; best, iter_4, last_checkpoint (validation); iter_6, last_checkpoint; ...
-WRITES = [(1, "half"), (2, "half"), (3, "half"), (4, "half"), (6, "before rename"), (7, "half"), (3, "after rename")]
-WRITES += [(4, "after rename"), (6, "after rename"), (8, "half"), (9, "half"), (9, "after rename")]
+# tests/faults/run.py has many more
+WRITES = [(1, "half"), (4, "half"), (6, "before rename"), (9, "after rename")]
 
 
 @pytest.mark.slow

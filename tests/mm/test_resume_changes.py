@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from gbseg.mm.config_difference import config_changes, parse_config, plain_config
 from gbseg.mm.training import build_runner
 
-pytestmark = pytest.mark.usefixtures("mmengine_scope")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mmengine_scope")]
 NUMBERS = itertools.count()
 SGD = {"type": "SGD", "lr": 3e-3, "momentum": 0.9, "weight_decay": 1e-4}
 POLY = [
