@@ -186,7 +186,7 @@ def _newest_first(folder: Path, last: Path | None, example: str, may_be_newer: b
 
 
 def newest_readable_checkpoint(
-    work_dir: str | Path, folder: str | Path | None = None, start: str | Path | None = None
+    work_dir: str | Path, folder: str | Path | None = None, start: str | Path | None = None, example: str = ""
 ) -> Path | None:
     """Find the newest checkpoint from which training can be resumed. Logs a warning for each damaged one that is newer.
 
@@ -194,6 +194,7 @@ def newest_readable_checkpoint(
         work_dir: the folder of the run, with mmengine's file ``last_checkpoint``.
         folder: where the checkpoints are, if that is another folder (``out_dir`` of the hook).
         start: consider this file and earlier ones only, and ignore ``last_checkpoint`` of ``work_dir``.
+        example: the name of a regular checkpoint, where ``last_checkpoint`` names none (``filename_tmpl`` of the hook).
 
     Returns:
         The path, or None if there is no checkpoint.
@@ -211,20 +212,24 @@ def newest_readable_checkpoint(
         own = Path(folder or work_dir)
         file = Path(work_dir, "last_checkpoint")
         text, last = named_checkpoint(file)
-        example = Path(text).name
+        example = Path(text).name if Path(text).name not in ("", INTERRUPTED) else example
         if beside := own.resolve() != Path(work_dir).resolve() and checkpoint_steps(own, example):
             # the checkpoints of this run are in ``folder``: what is written may be the place that it was copied from
             last = next((path for path in beside if path.name == example), None)
         if last is not None and last.suffix != ".pth" and not is_checkpoint_folder(last):
             last = None
         is_path = text.isprintable() and Path(text).suffix == ".pth"
-        if last is None and (own / INTERRUPTED).is_file():
-            last = own / INTERRUPTED
+        interrupted = own / INTERRUPTED
+        if last is None and file.is_file() and not (is_path and not checkpoint_steps(own, example)):
+            print_log(f"{file} names no checkpoint of this run: the newest in {own} is looked for.", "current", logging.WARNING)
+        if last is None and interrupted.is_file():
+            # a kill may have left it beside a regular one that is newer
+            time = interrupted.stat().st_mtime_ns
+            if not any(path.stat().st_mtime_ns > time for path in checkpoint_steps(own, example)):
+                last = interrupted
         elif last is None and is_path and not checkpoint_steps(own, example):
             # not only damaged: perhaps the disk is not there
             last = Path(text)
-        elif last is None and file.is_file():
-            print_log(f"{file} names no checkpoint of this run: the newest in {own} is looked for.", "current", logging.WARNING)
         elif last is not None and last.parent.resolve() != own.resolve():
             print_log(f"{own} holds no checkpoint; {file} names {last}, of another folder.", "current", logging.WARNING)
             own = last.parent

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -10,16 +10,19 @@ from torch.distributed.tensor import DTensor
 from gbseg.mm.checkpoint_loading import CheckpointError
 from gbseg.mm.compat import checkpoint_to_load, unwrap_model
 
-__all__ = ["pending_gradients", "restore_gradients"]
+__all__ = ["optim_wrappers", "pending_gradients", "restore_gradients"]
+
+
+def optim_wrappers(wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, OptimWrapper]:
+    """The wrappers of a run's optimizers by name; a single one has none."""
+    return dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {"": wrapper}
 
 
 def pending_gradients(runner: Runner) -> dict[str, Tensor]:
     """The gradients of this process by parameter that no step has been taken with yet; empty right after a step."""
-    wrapper = runner.optim_wrapper
-    wrappers = list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     pending = {
         id(parameter)
-        for wrapper in wrappers
+        for wrapper in optim_wrappers(runner.optim_wrapper).values()
         if not wrapper.should_update()
         for group in wrapper.param_groups
         for parameter in group["params"]
@@ -41,12 +44,14 @@ def restore_gradients(runner: Runner, gradients: Mapping[str, Tensor]) -> None:
     """Give the parameters the gradients that `pending_gradients` returned.
 
     Raises:
-        CheckpointError: they are not of this network.
+        CheckpointError: they are not of this network, and the config has no ``allow_mismatch=True``.
     """
     parameters = dict(unwrap_model(runner.model).named_parameters())
     for name, gradient in gradients.items():
         parameter = parameters.get(name)
         if parameter is None or _own_part(parameter).shape != gradient.shape:
+            if runner.cfg.get("allow_mismatch"):
+                continue
             raise CheckpointError(checkpoint_to_load(runner), f"it has a gradient of {name} that no parameter here fits")
         own = gradient.to(_own_part(parameter), copy=True)
         if isinstance(parameter, DTensor):

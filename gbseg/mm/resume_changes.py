@@ -14,6 +14,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
 from gbseg.mm.config_difference import Change, plain_value
+from gbseg.mm.gradient_accumulation import optim_wrappers
 
 __all__ = ["Rebuilt", "rebuild_schedule"]
 
@@ -50,7 +51,7 @@ def rebuild_schedule(
         old: the checkpoint's config, None if it is not known.
         changes: what of the config has changed.
     """
-    wrappers, states = _optimizers(runner.optim_wrapper), _by_name(checkpoint.get("optimizer"), runner.optim_wrapper)
+    wrappers, states = optim_wrappers(runner.optim_wrapper), _by_name(checkpoint.get("optimizer"), runner.optim_wrapper)
     extended = [] if old is None else _extend_schedules(runner, checkpoint, old)
     config_changed = old is None or any(
         change.key.startswith(("optim_wrapper", "auto_scale_lr", "train_dataloader.batch_size")) for change in changes
@@ -77,10 +78,6 @@ def rebuild_schedule(
     checkpoint.pop("param_schedulers", None)
     new_rate = next((group["lr"] for wrapper in wrappers.values() for group in wrapper.optimizer.param_groups), None)
     return Rebuilt(True, anew, extended, (rate, new_rate))
-
-
-def _optimizers(wrapper: OptimWrapper) -> dict[str, Any]:
-    return dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {"": wrapper}
 
 
 def _by_name(value: Any, wrapper: OptimWrapper) -> dict[str, Any]:
@@ -239,7 +236,7 @@ def _extend_schedules(runner: Runner, checkpoint: Mapping[str, Any], old: Mappin
         extended.append(f"param_scheduler[{index}].end: {entry['end']} -> {length}, with train_cfg.{unit}")
         entry["end"] = length
     if extended:
-        for wrapper in _optimizers(runner.optim_wrapper).values():
+        for wrapper in optim_wrappers(runner.optim_wrapper).values():
             for group in wrapper.param_groups:
                 _to_start(group)
         runner.param_schedulers = runner.build_param_scheduler(new)

@@ -20,7 +20,15 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 
 from gbseg.errors import is_refusal
-from gbseg.files import FileWriteError, checkpoint_steps, free_space, is_alive, locked_file, require_folder
+from gbseg.files import (
+    FileWriteError,
+    checkpoint_steps,
+    free_space,
+    is_alive,
+    is_checkpoint_folder,
+    locked_file,
+    require_folder,
+)
 from gbseg.mm.checkpoint_files import INTERRUPTED, REMEDIES, NoReadableCheckpointError, newest_readable_checkpoint
 from gbseg.mm.checkpoint_loading import read_checkpoint
 
@@ -36,7 +44,7 @@ def decided_by_rank_0(decide: Callable[[], Any]) -> Any:
     if is_main_process():
         try:
             answer = [decide()]
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # any: the others wait for the answer
             answer = [error]
     broadcast_object_list(answer)
     if isinstance(answer[0], Exception):
@@ -87,15 +95,16 @@ class RunFolder:
         self._example = template.replace("{}", "1") if isinstance(template, str) else ""
 
     def steps(self) -> dict[Path, int]:
-        """The regular checkpoints and their iteration or epoch; folders of such a name do not count."""
+        """The regular checkpoints and their iteration or epoch; other folders of such a name do not count."""
         steps = checkpoint_steps(self.checkpoints, self._example)
-        return {path: step for path, step in steps.items() if path.is_file()}
+        return {path: step for path, step in steps.items() if path.is_file() or is_checkpoint_folder(path)}
 
     def checkpoint_files(self) -> list[Path]:
         """All checkpoints of a run: regular, best and published ones."""
         files = [path for path in self.checkpoints.glob("best_*.pth") if re.search(r"_\d+(-[0-9a-f]{8})?$", path.stem)]
         files += [path for path in self.checkpoints.glob("*_*-*.pth") if re.search(r"_\d+-[0-9a-f]{8}$", path.stem)]
-        return list(dict.fromkeys(path for path in [*self.steps(), self.checkpoints / INTERRUPTED, *files] if path.is_file()))
+        others = [path for path in [self.checkpoints / INTERRUPTED, *files] if path.is_file()]
+        return list(dict.fromkeys([*self.steps(), *others]))
 
     def former_files(self) -> list[Path]:
         """What a former run has written: its checkpoints, ``last_checkpoint``, and the folders of its logs."""
@@ -241,10 +250,14 @@ class Claim:
         self._around: list[_Record] = []
 
     def hold(self, runs: Mapping[str, tuple[Config, Path]], work_dir: Path, locks: ExitStack) -> None:
-        """Take the locks: of the work dir, and of each run in it, which could be trained alone."""
-        taken = {path: locks.enter_context(_locked(path)) for path in dict.fromkeys([work_dir, *(p for _, p in runs.values())])}
-        self._records = {name: (RunFolder(config, path), taken.pop(path)) for name, (config, path) in runs.items()}
-        self._around = [*taken.values()]
+        """Take the locks: of the work dir, of each run in it, which could be trained alone, and of an ``out_dir``."""
+        folders = {name: RunFolder(config, path) for name, (config, path) in runs.items()}
+        paths = [work_dir, *(run.folder for run in folders.values()), *(run.checkpoints for run in folders.values())]
+        # the same folder may be written in two ways
+        taken = {path: locks.enter_context(_locked(path)) for path in {path.resolve(): path for path in paths}.values()}
+        by_place = {path.resolve(): record for path, record in taken.items()}
+        self._records = {name: (run, by_place.pop(run.folder.resolve())) for name, run in folders.items()}
+        self._around = [*by_place.values()]
 
     def decide(self, resume: bool, overwrite: bool) -> None:
         """Find out what is to become of each run, and remove what is to be overwritten.
@@ -300,7 +313,8 @@ def _refusal(refused: list[RunFolder], records: Mapping[str, tuple[RunFolder, _R
     for run in refused:
         newest = max(run.steps().items(), key=lambda item: item[1], default=None)
         finished = ", which is finished" if run.is_finished(of_run[run.folder]) else ""
-        held.append(f"{run.folder} ({'best ones' if newest is None else f'up to {newest[0].name}'}{finished})")
+        name = run.checkpoint_files()[0].name if newest is None else f"up to {newest[0].name}"
+        held.append(f"{run.folder} ({name}{finished})")
     return (
         f"there are checkpoints of an earlier run in {' and '.join(held)}: --resume continues it, --work-dir DIR trains in "
         "another folder, --overwrite first removes its checkpoints and logs."

@@ -51,7 +51,7 @@ from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.process_group import lost_process_errors
 from gbseg.mm.resumable_parts import not_resumable, use_resumable_parts
 from gbseg.mm.run_comparison import compare_runs
-from gbseg.mm.run_folder import Claim, RunFolder, claim_folders, readable_write_errors
+from gbseg.mm.run_folder import Claim, RunFolder, claim_folders, decided_by_rank_0, readable_write_errors
 from gbseg.mm.runner import QuietRunner, init_processes
 from gbseg.report.run_provenance import provenance
 
@@ -126,8 +126,9 @@ def _make_resumable(config: Config, folder: Path, resume: bool) -> list[tuple[in
     """Put the parts that resume exactly in place of MMEngine's; returns what to log, with its level."""
     others = list(not_resumable(config))
     has_position = True
-    if resume and not others:
-        path = newest_readable_checkpoint(folder, RunFolder(config, folder).checkpoints, config.get("load_from"))
+    start = config.get("load_from")
+    if resume and not others and "://" not in str(start):
+        path = newest_readable_checkpoint(folder, RunFolder(config, folder).checkpoints, start)
         state = {} if path is None else read_checkpoint(path, mmap=True).get("training_state", {})
         has_position = path is None or any("draws" in process for process in state.get("processes", ()))
     replaced = use_resumable_parts(config, has_position)
@@ -143,6 +144,22 @@ def _make_resumable(config: Config, folder: Path, resume: bool) -> list[tuple[in
         )
         notes.append((logging.WARNING, text))
     return notes
+
+
+def _start(config: Config, folder: Path, resume: bool) -> tuple[bool, list[str]]:
+    """Whether a run is resumed, where it has weights to begin with, ``load_from``; and what to log.
+
+    With ``--resume`` its own checkpoints come first, and ``load_from`` is where it begins as long as there are none. With
+    ``resume = True`` in the config, ``load_from`` is the checkpoint to resume, as it is for MMEngine.
+    """
+    load_from = config.get("load_from")
+    if not resume or load_from is None or config.get("resume"):
+        return resume, []
+    own = decided_by_rank_0(lambda: newest_readable_checkpoint(folder, RunFolder(config, folder).checkpoints))
+    if own is None:
+        return False, [f"There is no checkpoint in {folder} yet: training starts with the weights of {load_from}."]
+    config.load_from = None
+    return True, []
 
 
 def _set_options(config: Config, amp: bool, seed: int | None, deterministic: bool, auto_scale_lr: bool) -> None:
@@ -260,11 +277,11 @@ def _train(
     for name, (run_config, folder) in runs.items():
         if name in finished:
             continue
-        run_resume = bool(claim.resume[name])
+        run_resume, start = _start(run_config, folder, bool(claim.resume[name]))
         with config_errors(run_config):
             notes = [] if stock_loop else _make_resumable(run_config, folder, run_resume)
         runner = build_runner(run_config, folder, name, launcher=launcher, resume=run_resume)
-        for level, text in [*notes, *((logging.INFO, note) for note in claim.notes)]:
+        for level, text in [*notes, *((logging.INFO, note) for note in (*claim.notes, *start))]:
             runner.logger.log(level, text)
         for text, remedy in config_warnings(run_config):
             runner.logger.warning(f"{text} {remedy.capitalize()}")

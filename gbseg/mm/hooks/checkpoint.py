@@ -9,9 +9,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process, master_only
+from mmengine.dist import get_rank, get_world_size, is_main_process, master_only
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner, save_checkpoint
+from torch import distributed
 
 from gbseg.files import checkpoint_steps, is_checkpoint_folder, remove_temporary_files, require_folder
 from gbseg.mm.checkpoint_contents import shorten_curves
@@ -99,7 +100,8 @@ class DurableCheckpointHook(CheckpointSteps):
         decided_by_rank_0(lambda: require_folder(folder))
         if not resumes(runner) or "://" in str(load_from):
             return
-        path = decided_by_rank_0(lambda: newest_readable_checkpoint(runner.work_dir, folder, load_from))
+        example = self.filename_tmpl.format(1) if self.filename_tmpl else ""
+        path = decided_by_rank_0(lambda: newest_readable_checkpoint(runner.work_dir, folder, load_from, example))
         if path is None:
             runner.logger.info(f"There is no checkpoint in {runner.work_dir} yet: training starts at the beginning.")
         else:
@@ -200,12 +202,12 @@ class DurableCheckpointHook(CheckpointSteps):
         self.last_ckpt = self._path(step)
         self.record_checkpoints(runner)
         # which a run was resumed from, and has passed
-        outdated.append(self.file_backend.join_path(self.out_dir, self.INTERRUPTED))
+        outdated.append(self.file_backend.join_path(self.out_dir, INTERRUPTED))
         # the names, so that a run that is killed before it could remove them does so when it is resumed
         names = [Path(path).name for path in outdated]
         self._state_to_save = {
             "iter": meta["iter"],
-            "processes": all_gather_object(self._process_state(runner)),
+            "processes": _gather(self._process_state(runner)),
             "outdated": names,
             "not_finite": nonfinite_at_start(runner),
         }
@@ -243,7 +245,7 @@ class DurableCheckpointHook(CheckpointSteps):
     def save_interrupted(self, runner: Runner, iteration: int, validates: bool = False) -> str:
         """Write a checkpoint of a run that ends here, if the regular one of this iteration is not written yet.
 
-        It is called `INTERRUPTED`, and removed when the resumed run writes its first regular one.
+        It is called ``interrupted.pth``, and removed when the resumed run writes its first regular one.
 
         Args:
             runner: the runner.
@@ -261,15 +263,15 @@ class DurableCheckpointHook(CheckpointSteps):
         self._require_finite(runner, iteration)
         self._state_to_save = {
             "iter": iteration,
-            "processes": all_gather_object(state),
+            "processes": _gather(state),
             "outdated": [],
             "not_finite": nonfinite_at_start(runner),
         }
-        path = self.file_backend.join_path(self.out_dir, self.INTERRUPTED)
+        path = self.file_backend.join_path(self.out_dir, INTERRUPTED)
         try:
             runner.save_checkpoint(
                 self.out_dir,
-                self.INTERRUPTED,
+                INTERRUPTED,
                 meta={"epoch": runner.epoch, "iter": iteration},
                 by_epoch=False,
                 backend_args=self.backend_args,
@@ -349,3 +351,12 @@ class DurableCheckpointHook(CheckpointSteps):
             remove_checkpoint_folder(path)
         elif is_main_process() and self.file_backend.isfile(path):
             self.file_backend.remove(path)
+
+
+def _gather(state: dict[str, Any]) -> list[Any]:
+    """The states of all processes, on the first one, which writes them; gradients may be as large as the model."""
+    if get_world_size() == 1:
+        return [state]
+    states: list[Any] = [None] * get_world_size()
+    distributed.gather_object(state, states if is_main_process() else None)
+    return states

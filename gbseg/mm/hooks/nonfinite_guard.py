@@ -15,7 +15,7 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.optim import ApexOptimWrapper, OptimWrapper, OptimWrapperDict
+from mmengine.optim import ApexOptimWrapper, OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from gbseg.mm.compat import (
     unwrap_model,
 )
 from gbseg.mm.finite_state import except_from_checks, nonfinite_state
+from gbseg.mm.gradient_accumulation import optim_wrappers
 from gbseg.mm.step_dump import DUMP_SUFFIX, Moment, buffers_of, image_names, write_dump
 
 __all__ = [
@@ -472,11 +473,8 @@ class NonFiniteGuardHook(Hook):
 
 
 def _wrappers(runner: Runner) -> list[Any]:
-    """The wrappers of a run's optimizers."""
     wrapper = getattr(runner, "optim_wrapper", None)
-    if isinstance(wrapper, OptimWrapperDict):
-        return list(wrapper.values())
-    return [] if wrapper is None else [wrapper]
+    return [] if wrapper is None else list(optim_wrappers(wrapper).values())
 
 
 def _is_bad(value: float, by_value: bool) -> bool:
