@@ -25,6 +25,8 @@ from gbseg.mm.rng import rng_fault
 from gbseg.mm.sharded_checkpoint import read_rest
 
 __all__ = [
+    "INTERRUPTED",
+    "REMEDIES",
     "CheckpointWriteError",
     "DurableBackend",
     "NoReadableCheckpointError",

@@ -200,6 +200,8 @@ class NonFiniteGuardHook(Hook):
         # the iterations since the last step of the optimizer, and the buffers before the first of them
         self._moments: list[Moment] = []
         self._buffers: dict[str, Tensor] = {}
+        # those before this iteration
+        self._own_buffers: dict[str, Tensor] = {}
         self._stepped = True
         # whether a bad loss is left to the check of the gradient, where all processes decide the same
         self._waits_for_step = self._together = False
@@ -255,6 +257,9 @@ class NonFiniteGuardHook(Hook):
             self._stepped = False
             if self.dump or self.policy == "skip":
                 self._buffers = buffers_of(unwrap_model(runner.model))
+            self._own_buffers = self._buffers
+        elif self.policy == "skip":
+            self._own_buffers = buffers_of(unwrap_model(runner.model))
         self._log_vars = None
         self._moments.append(Moment(runner.iter + 1, data_batch))
 
@@ -273,6 +278,9 @@ class NonFiniteGuardHook(Hook):
         on_host = {name: value for name, value in losses.items() if value is not None}
         if not (self._waits_for_step and self._log_vars is not None):
             self._check(runner, on_host, "the step with it was taken, in memory only")
+        if self.policy == "skip" and not self._stepped and not _all_finite(self._latest):
+            # the step is to be left out, and until then a validation or checkpoint may come
+            _put_back(unwrap_model(runner.model), self._own_buffers)
         if self.spike is not None and "loss" in on_host:
             self._look_for_spike(runner, float(on_host["loss"]))
 
@@ -366,10 +374,7 @@ class NonFiniteGuardHook(Hook):
         """Put everything back to where it was before the iterations of this step, but for what was drawn at random."""
         count = self._skips(runner) + 1
         runner.message_hub.update_info("skipped_steps", count)
-        with torch.no_grad():
-            for name, buffer in unwrap_model(runner.model).named_buffers():
-                if name in self._buffers:
-                    buffer.copy_(self._buffers[name])
+        _put_back(unwrap_model(runner.model), self._buffers)
         self._latest = {}
         _drop_bad_losses(self._log_vars)
         runner.logger.warning(f"A step is left out, the {count}. of at most {self.max_skips}: {facts}")
@@ -377,7 +382,7 @@ class NonFiniteGuardHook(Hook):
     def _scaler_skipped(self, runner: Runner) -> None:
         """Count a step that a ``GradScaler`` did not take."""
         self._stepped = True
-        if self.policy == "skip" and not all(math.isfinite(float(value)) for value in self._latest.values()):
+        if self.policy == "skip" and not _all_finite(self._latest):
             self._refuse(runner, {}, by_value=False)
             return
         self._scaler_skips += 1
@@ -475,6 +480,17 @@ class NonFiniteGuardHook(Hook):
 def _wrappers(runner: Runner) -> list[Any]:
     wrapper = getattr(runner, "optim_wrapper", None)
     return [] if wrapper is None else list(optim_wrappers(wrapper).values())
+
+
+def _all_finite(values: Mapping[str, Any]) -> bool:
+    return all(math.isfinite(float(value)) for value in values.values())
+
+
+@torch.no_grad()
+def _put_back(network: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    for name, buffer in network.named_buffers():
+        if name in buffers:
+            buffer.copy_(buffers[name])
 
 
 def _is_bad(value: float, by_value: bool) -> bool:
