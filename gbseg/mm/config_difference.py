@@ -31,7 +31,8 @@ _INDIFFERENT = frozenset(
     }
 )
 _BOOSTS = {kind.__name__: kind for kind in (BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss)}
-_OF_A_BOOST = ("boost", "alpha", "beta", "targets", "max_delta")
+# not max_delta: to bound the error of a run that diverges, and resume, is what the FAQ advises
+_OF_A_BOOST = ("boost", "alpha", "beta", "targets")
 _short = reprlib.Repr()
 _short.maxdict, _short.maxlist, _short.maxstring, _short.maxlevel = 8, 12, 60, 4
 
@@ -195,8 +196,7 @@ def _meaning(losses: Any) -> str | None:
             # a checkpoint is of anybody; a boost of other authors may not be registered
             except Exception:
                 return f"{_name(loss)}({', '.join(f'{key}={value!r}' for key, value in sorted(settings.items()))})"
-            bound = "" if built.max_delta is None else f", max_delta={built.max_delta:g}"
-            return f"{kind.__name__}({built.boost}, targets={built.targets}{bound})"
+            return f"{kind.__name__}({built.boost}, targets={built.targets})"
     names = [_name(loss) for loss in losses]
     if any(isinstance(loss, dict) and loss.get("use_sigmoid") for loss in losses) or "SigmoidBCELoss" in names:
         return "a sigmoid of each output"
