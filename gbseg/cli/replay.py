@@ -26,6 +26,6 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
 
 def _run(a: argparse.Namespace) -> None:
     import gbseg.mm  # noqa: F401  (registers the components)
-    from gbseg.mm.replay import replay
+    from gbseg.mm.step_replay import replay
 
     print(replay(a.dump, a.cfg_options, a.device, a.trust).report())

@@ -21,13 +21,14 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     earlier.add_argument("--resume", action="store_true", help=help_text)
     help_text = "first remove the checkpoints and logs of an earlier run in the folder"
     earlier.add_argument("--overwrite", action="store_true", help=help_text)
-    help_text = "keep MMEngine's loop and sampler, which do not resume exactly"
+    help_text = "keep MMEngine's loop, sampler and checkpoint hook, with which a run does not resume exactly"
     parser.add_argument("--stock-loop", action="store_true", help=help_text)
     parser.add_argument(
         "--stop-after",
         type=duration,
         metavar="TIME",
-        help="stop after this time, e.g. 3h50m, with a checkpoint and exit status 124; --resume goes on",
+        help="stop after the step in which this time is over, e.g. 3h50m or a number of seconds, counted from the start of the "
+        "program, with a checkpoint and exit status 124; --resume goes on",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="randomness.seed: the same number gives the same weights")
     parser.add_argument("--deterministic", action="store_true", help="randomness.deterministic: on a GPU too, if slower")
@@ -58,5 +59,6 @@ def _run(a: argparse.Namespace) -> None:
         )
     finally:
         folder = Path(a.work_dir or default_work_dir(config))
-        if not any(folder.glob("**/last_checkpoint")):
+        # a run's own folder, or those of its ``runs``
+        if not any(path.exists() for path in (folder / "last_checkpoint", *folder.glob("*/last_checkpoint"))):
             a.resume_hint = ""

@@ -76,7 +76,9 @@ def config_errors(config: Config, only_building: bool = False, key: str = "") ->
         if isinstance(error, ConfigError | torch.OutOfMemoryError) or (only_building and not any(build_steps(error))):
             raise
         if is_refusal(error):
-            if (place := _locate(error, config)[0] or key) and not hasattr(error, "__notes__"):
+            place = _locate(error, config)[0] or key
+            # a checkpoint is named in its error, and may come from --resume
+            if place and place != "load_from" and not hasattr(error, "__notes__"):
                 error.add_note(f"It comes from {place} in {_name(config)}.")
             raise
         raise ConfigError(build_error(error, config, key)) from error

@@ -118,8 +118,14 @@ def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chang
     """
     changes = [change for key in _TRAINING for change in _changes(key, old.get(key) or ABSENT, new.get(key) or ABSENT)]
     seeds = ((config.get("randomness") or {}).get("seed", ABSENT) for config in (old, new))
+    deterministic = ((config.get("randomness") or {}).get("deterministic", False) for config in (old, new))
     averages = ([hook for hook in config.get("custom_hooks") or [] if "EMA" in str(hook)] for config in (old, new))
-    return [*changes, *_changes("randomness.seed", *seeds), *_changes("custom_hooks (EMA)", *averages)]
+    return [
+        *changes,
+        *_changes("randomness.seed", *seeds),
+        *_changes("randomness.deterministic", *deterministic),
+        *_changes("custom_hooks (EMA)", *averages),
+    ]
 
 
 def _changes(key: str, old: Any, new: Any) -> Iterator[Change]:

@@ -73,7 +73,8 @@ def use_resumable_parts(config: Config, loop_and_sampler: bool = True) -> list[s
     """Put gbseg's loop, sampler and checkpoint hook in place of MMEngine's, in place.
 
     Only what does the same, and resumes exactly, takes the place of something: a config with a loop or sampler of another
-    author (`not_resumable`) keeps both.
+    author (`not_resumable`) keeps both. In a loop over iterations, ``DefaultSampler`` begins a batch anew with each epoch, and
+    ``ResumableSampler`` does not.
 
     Args:
         config: of one run.

@@ -27,6 +27,7 @@ from gbseg.files import (
     is_alive,
     is_checkpoint_folder,
     locked_file,
+    readable_os_errors,
     require_folder,
 )
 from gbseg.mm.checkpoint_files import INTERRUPTED, REMEDIES, NoReadableCheckpointError, newest_readable_checkpoint
@@ -204,7 +205,8 @@ def _locked(folder: Path) -> Iterator[_Record]:
     """
     require_folder(folder)
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    with readable_os_errors():
+        folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK
     with ExitStack() as held:
         process = _Record(file).process

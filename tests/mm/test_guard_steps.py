@@ -29,8 +29,8 @@ from gbseg.config_files import ConfigError
 from gbseg.mm import compat
 from gbseg.mm.checkpoint_loading import CheckpointError, read_checkpoint
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteGuardHook, NonFiniteLossError
-from gbseg.mm.replay import replay
 from gbseg.mm.step_dump import image_names, plain, rebuilt
+from gbseg.mm.step_replay import replay
 
 
 def _runner(folder: Path, monkeypatch: pytest.MonkeyPatch, guard: dict | None = None, **changes: Any) -> Runner:

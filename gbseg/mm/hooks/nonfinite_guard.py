@@ -48,7 +48,8 @@ __all__ = [
 _ADVICE = (
     "Boosted gradients are unbounded (the loss grows like exp(x) or x^4): lower the learning rate, clip the gradient "
     "(optim_wrapper = dict(clip_grad=dict(max_norm=5))), bound the error with max_delta in the loss, or start the output "
-    "bias at the class frequencies (init_bias='prior' in the head). Then resume: a checkpoint, if there is one, is sound."
+    "bias at the class frequencies (init_bias='prior' in the head). Then resume: no checkpoint "
+    "holds what is not finite. If the loss is not finite at once again, its weights are too large already: take one before it."
 )
 _HOW_TO_KEEP = (
     "To look at the step itself, resume with NonFiniteGuardHook's interval=1: it then stops before the step, and keeps it for "
@@ -157,7 +158,8 @@ class NonFiniteGuardHook(Hook):
     has recorded labels that are no class (any module with a method ``bad_label_report() -> str | None``), that is reported
     instead.
 
-    Of several processes all decide the same: a loss that is not finite makes the gradient NaN in all of them.
+    Of several processes all decide the same: a loss that is not finite makes the gradient NaN in all of them. Not with a
+    ``GradScaler``, where the process that stops ends the others through the launcher.
 
     A loss of more than ``spike`` times the median of those before it is a warning with its images.
 

@@ -61,7 +61,7 @@ def _log(runner: Runner, changes: list[Change], rebuilt: Rebuilt, iteration: int
     if not lines and not rebuilt.schedule:
         return
     text = "\n".join(["Since the checkpoint was written, the config has changed:", *lines] if lines else [])
-    kept = f"weights, iteration {iteration}, random states and the position in the data"
+    kept = f"weights that fit, iteration {iteration}, random states and the position in the data"
     if not rebuilt.schedule:
         text += f"\nKept: {kept}, the optimizer's state and settings, and the schedules."
     else:
@@ -87,5 +87,5 @@ def _what_happens(key: str, rebuilt: Rebuilt) -> str:
             "rebuilt: the optimizer, its state anew" if rebuilt.anew else "rebuilt: the optimizer's settings; its state is kept"
         )
     if top in ("model", "data_preprocessor"):
-        return "the network is the config's, its weights are kept"
+        return "the network is the config's, with the weights that fit"
     return "the config's from here on"

@@ -37,9 +37,12 @@ _SAME_SIGNAL_S = 1.0
 class TrainingStopped(RuntimeError):
     """A training was stopped from outside; ``exit_status`` is 128 + the signal's number, or `TIME_LIMIT_STATUS`."""
 
-    def __init__(self, message: str, exit_status: int) -> None:
+    def __init__(self, message: str, exit_status: int = 1) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.exit_status)
 
 
 def _outlive_signals(worker_init_fn: Callable[[int], None] | None, worker_id: int) -> None:
