@@ -115,11 +115,11 @@ def test_the_best_and_the_published_ones_of_a_copy(how: str, done: Path, tmp_pat
     """
     run, copy = tmp_path / "run1", tmp_path / "copy"
     shutil.copytree(done, run)
+    next(run.glob("best_*")).rename(run / "best_score_iter_4.pth")
     for path in run.glob("iter_*.pth"):
         content = torch.load(path, weights_only=False)
         info = content["message_hub"]["runtime_info"]
-        for key in ("last_ckpt", "best_ckpt"):
-            info[key] = str(run / Path(info[key]).name)
+        info |= {"last_ckpt": str(run / Path(info["last_ckpt"]).name), "best_ckpt": str(run / "best_score_iter_4.pth")}
         torch.save(content, path)
     (shutil.copytree if how == "copied" else shutil.move)(run, copy)
     before = _content(run)
