@@ -207,8 +207,9 @@ def signals() -> list[Case]:
             resumed = f"iter: {said[0][1]}"
             _check(resumed in _said(folder).removeprefix(before), f"it was not resumed at {resumed}")
 
+        group = " with its workers" if where.get("kill_group") else ""
         stage = where["kill"][0] if "kill" in where else f"a write, {where['kill_write'][1]}"
-        who = "one process" if count == 1 else "both of two processes" if everyone else "one of two processes"
+        who = f"one process{group}" if count == 1 else "both of two processes" if everyone else "one of two processes"
         return Case(f"{name} in {stage}, {who}", run)
 
     cases = []
@@ -218,10 +219,34 @@ def signals() -> list[Case]:
             cases.append(stopped(name, loop, 1, True, kill=(stage, 5)))
         cases.append(stopped(name, loop, 1, True, kill=("after_val_iter", VALIDATED[loop][0])))
         cases += [stopped(name, loop, 1, True, kill_write=(1, how)) for how in ("before rename", "after rename")]
+    for name in ("SIGTERM", "SIGINT"):
+        cases.append(stopped(name, "iterations", 1, True, kill=("forward", 5), kill_group=True, workers=2))
+    cases.append(Case("SIGTERM while the other process hangs, one of two processes", _hung_peer))
     for name, everyone in (("SIGTERM", False), ("SIGUSR1", True)):
         for stage, at in (("forward", 5), ("after_val_iter", 4)):
             cases.append(stopped(name, "iterations", 2, everyone, kill=(stage, at)))
     return cases
+
+
+def _hung_peer(folder: Path) -> None:
+    store = str(folder / "store")
+    options = {"stop": {"peer_timeout": 2}, "pause": 0.02, "train_cfg.max_iters": 10**6, "val": 10**6, "ckpt": 10**6}
+    pair = [tiny.start(folder, tiny.train_together, rank=rank, store=store, **options) for rank in range(2)]
+    end = time.monotonic() + SECONDS
+    while not _iterations(_said(folder)) and time.monotonic() < end:
+        time.sleep(0.1)
+    try:
+        os.kill(pair[1].pid, signal.SIGSTOP)
+        time.sleep(1)
+        os.kill(pair[0].pid, signal.SIGTERM)
+        pair[0].join(60)
+        _check(pair[0].exitcode == 143, f"exit status {pair[0].exitcode}\n{_said(folder)[-2000:]}")
+    finally:
+        for process in pair:
+            process.kill()
+            process.join()
+    _check("a step with the other processes does not end" in _said(folder), _said(folder)[-2000:])
+    _check(not list(folder.glob("*.pth")), "there is a checkpoint")
 
 
 def disks() -> list[Case]:

@@ -137,17 +137,21 @@ class TinyMetric(BaseMetric):
 class KillHook(Hook):
     """Send this process a signal at one stage of one iteration."""
 
-    def __init__(self, stage: str, at: int, number: int = signal.SIGKILL) -> None:
+    def __init__(self, stage: str, at: int, number: int = signal.SIGKILL, group: bool = False) -> None:
         self.stage = stage
         self.at = at
         self.number = number
+        self.group = group
 
     def _here(self, stage: str, iteration: int) -> None:
         if (stage, iteration) == (self.stage, self.at):
-            os.kill(os.getpid(), self.number)
+            # the group: with the workers of the data loader, as a terminal or scheduler does
+            os.killpg(0, self.number) if self.group else os.kill(os.getpid(), self.number)
 
     def before_train(self, runner: Runner) -> None:
         """Kill in the network's forward or backward pass."""
+        if self.group:
+            os.setpgid(0, 0)
         network = unwrap_model(runner.model)
         if not isinstance(network, TinyModel):
             return
@@ -245,6 +249,7 @@ def config(
     resume: bool = False,
     kill: tuple[str, int] | None = None,
     kill_signal: int = signal.SIGKILL,
+    kill_group: bool = False,
     stop: dict | None = None,
     memory: bool = False,
     pause: float = 0.0,
@@ -264,7 +269,16 @@ def config(
     if spy is not None:
         hooks.append({"type": "SpyHook", **spy})
     if kill:
-        hooks.append({"type": "KillHook", "stage": kill[0], "at": kill[1], "number": kill_signal, "priority": "LOWEST"})
+        hooks.append(
+            {
+                "type": "KillHook",
+                "stage": kill[0],
+                "at": kill[1],
+                "number": kill_signal,
+                "group": kill_group,
+                "priority": "LOWEST",
+            }
+        )
     if stop is not None:
         hooks.append({"type": "StopHook", **stop})
     if memory:
@@ -371,6 +385,7 @@ def train_together(work_dir: Path, rank: int, store: str, **options: Any) -> Non
     """Train as one of two processes that average their gradients; mmengine's own launchers all want a GPU."""
     with Path(work_dir, f"out{rank}.txt").open("a", buffering=1) as sys.stdout:
         sys.stderr = sys.stdout
+        os.dup2(sys.stdout.fileno(), 2)
         torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
         cfg = config(work_dir, **options)
         torch.manual_seed(0)
