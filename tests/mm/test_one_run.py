@@ -261,7 +261,7 @@ def test_a_folder_of_checkpoints_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"up to state-6-run\.pth"), held():
         pass
     with held(overwrite=True):
-        assert not list((tmp_path / "out/work").iterdir())
+        assert not list((tmp_path / "out/work").glob("*.pth"))
 
 
 @HOOKS.register_module()
