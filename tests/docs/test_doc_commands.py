@@ -9,6 +9,7 @@ import pytest
 from doc_pages import PAGES, ROOT, command_lines
 
 from gbseg.cli import COMMANDS, build_parser
+from gbseg.files import REST
 
 pytest.importorskip("mmengine")
 
@@ -65,7 +66,7 @@ def test_shown_commands_are_taken(command: str, arguments: list[str], tmp_path: 
     for folder in ("configs", "tools"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     # a placeholder: MMEngine reads no config without a suffix
-    arguments = ["CONFIG.py" if argument == "CONFIG" else argument for argument in arguments]
+    arguments = ["CONFIG.py" if argument == "CONFIG" else argument for argument in arguments if argument != "&"]
     for argument in arguments:
         # what a reader has by then: a checkpoint, an archive, a config of one's own
         if re.fullmatch(r"[A-Z]{3,}|[^-=*]+\.(pth|dump|py|tar|tgz|jpg)", argument) and not argument.startswith(
@@ -73,6 +74,10 @@ def test_shown_commands_are_taken(command: str, arguments: list[str], tmp_path: 
         ):
             (tmp_path / argument).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / argument).write_text("model = dict()\n")
+        if re.fullmatch(r"work_dirs/.*/iter_\d+", argument):
+            # a checkpoint of several files
+            (tmp_path / argument).mkdir(parents=True)
+            (tmp_path / argument / REST).write_text("")
     assert vars(build_parser([command]).parse_args([command, *arguments]))
 
 

@@ -74,7 +74,7 @@ def test_scaled_rate(tmp_path: Path) -> None:
     config = engine_tiny.config(tmp_path, auto_scale_lr={"base_batch_size": 16}, max_iters=1)
     rates = []
     for enable in (False, True):
-        _set_options(config, None, False, enable)
+        _set_options(config, False, None, False, enable)
         runner = build_runner(config, tmp_path / str(enable))
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)

@@ -47,6 +47,8 @@ def _config(folder: Path, iterations: int = 12, runs: dict[str, Any] | None = No
 
 
 def _train(folder: Path, *options: str) -> int:
+    # mmengine names logs by the second, and two runs of one process must not share one
+    time.sleep(1 - time.time() % 1)
     return main(["train", str(folder / "tiny.py"), "--work-dir", str(folder / "work"), *options])
 
 

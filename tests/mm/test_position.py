@@ -210,8 +210,8 @@ def test_the_run_is_random(undisturbed: dict) -> None:
     """Every iteration differs; otherwise the comparisons here would hold trivially."""
     losses = undisturbed[4]["curves"]["train/loss"]
     assert len(set(losses)) == tiny.MAX_ITERS
-    # the last result is only in the checkpoint if it was the best
-    assert len(undisturbed[4]["curves"]["val/score"]) in (2, 3)
+    # of a validation, what the log processor's window needs
+    assert len(undisturbed[4]["curves"]["val/score"]) == 1
     assert undisturbed[4]["kept"] == ["iter_12.pth", "iter_9.pth"]
 
 
