@@ -234,6 +234,9 @@ def intercept_steps(wrapper: OptimWrapper, may_step: Callable[[Tensor], bool], s
 
     # what `release_steps` puts back
     step.replaced = vars(wrapper).get("step"), plain_clip  # type: ignore[attr-defined]
+    if hasattr(plain_step, "_with_counter"):
+        # mmengine's schedulers count the steps in this method, and warn if it is another
+        step._with_counter = True  # type: ignore[attr-defined]
     vars(wrapper)["step"] = step
 
 
@@ -544,6 +547,7 @@ _FILE_ONLY = (
     "paramwise_options -- ",
     "Exp name: ",
     "Loads checkpoint by",
+    "Resumed iteration number is not divisible",  # by accumulative_counts: the gradients are restored
 )
 _FILE_ONLY_ENDINGS = ("is skipped since its requires_grad=False",)
 

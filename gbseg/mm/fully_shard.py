@@ -137,10 +137,10 @@ class ShardedRunner(EarlyWeightsRunner):
         Raises:
             ConfigError: a hook copies the model, which sharding does not allow.
         """
-        if model_wrapper_cfg and model_wrapper_cfg.get("type") in ("FullyShard", FullyShard) and self.distributed:
+        if model_wrapper_cfg and _name_of(model_wrapper_cfg.get("type")) == FullyShard.__name__ and self.distributed:
             hooks = [*(self.cfg.get("custom_hooks") or ()), *(self.cfg.get("default_hooks") or {}).values()]
             for hook in hooks:
-                if isinstance(hook, Mapping) and hook.get("type") in _COPYING:
+                if isinstance(hook, Mapping) and _name_of(hook.get("type")) in _COPYING:
                     raise ConfigError(
                         f"{self.cfg.filename}: {hook['type']} keeps a copy of the whole model in every process, and "
                         "model_wrapper_cfg is FullyShard, which leaves each a part of it: take one of the two out."
@@ -277,6 +277,11 @@ def _write_sharded(content: Mapping[str, Any], folder: Path, only_rest: bool) ->
         remove_path(old)
 
     _by_first(finish, folder)
+
+
+def _name_of(kind: Any) -> str:
+    """The name of a type in a config, without its scope."""
+    return str(getattr(kind, "__name__", kind)).rpartition(".")[2]
 
 
 def _write_full(content: dict[str, Any], path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from gbseg.mm.config_difference import Change, plain_value
 from gbseg.mm.gradient_accumulation import optim_wrappers
 
-__all__ = ["Rebuilt", "rebuild_schedule"]
+__all__ = ["Rebuilt", "rebuild_schedule", "schedulers_of"]
 
 # what of a scheduler's state changes as it goes
 _PROGRESS = ("last_step", "_global_step", "_last_value", "verbose", "cooldown_counter", "best", "num_bad_epochs")
@@ -91,14 +91,15 @@ def _groups(state: Any) -> list[dict]:
     return state["param_groups"] if isinstance(state, Mapping) and "param_groups" in state else []
 
 
-def _schedulers(built: Any) -> list[Any]:
+def schedulers_of(built: Any) -> list[Any]:
+    """All schedulers of a run, or their states: they are a list, or one for each optimizer."""
     lists = built.values() if isinstance(built, Mapping) else [built or []]
     return [scheduler for schedulers in lists for scheduler in schedulers]
 
 
 def _schedules_differ(built: Any, stored: Any, wrapper: OptimWrapper) -> bool:
     """Whether schedulers have other settings than those in a checkpoint. Their states have no type, but all settings."""
-    new, old = _schedulers(built), _schedulers(stored)
+    new, old = schedulers_of(built), schedulers_of(stored)
     if len(new) != len(old):
         return True
     return any(_settings(scheduler.state_dict(), state) for scheduler, state in zip(new, old, strict=True))
@@ -176,7 +177,7 @@ def _fast_forward(runner: Runner, iterations: int, epochs: int) -> None:
 
     Their formulas are recursive, and act on each other's values: only the same steps give the same rates, bit for bit.
     """
-    schedulers = _schedulers(runner.param_schedulers)
+    schedulers = schedulers_of(runner.param_schedulers)
     by_iter = [scheduler for scheduler in schedulers if not scheduler.by_epoch]
     by_epoch = [scheduler for scheduler in schedulers if scheduler.by_epoch]
     is_verbose = [scheduler.verbose for scheduler in schedulers]

@@ -10,7 +10,7 @@ from gbseg.mm.checkpoint_files import require_resumable
 from gbseg.mm.checkpoint_weights import keep_fitting, require_weights, warn_of_mismatches
 from gbseg.mm.compat import checkpoint_to_load, resumes
 from gbseg.mm.config_difference import Change, config_changes, plain_config, stored_config
-from gbseg.mm.resume_changes import Rebuilt, rebuild_schedule
+from gbseg.mm.resume_changes import Rebuilt, rebuild_schedule, schedulers_of
 
 __all__ = ["ResumeCheckHook"]
 
@@ -68,6 +68,8 @@ def _log(runner: Runner, changes: list[Change], rebuilt: Rebuilt, iteration: int
         before, now = ("none" if rate is None else f"{rate:g}" for rate in rebuilt.rates)
         kept += "" if rebuilt.anew else " and the optimizer's state (momentum, moments, step counts)"
         anew = f" The optimizer's state starts anew: {rebuilt.anew}." if rebuilt.anew else ""
+        if any(getattr(schedule, "need_val_args", False) for schedule in schedulers_of(runner.param_schedulers)):
+            anew += " What ReduceOnPlateau knows of earlier validations starts anew as well."
         text += (
             f"\nKept: {kept}. Rebuilt from the config: the optimizer's settings and the schedules, as in a run that had this "
             f"config from its beginning; the rate is {now} now, {before} in the checkpoint.{anew}"
