@@ -93,12 +93,11 @@ def test_the_run_is_random(undisturbed: dict) -> None:
 
 
 # iterations 3, 6, 9 end an epoch; 6 and 12 are validated
-KILLS = [("after_train_iter", 5), ("before_train_iter", 7), ("after_val_iter", 6), ("after_val", 12), ("after_train_iter", 12)]
+KILLS = [("after_train_iter", 5, 0), ("before_train_iter", 7, 2), ("after_val_iter", 6, 0)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("stage", "at"), KILLS)
+@pytest.mark.parametrize(("stage", "at", "workers"), KILLS)
 def test_killed_in_an_epoch(undisturbed: dict, tmp_path: Path, stage: str, at: int, workers: int) -> None:
     """With a checkpoint every two iterations, in the middle of epochs and at their ends.
 
