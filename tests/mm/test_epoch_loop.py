@@ -103,7 +103,7 @@ def test_killed_in_an_epoch(undisturbed: dict, tmp_path: Path, stage: str, at: i
 
     Without the position: with mmengine's ``EpochBasedTrainLoop``, the epoch begins again with other random numbers.
     """
-    persistent = {"train_dataloader.persistent_workers": True} if workers and at < 7 else {}
+    persistent = {"train_dataloader.persistent_workers": True} if workers else {}
     assert tiny.run(tmp_path, kill=(stage, at), workers=workers, **EPOCHS, **persistent) == -9
     assert tiny.run(tmp_path, resume=True, workers=workers, **EPOCHS, **persistent) == 0
     assert tiny.differences(undisturbed["iter"], tiny.result(tmp_path)) == []
