@@ -18,7 +18,6 @@ from gbseg.boosting import ExponentialBoost
 from gbseg.losses import L1Loss, SigmoidBCELoss, SigmoidMSELoss, SoftmaxLoss, TanhMSELoss, WestonWatkinsLoss
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "gbseg.losses", "torch._dynamo", "torch._inductor.compile_fx"])
 WEIGHTS = [0.25, 1.0, 0.5, 2.75]
 LABELS = {"class_weight": WEIGHTS, "class_weight_mode": "labels"}
 Batch = tuple[Tensor, Tensor, Tensor]
