@@ -234,8 +234,11 @@ class ResumableEpochLoop(_ResumableLoop, EpochBasedTrainLoop):
             self._resumed = None
         if self._resumed is not None:
             self._take_seed()
-            if self._resumed["epoch"] == self.epoch:
-                self._draws = self._resumed["draws"]
+            # also of an epoch that is over: a checkpoint may be written before the next one begins
+            self._sampler.set_epoch(self._resumed["epoch"])
+            self._draws = self._resumed["draws"]
+            if self._resumed["epoch"] < self.epoch:
+                return 0
         elif self.iter > 0:
             self._warn_of_no_position(self.iter)
             self._draws = max(self.iter - self.epoch * len(self.dataloader), 0) * self._draws_per_iter

@@ -360,6 +360,7 @@ def train(
     kill_write: tuple[int, str] | None = None,
     file_limit: int | None = None,
     environment: dict[str, str] | None = None,
+    ignored: int | None = None,
     **options: Any,
 ) -> None:
     """Train in this process; what is printed goes to ``out.txt``, and after an error ``after.pt`` gets the parameters."""
@@ -367,6 +368,9 @@ def train(
         sys.stderr = sys.stdout
         os.dup2(sys.stdout.fileno(), 2)
         os.environ.update(environment or {})
+        for number in (signal.SIGINT, signal.SIGHUP):
+            # the tests themselves may have been started in the background, where these are ignored
+            signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
         if kill_write:
             kill_in_write(*kill_write, options.get("kill_signal", signal.SIGKILL))
         if file_limit:

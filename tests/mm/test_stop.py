@@ -97,6 +97,14 @@ def test_again_and_again(undisturbed: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_was_ignored_stays_ignored(undisturbed: dict, tmp_path: Path) -> None:
+    """As SIGHUP is under ``nohup``. Without the look at the former handler, the run ends after iteration 5."""
+    hangup = int(signal.SIGHUP)
+    assert tiny.run(tmp_path, kill=("forward", 5), kill_signal=hangup, stop={}, ignored=hangup) == 0
+    assert tiny.differences(undisturbed["iter"], tiny.result(tmp_path)) == []
+
+
+@pytest.mark.slow
 def test_twice(tmp_path: Path) -> None:
     """A second signal ends at once, without a checkpoint; one that a launcher passes on at the same time does not."""
     process = tiny.start(tmp_path, stop={}, pause=8.0)
