@@ -110,7 +110,7 @@ def test_killed_in_an_epoch(undisturbed: dict, tmp_path: Path, stage: str, at: i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "at"), [("before_val_epoch", 6), ("after_val", 12)])
+@pytest.mark.parametrize(("stage", "at"), [("before_val_epoch", 6), ("after_val_iter", 12)])
 def test_killed_with_checkpoints_of_epochs(undisturbed: dict, tmp_path: Path, stage: str, at: int) -> None:
     """A kill between an epoch's checkpoint and its validation leaves no hole either."""
     assert tiny.run(tmp_path, kill=(stage, at), **BY_EPOCH) == -9
