@@ -180,7 +180,7 @@ def kill(rng: random.Random) -> Case:
             _check(codes[rank] == -9, f"the process was not killed: {codes}\n{_said(folder)[-2000:]}")
             others = [code for number, code in enumerate(codes) if number != rank]
             # the peer of a killed process ends by itself, with an error, unless there was nothing left to do together
-            right = (0, 1) if mine["kill"][1] == tiny.MAX_ITERS else (1,)
+            right = (0, 1) if mine.get("kill", ("", 0))[1] == tiny.MAX_ITERS else (1,)
             _check(all(code in right for code in others), f"the other process ended with {others}")
         _resume(folder, loop, count, **options)
 
