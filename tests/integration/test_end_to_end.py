@@ -149,7 +149,7 @@ def test_testing_leaves_the_config_of_the_training_alone(trained: tuple[Path, st
 
 @pytest.mark.slow
 def test_an_interrupted_training_says_how_to_go_on(scenes: Path, tmp_path: Path) -> None:
-    """Ctrl-C ends in a sentence, without a traceback of the process or its workers."""
+    """Ctrl-C ends in a sentence, without a traceback of the process or its workers, and with a checkpoint."""
     config = ["configs/demo_expgb.py", "--work-dir", tmp_path, *tiny(scenes, **{"train_cfg.max_iters": 10**6})]
     process = start("tools/train.py", *config)
     assert process.stdout is not None
@@ -162,7 +162,9 @@ def test_an_interrupted_training_says_how_to_go_on(scenes: Path, tmp_path: Path)
     finally:
         process.kill()
     assert process.returncode == 130, output
-    assert "gbseg: interrupted; --resume continues from the newest checkpoint." in output
+    checkpoint = tmp_path / "softmax/interrupted.pth"
+    assert re.search(rf"gbseg: stopped by SIGINT after iteration \d+; --resume goes on from {checkpoint}\.", output), output
+    assert checkpoint.exists()
     assert "Traceback" not in output
 
 

@@ -136,7 +136,9 @@ def test_heads(tmp_path: Path) -> None:
             assert len(said) == 1 and "decode_head.loss_decode" in said[0] and "over all 2 processes" in said[0]
             found, said = results[head, False]
             assert not said
-            assert max(float((found[name] - g).norm() / g.norm()) for name, g in expected.items() if g.any()) > 0.2
+            if head == "fcn":
+                # others choose as many pixels of each image
+                assert max(float((found[name] - g).norm() / g.norm()) for name, g in expected.items() if g.any()) > 0.2
         mean, own = results["buffers"]
         assert mean == 1 and own == 1 + rank
 
