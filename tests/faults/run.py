@@ -349,7 +349,7 @@ def table(results: dict[str, list[tuple[Case, str]]]) -> str:
     for part, cases in results.items():
         # the loop and the stage of a case are in its name; the table sums them up
         kinds = [
-            (re.sub(r" in (\w+),.*?, (?=one|both)|, (iterations|epochs|whole epochs)(?=,)", ", ", case.kind), end)
+            (re.sub(r", (iterations|epochs|whole epochs)|(?<=SIG[A-Z]{4}) in .*(?=, (one|both))", "", case.kind), end)
             for case, end in cases
         ]
         for kind in dict.fromkeys(kind for kind, _ in kinds):
@@ -391,7 +391,9 @@ def main() -> int:
     wrong = [end for cases in results.values() for _, end in cases if end.startswith("wrong")]
     print(f"{text}\n\n{len(wrong)} wrong, {time.monotonic() - started:.0f} s")
     if arguments.write:
-        page = re.sub(r"(?<=<!-- faults -->\n).*?(?=\n<!-- end faults -->)", lambda _: text, PAGE.read_text(), flags=re.DOTALL)
+        page = re.sub(
+            r"(?<=<!-- faults -->\n).*?(?=<!-- end faults -->)", lambda _: f"{text}\n", PAGE.read_text(), flags=re.DOTALL
+        )
         PAGE.write_text(page)
     if not wrong:
         shutil.rmtree(home, ignore_errors=True)

@@ -109,7 +109,7 @@ class StopHook(Hook):
         self._former_wakeup = -1
         self._longest_step, self._last_step = 0.0, time.monotonic()
         # whether a step must end soon, once there was a signal: not while a checkpoint is written
-        self._is_in_step = False
+        self._is_in_step = self._has_stepped = False
 
     def before_train(self, runner: Runner) -> None:
         """Begin to listen; the workers of the data loader are made afterwards."""
@@ -142,6 +142,7 @@ class StopHook(Hook):
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Stop, if the processes have agreed to."""
+        self._has_stepped = True
         if status := self._agreed_before() or self._ask():
             self._stop(runner, status, runner.iter + 1)
         now = time.monotonic()
@@ -215,7 +216,9 @@ class StopHook(Hook):
 
     def _wanted(self) -> int:
         """The exit status with which this process wants to stop, 0 if it does not."""
-        return self._status or (TIME_LIMIT_STATUS if time.monotonic() > self._deadline else 0)
+        # a run that is resumed again and again makes a step each time, also where it begins with a validation
+        is_over = self._has_stepped and time.monotonic() > self._deadline
+        return self._status or (TIME_LIMIT_STATUS if is_over else 0)
 
     def _ask(self) -> int:
         """Tell the other processes what this one wants; the answer is there at once if there are none, or at the next step."""
