@@ -349,7 +349,7 @@ def table(results: dict[str, list[tuple[Case, str]]]) -> str:
     for part, cases in results.items():
         # the loop and the stage of a case are in its name; the table sums them up
         kinds = [
-            (re.sub(r", (iterations|epochs|whole epochs)|(?<=SIG[A-Z]{4}) in .*(?=, (one|both))", "", case.kind), end)
+            (re.sub(r", (iterations|epochs|whole epochs)|(?<=SIG\w{3})(\w?) in .*(?=, (one|both))", r"\2", case.kind), end)
             for case, end in cases
         ]
         for kind in dict.fromkeys(kind for kind, _ in kinds):
