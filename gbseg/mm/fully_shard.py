@@ -153,7 +153,7 @@ class ShardedRunner(EarlyWeightsRunner):
         """mmengine's; of a `FullyShard` model as a folder, and under a name that ends in ``.pth`` as an ordinary file.
 
         Raises:
-            CheckpointWriteError: on all processes, where one of them could not write.
+            gbseg.mm.checkpoint_files.CheckpointWriteError: on all processes, where one of them could not write.
         """
         if not isinstance(self.model, FullyShard):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
@@ -226,7 +226,7 @@ def _write_sharded(content: Mapping[str, Any], folder: Path, only_rest: bool) ->
         only_rest: the folder there has these weights and this state of the optimizer already.
 
     Raises:
-        CheckpointWriteError: on all processes, where one of them could not write; no part of it is left.
+        gbseg.mm.checkpoint_files.CheckpointWriteError: on all processes, where one of them could not write; no part of it is left.
     """
     tensors: dict[tuple, Tensor] = {}
     rest = {key: _split(value, (key,), tensors) if key in _TENSORS else value for key, value in content.items()}
@@ -311,7 +311,7 @@ def _by_first(step: Callable[[], None], path: Path) -> None:
     """Let the first process do something; where it cannot, all of them raise its error.
 
     Raises:
-        CheckpointWriteError: it cannot write.
+        gbseg.mm.checkpoint_files.CheckpointWriteError: it cannot write.
     """
     answer: list[OSError | None] = [None]
     if is_main_process():
