@@ -29,7 +29,7 @@ from gbseg.mm.checkpoint_contents import without_unsafe_entries
 from gbseg.mm.checkpoint_files import CheckpointWriteError, write_checkpoint
 from gbseg.mm.checkpoint_loading import read_checkpoint
 from gbseg.mm.compat import EarlyWeightsRunner, checkpoint_content, resumes
-from gbseg.mm.sharded_checkpoint import file_record, sharded_like, the_part_of
+from gbseg.mm.sharded_checkpoint import file_record, shard_of, sharded_like
 
 __all__ = ["FullyShard", "ShardedRunner", "remove_checkpoint_folder"]
 
@@ -110,10 +110,9 @@ def _modules(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     named = {name: part for name, part in model.named_modules() if name}
     known = {*named, *(type(part).__name__ for part in named.values())}
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(
-            f"FullyShard: the model has no module and no class of modules {abbreviate(unknown, 3)}"
-            f"{near(unknown[0], known) or '; it has ' + abbreviate([n for n, _ in model.named_children()], 8)}"
-        )
+        guess = near(unknown[0], known)
+        hint = f"perhaps {guess[0]}" if guess else f"it has {abbreviate([name for name, _ in model.named_children()], 8)}"
+        raise ValueError(f"FullyShard: the model has no module and no class of modules {abbreviate(unknown, 3)}: {hint}.")
     chosen = [part for name, part in named.items() if name in names or type(part).__name__ in names]
     return chosen[::-1]
 
@@ -195,14 +194,14 @@ def _share(checkpoint: dict[str, Any], model: FullyShard) -> None:
             and not isinstance(value, DTensor)
             and value.ndim
         ):
-            weights[name] = the_part_of(value, model.mesh)
+            weights[name] = shard_of(value, model.mesh)
     optimizer = checkpoint.get("optimizer", {})
     # of several optimizers, each has a state
     for part in [optimizer] if "state" in optimizer else optimizer.values():
         for state in part["state"].values():
             for name, value in state.items():
                 if isinstance(value, Tensor) and not isinstance(value, DTensor) and value.ndim:
-                    state[name] = the_part_of(value, model.mesh)
+                    state[name] = shard_of(value, model.mesh)
 
 
 def _split(values: Mapping[str, Any], place: tuple, tensors: dict[tuple, Tensor]) -> Any:
@@ -226,7 +225,8 @@ def _write_sharded(content: Mapping[str, Any], folder: Path, only_rest: bool) ->
         only_rest: the folder there has these weights and this state of the optimizer already.
 
     Raises:
-        gbseg.mm.checkpoint_files.CheckpointWriteError: on all processes, where one of them could not write; no part of it is left.
+        gbseg.mm.checkpoint_files.CheckpointWriteError: on all processes, where one of them could not write; no part of it is
+            left.
     """
     tensors: dict[tuple, Tensor] = {}
     rest = {key: _split(value, (key,), tensors) if key in _TENSORS else value for key, value in content.items()}

@@ -27,6 +27,8 @@ class _ResumableLoop:
 
     runner: Runner
     dataloader: DataLoader
+    val_begin: int
+    val_interval: int
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, *args: Any, **settings: Any) -> None:
         if isinstance(dataloader, dict):
@@ -87,11 +89,17 @@ class _ResumableLoop:
         if self._resumed is not None and "rng" in self._resumed:
             set_rng_state(self._resumed["rng"])
 
-    def _validate(self) -> None:
-        """Validate, and leave the random generators as they were."""
-        with preserved_rng() as self._before_validation:
-            self.runner.val_loop.run()
-        self._before_validation = None
+    def _validate_if_due(self, done: int, end: int) -> None:
+        """Validate after the last iteration or epoch and every ``val_interval`` ones, from ``val_begin`` on.
+
+        The random generators stay as they were.
+        """
+        update_val_interval(self)
+        is_due = done == end or done % self.val_interval == 0
+        if self.runner.val_loop is not None and done >= self.val_begin and is_due:
+            with preserved_rng() as self._before_validation:
+                self.runner.val_loop.run()
+            self._before_validation = None
 
 
 @LOOPS.register_module()
@@ -129,13 +137,13 @@ class ResumableIterLoop(_ResumableLoop, IterBasedTrainLoop):
         # only now: the hooks above may have used the generators, and so does making the iterator
         self._restore_rng()
         if self._resumed is not None and not self._resumed["validated"]:
-            self._validate_if_due()
+            self._validate_if_due(self.iter, self.max_iters)
         while self.iter < self.max_iters and not self.stop_training:
             self.runner.model.train()
             batch = next(self.dataloader_iterator)
             self._draws += self._draws_per_iter
             self.run_iter(batch)
-            self._validate_if_due()
+            self._validate_if_due(self.iter, self.max_iters)
         # the workers would go on to prefetch an endless stream
         del self.dataloader_iterator
         self.runner.call_hook("after_train_epoch")
@@ -154,13 +162,6 @@ class ResumableIterLoop(_ResumableLoop, IterBasedTrainLoop):
             self._draws = self.iter * self._draws_per_iter
         # rounded up where the number of processes has changed, so that no image of the epoch comes twice
         self._sampler.skip(-(-self._draws // get_world_size()))
-
-    def _validate_if_due(self) -> None:
-        """Validate after the last iteration and every ``val_interval`` ones, from ``val_begin`` on."""
-        update_val_interval(self)
-        is_due = self.iter == self.max_iters or self.iter % self.val_interval == 0
-        if self.runner.val_loop is not None and self.iter >= self.val_begin and is_due:
-            self._validate()
 
 
 @LOOPS.register_module()
@@ -200,11 +201,11 @@ class ResumableEpochLoop(_ResumableLoop, EpochBasedTrainLoop):
             # between two epochs, which a checkpoint leaves before the validation
             self._restore_rng()
             if self._resumed is not None and not self._resumed["validated"]:
-                self._validate_if_due()
+                self._validate_if_due(self.epoch, self.max_epochs)
         while self.epoch < self.max_epochs and not self.stop_training:
             self._run_epoch(first_batch)
             first_batch = 0
-            self._validate_if_due()
+            self._validate_if_due(self.epoch, self.max_epochs)
         self.runner.call_hook("after_train")
         return self.runner.model
 
@@ -243,10 +244,3 @@ class ResumableEpochLoop(_ResumableLoop, EpochBasedTrainLoop):
             self._warn_of_no_position(self.iter)
             self._draws = max(self.iter - self.epoch * len(self.dataloader), 0) * self._draws_per_iter
         return -(-self._draws // self._draws_per_iter)
-
-    def _validate_if_due(self) -> None:
-        """Validate after the last epoch and every ``val_interval`` ones, from ``val_begin`` on."""
-        update_val_interval(self)
-        is_due = self.epoch == self.max_epochs or self.epoch % self.val_interval == 0
-        if self.runner.val_loop is not None and self.epoch >= self.val_begin and is_due:
-            self._validate()

@@ -1,6 +1,6 @@
 """One folder, one run: the lock of a training, and what becomes of an earlier run's files.
 
-What `gbseg.mm.train` does with a folder that holds checkpoints is decided by `claim_folders`, before anything is written.
+What `gbseg.mm.train` does with a folder that holds checkpoints is decided by `lock_run_folders`, before anything is written.
 """
 
 import errno
@@ -33,7 +33,7 @@ from gbseg.files import (
 from gbseg.mm.checkpoint_files import INTERRUPTED, REMEDIES, NoReadableCheckpointError, newest_readable_checkpoint
 from gbseg.mm.checkpoint_loading import read_checkpoint
 
-__all__ = ["Claim", "RunFolder", "claim_folders", "decided_by_rank_0", "readable_write_errors"]
+__all__ = ["LockedRuns", "RunFolder", "decided_by_rank_0", "lock_run_folders", "readable_write_errors"]
 
 LOCK = "training.lock"
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
@@ -237,7 +237,7 @@ def _locked(folder: Path) -> Iterator[_Record]:
                     folder.rmdir()
 
 
-class Claim:
+class LockedRuns:
     """The folders of a training, held as long as it lasts.
 
     Attributes:
@@ -324,9 +324,9 @@ def _refusal(refused: list[RunFolder], records: Mapping[str, tuple[RunFolder, _R
 
 
 @contextmanager
-def claim_folders(
+def lock_run_folders(
     runs: Mapping[str, tuple[Config, Path]], work_dir: Path, resume: bool = False, overwrite: bool = False
-) -> Iterator[Claim]:
+) -> Iterator[LockedRuns]:
     """Hold the folders of a training for this one alone, and decide what becomes of the checkpoints in them.
 
     Called by all processes; the first one decides, and holds the locks, which end with it. Of several processes that their
@@ -344,13 +344,13 @@ def claim_folders(
     """
     if resume and overwrite:
         raise ValueError("--resume continues the run that --overwrite would remove: give one of them.")
-    claim = Claim()
+    locked = LockedRuns()
     with ExitStack() as locks:
 
         def decide() -> tuple[dict[str, bool | None], list[str]]:
-            claim.hold(runs, work_dir, locks)
-            claim.decide(resume, overwrite)
-            return claim.resume, claim.notes
+            locked.hold(runs, work_dir, locks)
+            locked.decide(resume, overwrite)
+            return locked.resume, locked.notes
 
-        claim.resume, claim.notes = decided_by_rank_0(decide)
-        yield claim
+        locked.resume, locked.notes = decided_by_rank_0(decide)
+        yield locked

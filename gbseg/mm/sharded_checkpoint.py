@@ -31,7 +31,7 @@ from torch.distributed.tensor import empty as sharded_empty
 from gbseg.files import REST
 from gbseg.mm.checkpoint_loading import FOLDER_READERS, CheckpointError, UnsafeCheckpointError, read_checkpoint
 
-__all__ = ["file_record", "read_rest", "read_sharded", "sharded_like", "the_part_of"]
+__all__ = ["file_record", "read_rest", "read_sharded", "shard_of", "sharded_like"]
 
 _targets: list[DeviceMesh] = []
 
@@ -47,7 +47,7 @@ def sharded_like(mesh: DeviceMesh) -> Iterator[None]:
         _targets.pop()
 
 
-def the_part_of(tensor: Tensor, mesh: DeviceMesh) -> Tensor:
+def shard_of(tensor: Tensor, mesh: DeviceMesh) -> Tensor:
     """The part of a tensor, which all processes have, that ``fully_shard`` leaves to this one; asks no other process."""
     return distribute_tensor(tensor.to(mesh.device_type), mesh, [Shard(0)], src_data_rank=None)
 

@@ -21,7 +21,7 @@ from gbseg.files import write_atomically
 from gbseg.mm.checkpoint_loading import CheckpointError, read_checkpoint
 from gbseg.mm.rng import rng_fault, rng_state
 
-__all__ = ["DUMP_SUFFIX", "Moment", "buffers_of", "image_names", "plain", "read_dump", "rebuilt", "write_dump"]
+__all__ = ["DUMP_SUFFIX", "IterationRecord", "buffers_of", "image_names", "plain", "read_dump", "rebuilt", "write_dump"]
 
 DUMP_SUFFIX = ".dump"
 """Of the files, so that none is taken for a checkpoint."""
@@ -31,7 +31,7 @@ _ELEMENT, _ARRAY, _TUPLE, _LEFT_OUT = "data element", "array", "tuple", "left ou
 
 
 @dataclass
-class Moment:
+class IterationRecord:
     """What one iteration began with.
 
     Attributes:
@@ -157,7 +157,7 @@ def write_dump(
     config: Config,
     model: nn.Module,
     buffers: Mapping[str, Tensor],
-    moments: list[Moment],
+    records: list[IterationRecord],
     gradients: Mapping[str, float] | None,
     **facts: Any,
 ) -> None:
@@ -168,7 +168,7 @@ def write_dump(
         config: of the run.
         model: the network, with its parameters before the step.
         buffers: those before the forward pass (`buffers_of`).
-        moments: the iteration, with those before it whose gradients are part of the step.
+        records: the iteration, with those before it whose gradients are part of the step.
         gradients: the largest absolute entry of each parameter's gradient, None where there are none to compare.
         **facts: further numbers and texts.
 
@@ -182,13 +182,13 @@ def write_dump(
         "buffers": plain(buffers),
         "iterations": [
             {
-                "iteration": moment.iteration,
-                "batch": plain(moment.batch),
-                "rng": moment.rng,
-                "losses": {name: float(value) for name, value in moment.losses.items()},
-                "divisor": moment.divisor,
+                "iteration": record.iteration,
+                "batch": plain(record.batch),
+                "rng": record.rng,
+                "losses": {name: float(value) for name, value in record.losses.items()},
+                "divisor": record.divisor,
             }
-            for moment in moments
+            for record in records
         ],
         "gradients": None if gradients is None else dict(gradients),
         "torch": str(torch.__version__),
@@ -200,6 +200,7 @@ def write_dump(
     write_atomically(buffer.getbuffer(), path)
 
 
+_OF_AN_ITERATION = {"iteration", "batch", "rng", "losses", "divisor"}
 _KINDS = dict(config=dict, state_dict=dict, buffers=dict, iterations=list, device=str, processes=int)
 
 
@@ -214,16 +215,11 @@ def read_dump(path: str | Path) -> dict[str, Any]:
     if dump.get("gbseg_dump") != _VERSION:
         raise CheckpointError(path, "it is no dump of a step, which training writes as nonfinite_iter_*.dump")
     faults = [key for key, kind in _KINDS.items() if not isinstance(dump.get(key), kind)]
-    for moment in dump["iterations"] if not faults else ():
-        if not isinstance(moment, dict) or missing_keys(moment):
+    for record in dump["iterations"] if not faults else ():
+        if not isinstance(record, dict) or _OF_AN_ITERATION - record.keys():
             faults.append("iterations")
-        elif fault := rng_fault(moment["rng"]):
+        elif fault := rng_fault(record["rng"]):
             raise CheckpointError(path, f"its random state cannot be set: {fault}")
     if faults or not dump["iterations"]:
         raise CheckpointError(path, f"its {(faults or ['iterations'])[0]} is missing or of another kind")
     return dump
-
-
-def missing_keys(moment: Mapping[str, Any]) -> set[str]:
-    """What an iteration in a dump lacks."""
-    return {"iteration", "batch", "rng", "losses", "divisor"} - moment.keys()

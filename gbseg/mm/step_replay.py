@@ -60,7 +60,7 @@ class Replay:
     @property
     def same_losses(self) -> bool:
         """Whether all loss terms are those recorded, bit for bit."""
-        recorded = [moment["losses"] for moment in self.dump["iterations"]]
+        recorded = [record["losses"] for record in self.dump["iterations"]]
         return len(recorded) == len(self.losses) and all(map(_same, recorded, self.losses))
 
     @property
@@ -80,10 +80,10 @@ class Replay:
         yield f"recorded on {dump['device']} with PyTorch {dump.get('torch')}; now on {self.device} with {torch.__version__}"
         if processes > 1:
             yield f"recorded by one of {processes} processes: what they shared (synchronised batch norm, divisors) is not here"
-        for moment, losses in zip(dump["iterations"], self.losses, strict=True):
-            yield f"iteration {moment['iteration']}"
+        for record, losses in zip(dump["iterations"], self.losses, strict=True):
+            yield f"iteration {record['iteration']}"
             for name, value in losses.items():
-                recorded = moment["losses"].get(name, math.nan)
+                recorded = record["losses"].get(name, math.nan)
                 equal = "as recorded" if _same({"": recorded}, {"": value}) else f"recorded: {recorded!r}"
                 yield f"    {name} = {value!r} ({equal})"
         layers: dict[str, list[tuple[float, float]]] = {}
@@ -242,8 +242,8 @@ def replay(
     try:
         torch.set_num_threads(dump.get("threads") or threads)
         with preserved_rng():
-            for moment in dump["iterations"]:
-                _run(result, model, moment, config, where)
+            for record in dump["iterations"]:
+                _run(result, model, record, config, where)
     finally:
         torch.set_num_threads(threads)
     for name, parameter in model.named_parameters():
@@ -253,18 +253,18 @@ def replay(
     return result
 
 
-def _run(result: Replay, model: Any, moment: dict[str, Any], config: Config, device: torch.device) -> None:
+def _run(result: Replay, model: Any, record: dict[str, Any], config: Config, device: torch.device) -> None:
     """One iteration: as ``BaseModel.train_step``, without the step."""
-    batch = rebuilt(moment["batch"])
+    batch = rebuilt(record["batch"])
     if any(not _is_finite(value) for value in _tensors(batch)):
-        result.bad_inputs.append(f"the batch of iteration {moment['iteration']}")
+        result.bad_inputs.append(f"the batch of iteration {record['iteration']}")
     # models may look at it
-    MessageHub.get_current_instance().update_info("iter", moment["iteration"] - 1)
-    set_rng_state(moment["rng"])
+    MessageHub.get_current_instance().update_info("iter", record["iteration"] - 1)
+    set_rng_state(record["rng"])
     with _autocast(config, device):
         data = model.data_preprocessor(batch, True)
         losses = model(**data, mode="loss") if isinstance(data, dict) else model(*data, mode="loss")
     total, log_vars = model.parse_losses(losses)
     result.losses.append({name: float(value.detach()) for name, value in log_vars.items() if "loss" in name})
     if total.requires_grad:
-        (total / moment["divisor"]).backward()
+        (total / record["divisor"]).backward()

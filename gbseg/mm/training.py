@@ -51,7 +51,7 @@ from gbseg.mm.hooks.train_test_overlap import OverlapHook
 from gbseg.mm.process_group import lost_process_errors
 from gbseg.mm.resumable_parts import not_resumable, use_resumable_parts
 from gbseg.mm.run_comparison import compare_runs
-from gbseg.mm.run_folder import Claim, RunFolder, claim_folders, decided_by_rank_0, readable_write_errors
+from gbseg.mm.run_folder import LockedRuns, RunFolder, decided_by_rank_0, lock_run_folders, readable_write_errors
 from gbseg.mm.runner import QuietRunner, init_processes
 from gbseg.report.run_provenance import provenance
 
@@ -202,7 +202,7 @@ def train(
     * ``runs``: several runs, one after the other, each in its own sub-folder (see `gbseg.mm.config.run_configs`);
     * ``compare``: with ``runs``, the settings of `gbseg.mm.run_comparison.compare_runs`, called last.
 
-    A folder is of one training at a time, and of one run: see `gbseg.mm.run_folder.claim_folders`. Without ``resume`` and
+    A folder is of one training at a time, and of one run: see `gbseg.mm.run_folder.lock_run_folders`. Without ``resume`` and
     ``overwrite``, a folder that holds checkpoints is refused; of ``runs``, those that are finished stay as they are.
 
     Every run writes ``provenance.json`` to its folder: command, seed, date, commit, hardware and versions at its start.
@@ -249,22 +249,22 @@ def train(
                 run_config.allow_mismatch = True
     with config_errors(config, key="env_cfg"):
         init_processes(launcher, config.get("env_cfg") or {})
-    with claim_folders(runs, work_dir, resume, overwrite) as claim:
-        return _train(config, work_dir, runs, claim, StopHook(stop_after), launcher, command, stock_loop)
+    with lock_run_folders(runs, work_dir, resume, overwrite) as locked:
+        return _train(config, work_dir, runs, locked, StopHook(stop_after), launcher, command, stock_loop)
 
 
 def _train(
     config: Config,
     work_dir: Path,
     runs: dict[str, tuple[Config, Path]],
-    claim: Claim,
+    locked: LockedRuns,
     stop: StopHook,
     launcher: str,
     command: str | None,
     stock_loop: bool,
 ) -> Path:
     """`train`, in folders that are held."""
-    finished = [name for name, is_resumed in claim.resume.items() if is_resumed is None]
+    finished = [name for name, is_resumed in locked.resume.items() if is_resumed is None]
     if finished and is_main_process():
         print(
             f"{'All runs' if len(finished) == len(runs) else 'Runs'} in {work_dir} are finished and stay as they are: "
@@ -277,11 +277,11 @@ def _train(
     for name, (run_config, folder) in runs.items():
         if name in finished:
             continue
-        run_resume, start = _start(run_config, folder, bool(claim.resume[name]))
+        run_resume, start = _start(run_config, folder, bool(locked.resume[name]))
         with config_errors(run_config):
             notes = [] if stock_loop else _make_resumable(run_config, folder, run_resume)
         runner = build_runner(run_config, folder, name, launcher=launcher, resume=run_resume)
-        for level, text in [*notes, *((logging.INFO, note) for note in (*claim.notes, *start))]:
+        for level, text in [*notes, *((logging.INFO, note) for note in (*locked.notes, *start))]:
             runner.logger.log(level, text)
         for text, remedy in config_warnings(run_config):
             runner.logger.warning(f"{text} {remedy.capitalize()}")
@@ -295,7 +295,7 @@ def _train(
         try:
             with readable_write_errors(folder), lost_process_errors(), config_errors(run_config, only_building=True):
                 runner.train()
-            claim.finish(name)
+            locked.finish(name)
         except NonFiniteLossError as error:
             if len(runs) == 1:
                 raise

@@ -68,6 +68,10 @@ class WrongError(Exception):
     """What is promised did not happen."""
 
 
+class NotPossibleHereError(Exception):
+    """The system does not let a case be tried, for instance without the right to mount a file system."""
+
+
 class Case(NamedTuple):
     """One case: what it is called in the table, and a function that raises `WrongError`, of an empty folder."""
 
@@ -266,7 +270,7 @@ def disks() -> list[Case]:
         disk = folder / "disk"
         disk.mkdir()
         if os.system(f"mount -t tmpfs -o size=400k tmpfs {disk} 2>/dev/null"):
-            raise NotImplementedError("a small disk cannot be mounted here")
+            raise NotPossibleHereError("a small disk cannot be mounted here")
         try:
             # the logs go elsewhere
             work = folder / "run"
@@ -293,7 +297,7 @@ def disks() -> list[Case]:
         disk.mkdir()
         # the administrator writes into any folder, but not into one that is mounted read-only
         if os.system(f"mount --bind {disk} {disk} 2>/dev/null && mount -o remount,ro,bind {disk} 2>/dev/null"):
-            raise NotImplementedError("a folder cannot be mounted read-only here")
+            raise NotPossibleHereError("a folder cannot be mounted read-only here")
         try:
             elsewhere = {"default_hooks.checkpoint.out_dir": str(disk), "default_hooks.checkpoint.save_best": None}
             codes += _processes(folder, 1, resume=True, **elsewhere)
@@ -333,7 +337,7 @@ def attempt(case: Case, home: Path) -> str:
     folder = Path(tempfile.mkdtemp(dir=home))
     try:
         case.run(folder)
-    except NotImplementedError as error:
+    except NotPossibleHereError as error:
         return f"not possible here: {error}"
     except WrongError as error:
         return f"wrong: {error}"

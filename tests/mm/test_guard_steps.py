@@ -167,7 +167,7 @@ def test_accumulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = _stopped(_runner(tmp_path, monkeypatch, **changes))
     assert "the gradient is not finite at iteration 6, though the loss is" in text
     result = replay(tmp_path / "nonfinite_iter_6.dump")
-    assert [moment["iteration"] for moment in result.dump["iterations"]] == [4, 5, 6]
+    assert [record["iteration"] for record in result.dump["iterations"]] == [4, 5, 6]
     assert result.same_losses and result.same_gradients
 
 

@@ -25,7 +25,7 @@ from mmengine.runner import Runner
 from gbseg import files
 from gbseg.cli import main
 from gbseg.mm.config import load_config, run_configs
-from gbseg.mm.run_folder import LOCK, claim_folders
+from gbseg.mm.run_folder import LOCK, lock_run_folders
 
 JOBS = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_RUN_ID")
 
@@ -52,14 +52,14 @@ def _train(folder: Path, *options: str) -> int:
     return main(["train", str(folder / "tiny.py"), "--work-dir", str(folder / "work"), *options])
 
 
-def _claim(folder: Path, stack: ExitStack, **options: bool) -> Any:
+def _locked_runs(folder: Path, stack: ExitStack, **options: bool) -> Any:
     runs = run_configs(load_config(folder / "tiny.py"), folder / "work")
-    return stack.enter_context(claim_folders(runs, folder / "work", **options))
+    return stack.enter_context(lock_run_folders(runs, folder / "work", **options))
 
 
 def _hold(folder: Path, ready: Any, forks: bool) -> None:
     with ExitStack() as stack:
-        _claim(folder, stack)
+        _locked_runs(folder, stack)
         if forks and os.fork() == 0:
             # a worker of the data loader, which lives on a while when its parent is killed
             time.sleep(30)
@@ -91,7 +91,7 @@ def test_two_trainings_in_one_folder(forks: bool, tmp_path: Path, capsys: pytest
     holder.join()
     with ExitStack() as stack:
         start = time.monotonic()
-        assert _claim(tmp_path, stack).resume == {"": False}
+        assert _locked_runs(tmp_path, stack).resume == {"": False}
         assert time.monotonic() - start < 5
         assert json.loads((tmp_path / "work" / LOCK).read_text())["process"] == os.getpid()
 
@@ -117,9 +117,9 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with ExitStack() as stack:
             if is_refused:
                 with pytest.raises(RuntimeError, match=rf"last trained in by process {os.getppid()} of this machine"):
-                    _claim(tmp_path, stack)
+                    _locked_runs(tmp_path, stack)
             else:
-                _claim(tmp_path, stack)
+                _locked_runs(tmp_path, stack)
 
 
 def test_the_three_ways_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,22 +181,22 @@ def test_restarts_continue(launcher: str, tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv(name, value)
     count = "SLURM_RESTART_COUNT" if launcher == "SLURM" else "TORCHELASTIC_RESTART_COUNT"
     with ExitStack() as stack:
-        assert _claim(tmp_path, stack).resume == {"": False}
+        assert _locked_runs(tmp_path, stack).resume == {"": False}
         (work / "iter_3.pth").touch()
     monkeypatch.setenv(count, "1")
     for options in ({}, {"overwrite": True}):
         with ExitStack() as stack:
-            claim = _claim(tmp_path, stack, **options)
-            assert claim.resume == {"": True} and "has started this training again: it continues" in claim.notes[0]
+            locked = _locked_runs(tmp_path, stack, **options)
+            assert locked.resume == {"": True} and "has started this training again: it continues" in locked.notes[0]
     # a later job in the same folder
     monkeypatch.setenv(count, "0")
     with ExitStack() as stack, pytest.raises(ValueError, match="checkpoints of an earlier run"):
-        _claim(tmp_path, stack)
+        _locked_runs(tmp_path, stack)
     monkeypatch.setenv(count, "1")
     with ExitStack() as stack, pytest.raises(ValueError, match="checkpoints of an earlier run"):
-        _claim(tmp_path, stack)
+        _locked_runs(tmp_path, stack)
     with ExitStack() as stack:
-        assert _claim(tmp_path, stack, overwrite=True).resume == {"": False}
+        assert _locked_runs(tmp_path, stack, overwrite=True).resume == {"": False}
     assert list(work.glob("*.pth")) == []
 
 
@@ -245,10 +245,10 @@ def test_what_counts_as_a_checkpoint(file: str, tmp_path: Path) -> None:
     for name in ("vgg16-397923af.pth", "weights.pth", "last_checkpoint"):
         (tmp_path / "work" / name).touch()
     with ExitStack() as stack:
-        assert _claim(tmp_path, stack).resume == {"": False}
+        assert _locked_runs(tmp_path, stack).resume == {"": False}
     (tmp_path / "work" / file).touch()
     with ExitStack() as stack, pytest.raises(ValueError, match="checkpoints of an earlier run"):
-        _claim(tmp_path, stack)
+        _locked_runs(tmp_path, stack)
 
 
 def test_a_folder_of_checkpoints_elsewhere(tmp_path: Path) -> None:
@@ -256,9 +256,9 @@ def test_a_folder_of_checkpoints_elsewhere(tmp_path: Path) -> None:
     hook = dict(type="DurableCheckpointHook", out_dir=str(tmp_path / "out"), filename_tmpl="state-{}-run.pth")
     config = Config(dict(default_hooks=dict(checkpoint=hook), train_cfg=dict(max_iters=6)))
     (tmp_path / "out/work").mkdir(parents=True)
-    held = partial(claim_folders, {"": (config, tmp_path / "work")}, tmp_path / "work")
-    with held() as claim:
-        assert claim.resume == {"": False}
+    held = partial(lock_run_folders, {"": (config, tmp_path / "work")}, tmp_path / "work")
+    with held() as locked:
+        assert locked.resume == {"": False}
     (tmp_path / "out/work/state-6-run.pth").touch()
     with pytest.raises(ValueError, match=r"up to state-6-run\.pth"), held():
         pass

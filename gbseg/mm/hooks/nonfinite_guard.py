@@ -35,7 +35,7 @@ from gbseg.mm.compat import (
 )
 from gbseg.mm.finite_state import except_from_checks, nonfinite_state
 from gbseg.mm.gradient_accumulation import optim_wrappers
-from gbseg.mm.step_dump import DUMP_SUFFIX, Moment, buffers_of, image_names, write_dump
+from gbseg.mm.step_dump import DUMP_SUFFIX, IterationRecord, buffers_of, image_names, write_dump
 
 __all__ = [
     "NonFiniteGuardHook",
@@ -200,7 +200,7 @@ class NonFiniteGuardHook(Hook):
         self.interval, self.policy, self.max_skips, self.dump, self.spike = interval, policy, max_skips, dump, spike
         self._latest: dict[str, Tensor] = {}
         # the iterations since the last step of the optimizer, and the buffers before the first of them
-        self._moments: list[Moment] = []
+        self._records: list[IterationRecord] = []
         self._buffers: dict[str, Tensor] = {}
         # those before this iteration
         self._own_buffers: dict[str, Tensor] = {}
@@ -208,7 +208,7 @@ class NonFiniteGuardHook(Hook):
         # whether a bad loss is left to the check of the gradient, where all processes decide the same
         self._waits_for_step = self._together = False
         self._log_vars: dict[str, Any] | None = None
-        self._unread: list[tuple[Tensor, Any, Moment, bool]] = []
+        self._unread: list[tuple[Tensor, Any, IterationRecord, bool]] = []
         self._dumps = self._scaler_skips = self._spikes = 0
         self._recent: deque[float] = deque(maxlen=_SPIKE_WINDOW)
 
@@ -237,10 +237,10 @@ class NonFiniteGuardHook(Hook):
         def check(log_vars: dict[str, Tensor]) -> Tensor | None:
             self._log_vars = log_vars
             self._latest = {name: torch.as_tensor(value).detach() for name, value in log_vars.items() if "loss" in name}
-            if self._moments:
-                self._moments[-1].losses = self._latest
+            if self._records:
+                self._records[-1].losses = self._latest
                 if len(known) == 1:
-                    self._moments[-1].divisor = round(1 / float(known[0].scale_loss(torch.ones(()))))
+                    self._records[-1].divisor = round(1 / float(known[0].scale_loss(torch.ones(()))))
             if self._waits_for_step:
                 total = self._latest["loss"] if "loss" in self._latest else sum(self._latest.values(), torch.zeros(()))
                 # 1, or NaN where the loss is not finite, without waiting for it: then so is the gradient, in all processes
@@ -255,7 +255,7 @@ class NonFiniteGuardHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Keep what the iteration begins with, so that its step can be run again."""
         if self._stepped:
-            self._moments.clear()
+            self._records.clear()
             self._stepped = False
             if self.dump or self.policy == "skip":
                 self._buffers = buffers_of(unwrap_model(runner.model))
@@ -263,7 +263,7 @@ class NonFiniteGuardHook(Hook):
         elif self.policy == "skip":
             self._own_buffers = buffers_of(unwrap_model(runner.model))
         self._log_vars = None
-        self._moments.append(Moment(runner.iter + 1, data_batch))
+        self._records.append(IterationRecord(runner.iter + 1, data_batch))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -299,7 +299,7 @@ class NonFiniteGuardHook(Hook):
         stop_observing_losses(runner.model)
         for wrapper in _wrappers(runner):
             release_steps(wrapper)
-        self._moments.clear()
+        self._records.clear()
         self._buffers.clear()
 
     def _may_step(self, runner: Runner, wrapper: OptimWrapper, norm: Tensor) -> bool:
@@ -308,13 +308,13 @@ class NonFiniteGuardHook(Hook):
         clip = wrapper.clip_grad_kwargs or {}
         by_value = "clip_value" in clip
         read_now = "max_norm" in clip or self.policy == "skip" or runner.iter % self.interval == 0
-        if norm.device.type != "cpu" and not read_now and self._moments:
+        if norm.device.type != "cpu" and not read_now and self._records:
             # read an iteration later, when mmengine has waited for a loss that was computed after it
             event = torch.cuda.Event() if norm.is_cuda else None
             on_host = norm.to("cpu", non_blocking=True) if event is not None else norm
             if event is not None:
                 event.record()
-            self._unread.append((on_host, event, self._moments[-1], by_value))
+            self._unread.append((on_host, event, self._records[-1], by_value))
             return True
         if not _is_bad(float(norm), by_value):
             return True
@@ -336,9 +336,9 @@ class NonFiniteGuardHook(Hook):
             _refuse_bad_labels(runner)
         except BadLabelError as error:
             labels = str(error)
-        for moment in self._moments:
-            text = text or _loss_text({name: float(value) for name, value in moment.losses.items()})
-        own = labels, text, image_names([moment.batch for moment in self._moments])
+        for record in self._records:
+            text = text or _loss_text({name: float(value) for name, value in record.losses.items()})
+        own = labels, text, image_names([record.batch for record in self._records])
         reports = all_gather_object(own) if self._together else [own]
         if labels := next((report[0] for report in reports if report[0]), None):
             raise BadLabelError(labels)
@@ -401,24 +401,24 @@ class NonFiniteGuardHook(Hook):
         Raises:
             NonFiniteLossError: it was not finite.
         """
-        norm, event, moment, by_value = self._unread.pop(0)
+        norm, event, record, by_value = self._unread.pop(0)
         if event is not None:
             event.synchronize()
         if not _is_bad(float(norm), by_value):
             return
         _refuse_bad_labels(runner)
-        losses = {name: float(value) for name, value in moment.losses.items()}
+        losses = {name: float(value) for name, value in record.losses.items()}
         if terms := _loss_text(losses):
-            what = f"the loss is not finite at iteration {moment.iteration}: {terms}"
+            what = f"the loss is not finite at iteration {record.iteration}: {terms}"
         else:
             terms = _loss_text(losses, all_terms=True)
-            what = f"the gradient is not finite at iteration {moment.iteration}, though the loss is: {terms}"
-        images = image_names(moment.batch)
+            what = f"the gradient is not finite at iteration {record.iteration}, though the loss is: {terms}"
+        images = image_names(record.batch)
         self._record(runner, math.nan)
         raise NonFiniteLossError(
             f"{what}; learning rate: {_learning_rates(runner)}.{f' Images: {images}.' if images else ''} No checkpoint was "
             f"written, and the step with it was taken, in memory only. {_HOW_TO_KEEP} {_ADVICE}",
-            moment.iteration,
+            record.iteration,
         )
 
     def _check(self, runner: Runner, losses: Mapping[str, Any], consequence: str) -> None:
@@ -429,9 +429,9 @@ class NonFiniteGuardHook(Hook):
         _refuse_bad_labels(runner)
         values = {name: float(value) for name, value in losses.items()}
         self._record(runner, values.get("loss", sum(values.values())))
-        moment = self._moments[-1] if self._moments else None
-        images = image_names(moment.batch) if moment is not None else ""
-        kept = f" {_HOW_TO_KEEP}" if self._stepped and moment is not None else self._keep(runner, None)
+        record = self._records[-1] if self._records else None
+        images = image_names(record.batch) if record is not None else ""
+        kept = f" {_HOW_TO_KEEP}" if self._stepped and record is not None else self._keep(runner, None)
         raise NonFiniteLossError(
             f"the loss is not finite at iteration {runner.iter + 1}: {_loss_text(values)}; learning rate: "
             f"{_learning_rates(runner)}.{f' Images: {images}.' if images else ''}{kept} No checkpoint was written, and "
@@ -449,7 +449,7 @@ class NonFiniteGuardHook(Hook):
         """Write the step to a file, and say so in a sentence; '' where it is not to be kept or could not be run again."""
         wrapper, network = getattr(runner, "optim_wrapper", None), unwrap_model(runner.model)
         sharded = any(hasattr(parameter, "full_tensor") for parameter in network.parameters())
-        if not self.dump or self._dumps >= _MAX_DUMPS or not self._moments or sharded or not isinstance(wrapper, OptimWrapper):
+        if not self.dump or self._dumps >= _MAX_DUMPS or not self._records or sharded or not isinstance(wrapper, OptimWrapper):
             return ""
         self._dumps += 1
         process = f"_process{get_rank()}" if get_world_size() > 1 else ""
@@ -457,7 +457,7 @@ class NonFiniteGuardHook(Hook):
         device = next((parameter.device.type for parameter in network.parameters()), "cpu")
         facts = dict(device=device, processes=get_world_size())
         try:
-            write_dump(path, runner.cfg, network, self._buffers, self._moments, largest, **facts)
+            write_dump(path, runner.cfg, network, self._buffers, self._records, largest, **facts)
         except FileWriteError as error:
             return f" The step could not be kept: {error.strerror}."
         return f" The step is kept: `gbseg replay {path}` runs it again."
@@ -471,7 +471,7 @@ class NonFiniteGuardHook(Hook):
         if median <= 0 or loss <= self.spike * median or self._spikes >= _MAX_SPIKES:
             return
         self._spikes += 1
-        images = image_names(self._moments[-1].batch) if self._moments else ""
+        images = image_names(self._records[-1].batch) if self._records else ""
         last = f" This is the {_MAX_SPIKES}. such warning, and the last." if self._spikes == _MAX_SPIKES else ""
         runner.logger.warning(
             f"Iteration {runner.iter + 1}: the loss is {loss:.6g}, {loss / median:.3g} times the median of the last "

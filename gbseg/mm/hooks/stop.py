@@ -86,8 +86,9 @@ class StopHook(Hook):
     Args:
         stop_after: seconds from the making of this hook, after which training stops. None: no limit.
         peer_timeout: seconds, beside three times the longest step so far, in which a process that is to stop must have ended
-            its step and heard of the others. If one of them is dead or hangs, it ends without a checkpoint. torchrun kills
-            after 30 seconds.
+            its step and heard of the others. If one of them is dead or hangs, it ends without a checkpoint. A validation has
+            no such limit: there only a second signal ends a process that waits for one that hangs. torchrun kills after 30
+            seconds.
 
     Raises:
         TrainingStopped: in training, after the checkpoint was written.
