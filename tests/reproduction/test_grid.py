@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from reproduction import pool as pool_module
 from reproduction import runs as runs_module
 from reproduction import worker
-from reproduction.grid import Grid, LockedRuns, SweepResult, load_claim
+from reproduction.grid import Claim, Grid, SweepResult, load_claim
 from reproduction.pool import RunFailedError, train_runs
 from reproduction.verdicts import VERDICTS
 
@@ -70,12 +70,12 @@ def test_a_committed_claim_can_be_run(name: str, budget: str, monkeypatch: pytes
     monkeypatch.chdir(ROOT)
     # the number of images, which the length of a run is made of, without the data
     monkeypatch.setattr(runs_module, "count_images", lambda dataset, scope: 10_000)
-    locked = load_claim(name, budget)
-    assert locked.settings.verdict in VERDICTS
-    grid = Grid(locked)
+    claim = load_claim(name, budget)
+    assert claim.settings.verdict in VERDICTS
+    grid = Grid(claim)
     runs = grid.sweep()
     chosen = SweepResult({}, 0.12345)
-    runs += [run for run in grid.final(dict.fromkeys(locked.settings.arms, chosen)) if run.seed == 0]
+    runs += [run for run in grid.final(dict.fromkeys(claim.settings.arms, chosen)) if run.seed == 0]
     keys = [run.key for run in runs]
     assert len(set(keys)) == len(keys)
     seen = {}
@@ -237,7 +237,7 @@ def test_a_killed_process_is_said_once(light: Grid, monkeypatch: pytest.MonkeyPa
 def test_equal_runs_are_run_once(claims: Path, mnist: Path, light: Grid, tmp_path: Path) -> None:
     """Two arms that differ in their names alone."""
     tiny(claims, mnist, **{"arms.softmax.config": "classification/mnist_linear.py"})
-    grid = Grid(LockedRuns("tiny", "full", load_claim("tiny").settings), tmp_path / "home")
+    grid = Grid(Claim("tiny", "full", load_claim("tiny").settings), tmp_path / "home")
     said: list[str] = []
     train_runs(grid.sweep(), 1, log=said.append)
     # four runs, of which one is of both arms
