@@ -59,8 +59,8 @@ def _predict(config: Path, checkpoint: Path, folder: Path, *options: str) -> int
 
 
 def _resume(config: Path, checkpoint: Path, folder: Path, *options: str) -> int:
-    options = (*(options or ("--cfg-options",)), f"load_from={checkpoint}")
-    return main(["train", str(config), "--resume", "--work-dir", str(folder / "run"), *options])
+    options = (*(options or ("--cfg-options",)), "resume=True", f"load_from={checkpoint}")
+    return main(["train", str(config), "--work-dir", str(folder / "run"), *options])
 
 
 COMMANDS = [_test, _predict, _resume]
