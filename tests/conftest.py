@@ -55,9 +55,9 @@ def _triton() -> tuple[int, ...]:
 
 @pytest.fixture(autouse=True)
 def no_mmengine_globals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test finds the loggers or the default scope of another.
+    """No test finds the loggers, logged values or default scope of another.
 
-    MMEngine's loggers are named by the second: of two runs in one, the second would write to the files of the first.
+    MMEngine names them by the second: of two runs in one, the second would write to the first's files, and know its best score.
     """
     if "mmengine.runner.runner" in sys.modules:
         # most of a short run's time: it asks compilers for their versions
@@ -65,6 +65,8 @@ def no_mmengine_globals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     if "mmengine.registry" in sys.modules:
         sys.modules["mmengine.logging"].MMLogger._instance_dict.clear()
+        # with the best score of a run
+        sys.modules["mmengine.logging"].MessageHub._instance_dict.clear()
         sys.modules["mmengine.registry"].DefaultScope._instance_dict.clear()
 
 

@@ -269,7 +269,7 @@ def test_what_does_not_matter_is_not_said(done: dict[str, Path], tmp_path: Path)
     _, log = train(base(tmp_path / "b", POLY, **changes), done["sgd"])
     assert "optim_wrapper.clip_grad: absent -> {'max_norm': 3.0} (the config's from here on)" in log
     assert "randomness.seed: 5 -> 9 (kept: the checkpoint's seed and random states)" in log
-    assert "Kept: weights, iteration 9, random states and the position in the data, the optimizer's state" in log
+    assert "Kept: weights that fit, iteration 9, random states and the position in the data, the optimizer's state" in log
 
 
 def test_the_text_of_a_config_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
