@@ -2,7 +2,8 @@
 
 With torch alone: ``from gbseg import ExpGBLoss``. Where mmengine is installed, ``import gbseg`` registers the losses in its
 root registry, so that ``custom_imports = dict(imports=['gbseg'])`` is all that a foreign config needs. ``Segmenter``
-(prediction) needs the MM packages. Everything is loaded when it is asked for: preparing data needs no torch.
+(prediction) and ``boost_config`` need the MM packages. Everything is loaded when it is asked for: preparing data needs no
+torch.
 """
 
 import sys
@@ -16,20 +17,33 @@ from gbseg._moved import MovedModuleFinder
 
 if TYPE_CHECKING:
     from gbseg.losses import BadLabelError, BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss
+    from gbseg.mm.boosted_config import boost_config
     from gbseg.prediction.segmenter import Segmenter
 
 __version__ = "0.2.0"
 
-__all__ = ["BadLabelError", "BoostedLoss", "ExpGBLoss", "LinearLoss", "Pow3GBLoss", "Segmenter", "__version__"]
+__all__ = [
+    "BadLabelError",
+    "BoostedLoss",
+    "ExpGBLoss",
+    "LinearLoss",
+    "Pow3GBLoss",
+    "Segmenter",
+    "__version__",
+    "boost_config",
+]
+
+# what needs the MM packages
+_MM = {"Segmenter": "gbseg.prediction.segmenter", "boost_config": "gbseg.mm.boosted_config"}
 
 
 def __getattr__(name: str) -> object:
     """The names of ``__all__``, loaded when they are asked for."""
     if name not in __all__:
         raise AttributeError(f"module 'gbseg' has no attribute {name!r}")
-    if name == "Segmenter" and find_spec("mmseg") is None:
-        raise ImportError("gbseg.Segmenter needs the MM packages: pip install 'gbseg[mm]'")
-    return getattr(import_module("gbseg.prediction.segmenter" if name == "Segmenter" else "gbseg.losses"), name)
+    if name in _MM and find_spec("mmseg") is None:
+        raise ImportError(f"gbseg.{name} needs the MM packages: pip install 'gbseg[mm]'")
+    return getattr(import_module(_MM.get(name, "gbseg.losses")), name)
 
 
 def _register() -> None:

@@ -32,6 +32,7 @@ COMMANDS = (
     "prepare-imagenet",
     "doctor",
     "browse",
+    "boost",
     "train",
     "replay",
     "compare",

@@ -157,3 +157,35 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--amp", action="store_true", help="mixed precision (bfloat16 on a CPU)")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none", help="for several processes")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def _bound(text: str) -> float | str | None:
+    """The value of ``--max-delta``."""
+    if text in ("auto", "none"):
+        return None if text == "none" else text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, auto or none") from None
+
+
+def add_boost(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """``--boost`` and what belongs to it; `boost_arguments` reads them.
+
+    Args:
+        parser: gets them.
+        default: of ``--boost``.
+    """
+    group = parser.add_argument_group("boosting", "of a config that is made for a softmax; gbseg boost prints what it changes")
+    help_text = "the loss in place of each softmax cross-entropy; softmax takes it back"
+    group.add_argument("--boost", choices=("exp", "pow3", "linear", "softmax"), default=default, help=help_text)
+    group.add_argument("--alpha", type=float, metavar="A", help="the boost's alpha")
+    group.add_argument("--targets", type=float, nargs=2, metavar=("T_NEG", "T_POS"), help="targets of wrong and right outputs")
+    help_text = "bound of the error: a number, none, or auto (t_pos for exp, none for the others)"
+    group.add_argument("--max-delta", type=_bound, default="auto", metavar="D", help=help_text)
+    group.add_argument("--heads", type=lambda text: text.split(","), metavar="HEAD,...", help="these heads alone")
+
+
+def boost_arguments(a: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `gbseg.mm.boosted_config.boosted` on a command line."""
+    return {name: getattr(a, name) for name in ("boost", "alpha", "targets", "max_delta", "heads")}

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from gbseg.cli.common_options import add_config, add_launch, add_work_dir, duration
+from gbseg.cli.common_options import add_boost, add_config, add_launch, add_work_dir, boost_arguments, duration
 
 
 def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -34,15 +34,23 @@ def add(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]
     parser.add_argument("--deterministic", action="store_true", help="randomness.deterministic: on a GPU too, if slower")
     scale = "multiply the learning rate by the batch of all processes over auto_scale_lr.base_batch_size"
     parser.add_argument("--auto-scale-lr", action="store_true", help=scale)
+    add_boost(parser, default=None)
     parser.set_defaults(resume_hint="--resume continues from the newest checkpoint")
     return _run
 
 
 def _run(a: argparse.Namespace) -> None:
     from gbseg.mm import load_config, train
+    from gbseg.mm.boosted_config import boosted
     from gbseg.mm.config import default_work_dir
 
     config = load_config(a.config, a.cfg_options)
+    if a.boost is not None:
+        result = boosted(config, **boost_arguments(a))
+        print(f"--boost {a.boost} changes the config:\n{result}\n")
+        config = result.config
+    elif given := [f"--{name.replace('_', '-')}" for name, value in boost_arguments(a).items() if value not in (None, "auto")]:
+        raise ValueError(f"{', '.join(given)}: of a loss that --boost puts in; give --boost exp, or leave it out.")
     options = {"seed": a.seed, "deterministic": a.deterministic, "auto_scale_lr": a.auto_scale_lr}
     try:
         train(

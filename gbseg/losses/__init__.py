@@ -2,7 +2,8 @@
 
 ``reference`` defines the loss, ``functional`` chooses the fastest of the ``kernels``, ``resize`` and ``linear`` join it with
 the layer before it, ``modules`` are the losses that configs name, with the checks of their inputs, ``labels`` reports bad
-labels, ``links`` turns logits into probabilities, and ``baselines`` are the losses that boosting is compared with.
+labels, ``links`` turns logits into probabilities, ``ohem`` keeps to hard pixels, and ``baselines`` are the losses that boosting
+is compared with.
 """
 
 from gbseg._moved import add_moved_names
@@ -18,6 +19,7 @@ from gbseg.losses.functional import fused_boosted_loss
 from gbseg.losses.labels import BadLabelError
 from gbseg.losses.linear import boosted_linear_loss
 from gbseg.losses.modules import BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss
+from gbseg.losses.ohem import OhemLoss
 from gbseg.losses.resize import boosted_resize_loss
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "ExpGBLoss",
     "L1Loss",
     "LinearLoss",
+    "OhemLoss",
     "Pow3GBLoss",
     "SigmoidBCELoss",
     "SigmoidMSELoss",

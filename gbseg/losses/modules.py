@@ -44,7 +44,7 @@ from gbseg.losses.labels import LabelRecord, require_soft_labels
 from gbseg.losses.reference import target_values
 from gbseg.losses.resize import resize_loss, upsample
 
-__all__ = ["CLASS_WEIGHT_MODES", "BoostedLoss", "ExpGBLoss", "GuardedLoss", "LinearLoss", "Pow3GBLoss"]
+__all__ = ["CLASS_WEIGHT_MODES", "BoostedLoss", "ExpGBLoss", "GuardedLoss", "LinearLoss", "Pow3GBLoss", "mean_over_processes"]
 
 CLASS_WEIGHT_MODES = ("outputs", "labels")
 
@@ -96,7 +96,7 @@ def _count_pixels(target: Tensor, ignore_index: int | None) -> Tensor:
     return torch.count_nonzero(target != ignore_index)
 
 
-def _mean_over_processes(divisor: float | Tensor) -> Tensor:
+def mean_over_processes(divisor: float | Tensor) -> Tensor:
     """The mean of a number over the processes, by one all-reduce; where it is on a device, the host does not wait for it."""
     # one dtype, whichever labels a process has; float32 does not hold every number of pixels
     total = torch.as_tensor(divisor).detach().double()
@@ -258,7 +258,7 @@ class GuardedLoss(nn.Module):
             avg_factor = divisor if avg_factor is None else avg_factor
             weight = pixels if weight is None else weight * pixels
         if is_own_divisor and self.sync_divisor and self.training and dist.is_available() and dist.is_initialized():
-            avg_factor = _mean_over_processes(_count_pixels(target, ignore_index) if avg_factor is None else avg_factor)
+            avg_factor = mean_over_processes(_count_pixels(target, ignore_index) if avg_factor is None else avg_factor)
             avg_factor = avg_factor.to(torch.promote_types(pred.dtype, torch.float32))
         if reduction == "mean" and isinstance(avg_factor, Tensor):
             avg_factor = avg_factor.reshape(())

@@ -8,6 +8,7 @@ checkpoints, pickles and YAML as data only, so that none of them runs code (`gbs
 # MMEngine's loading of checkpoints and data files; registers the others
 from gbseg.mm import checkpoint_loading, data_file_loading, datasets, models  # noqa: F401
 from gbseg.mm.amp import CpuAmpOptimWrapper, enable_amp
+from gbseg.mm.boosted_config import boost_config
 from gbseg.mm.config import load_config
 from gbseg.mm.fully_shard import FullyShard
 from gbseg.mm.hooks.broadcast_buffers import BroadcastBuffersHook
@@ -17,6 +18,7 @@ from gbseg.mm.hooks.class_count import ClassCountHook
 from gbseg.mm.hooks.convergence_hook import ConvergenceHook
 from gbseg.mm.hooks.fused_resize import FuseResizeHook
 from gbseg.mm.hooks.gradient_stats import GradientStatsHook
+from gbseg.mm.hooks.link_scores import LinkScoresHook
 from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.mm.hooks.nonfinite_guard import NonFiniteGuardHook, NonFiniteLossError
 from gbseg.mm.hooks.overlay_hook import OverlayHook
@@ -46,6 +48,7 @@ __all__ = [
     "GradientStatsHook",
     "LabelledPixelsHook",
     "LinkOHEMPixelSampler",
+    "LinkScoresHook",
     "LinkTTAModel",
     "ListCheckHook",
     "NonFiniteGuardHook",
@@ -62,6 +65,7 @@ __all__ = [
     "SyncDivisorHook",
     "TrainingStopped",
     "VOCMetric",
+    "boost_config",
     "compare_runs",
     "enable_amp",
     "load_config",

@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 # imported here for the rest of the package, because their first import prints that an optional package is missing
 with redirect_stdout(io.StringIO()):
     from mmpretrain.datasets import CustomDataset as CustomDataset
+    from mmpretrain.models.heads import ClsHead as ClsHead
     from mmpretrain.models.heads import LinearClsHead as LinearClsHead
     from mmpretrain.models.utils import ClsDataPreprocessor as ClsDataPreprocessor
     from mmpretrain.structures import DataSample as DataSample
@@ -518,6 +519,21 @@ class LabelResize(PlainResize):
     def resize_labels(self, results: dict) -> None:
         """Resize the label maps of ``results['seg_fields']`` to ``results['scale']``."""
         super()._resize_seg(results)
+
+
+def score_by_link(head: Any, link: Callable[[Tensor], Tensor]) -> None:
+    """Let a classification head of MMPretrain's score by ``link`` of its logits instead of a softmax.
+
+    ``_get_predictions`` takes the softmax of what it gets, and the argmax of that. The softmax of the logarithms of
+    probabilities are the probabilities. The method is wrapped on the instance; a module without it is left alone.
+
+    Args:
+        head: a ``ClsHead``, or a classifier that scores itself.
+        link: from logits (N, C) to probabilities.
+    """
+    plain = getattr(head, "_get_predictions", None)
+    if plain is not None:
+        vars(head)["_get_predictions"] = lambda cls_score, data_samples: plain(link(cls_score).log(), data_samples)
 
 
 def labels_of_batch(head: BaseDecodeHead, samples: list[Any]) -> Tensor:
