@@ -150,7 +150,7 @@ EPOCHS: dict[str, list[dict]] = {
     "multi-step": [{"type": "MultiStepLR", "milestones": [1, 2, 4], "gamma": 0.3}],
     "iterations and epochs": [
         {"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "begin": 0, "end": 9},
-        {"type": "CosineAnnealingLR", "T_max": 5, "begin": 1, "end": 6},
+        {"type": "CosineAnnealingLR", "T_max": 5, "begin": 1, "end": 6, "eta_min": 2e-3},
         {"type": "ExponentialLR", "gamma": 0.9},
     ],
     "converted": [{"type": "CosineAnnealingLR", "T_max": 6, "by_epoch": True, "convert_to_iter_based": True}],
