@@ -187,17 +187,18 @@ def test_bad_loss_in_accumulation_is_skipped_at_the_step(tmp_path: Path, monkeyp
 def test_clipping_by_value_keeps_its_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It makes infinite entries finite, so that they are stepped with as before; NaN it leaves alone, which is refused."""
     runner = _runner(tmp_path, monkeypatch)
-    weight = nn.Parameter(torch.zeros(2))
-    runner.optim_wrapper = OptimWrapper(torch.optim.SGD([weight], 1.0), clip_grad={"type": "value", "clip_value": 0.5})
+    bias = runner.model.layers[0].bias
+    runner.optim_wrapper = OptimWrapper(torch.optim.SGD([bias], 1.0), clip_grad={"type": "value", "clip_value": 0.5})
     hook = next(hook for hook in runner.hooks if isinstance(hook, NonFiniteGuardHook))
     runner.call_hook("before_run")
     runner.param_schedulers = []
     hook.before_train(runner)
-    weight.grad = torch.tensor([math.inf, 0.25])
+    bias.data.zero_()
+    bias.grad = torch.full((16,), 0.25)
+    bias.grad[0] = math.inf
     runner.optim_wrapper.step()
-    assert weight.tolist() == [-0.5, -0.25]
-    runner.model.layers[0].bias.grad = torch.full((16,), math.nan)
-    weight.grad = torch.tensor([math.nan, 0.25])
+    assert bias.tolist() == [-0.5] + 15 * [-0.25]
+    bias.grad = torch.full((16,), math.nan)
     with pytest.raises(NonFiniteLossError, match=r"the gradient is not finite at iteration 1, .*: layers.0.bias \(Linear\)"):
         runner.optim_wrapper.step()
 
