@@ -104,7 +104,10 @@ def test_another_network_or_boost_is_refused(
 def test_what_is_allowed_is_a_warning(
     command: Callable, name: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``allow_mismatch=True`` takes what fits. Without it: the refusal above; without `keep_fitting`, lines of MMEngine's for each tensor."""
+    """``allow_mismatch=True`` takes what fits.
+
+    Without it: the refusal above; without `keep_fitting`, lines of MMEngine's for each tensor.
+    """
     # the other way round: the scenes have 21 classes
     _, checkpoint = _segmentor(tmp_path / "old", scenes, change=CHANGES[name][0])
     config, _ = write_segmentor(tmp_path / "new", data=scenes, extra=TRAINING.format(data=scenes))
