@@ -47,7 +47,10 @@ def _run(a: argparse.Namespace) -> None:
     config = load_config(a.config, a.cfg_options)
     if a.boost is not None:
         result = boosted(config, **boost_arguments(a))
-        print(f"--boost {a.boost} changes the config:\n{result}\n")
+        file = Path(a.work_dir or default_work_dir(config)) / Path(config.filename).name
+        print(
+            f"--boost {a.boost} changes the config:\n{result}\nThe whole config goes to {file}: test and predict with that.\n"
+        )
         config = result.config
     elif given := [f"--{name.replace('_', '-')}" for name, value in boost_arguments(a).items() if value not in (None, "auto")]:
         raise ValueError(f"{', '.join(given)}: of a loss that --boost puts in; give --boost exp, or leave it out.")

@@ -563,6 +563,23 @@ def test_heads_of_mmpretrain() -> None:
 
 
 @rests_on("datasets.transforms.SeededAlbu")
+def test_scores_by_a_link() -> None:
+    """MMPretrain's heads score a softmax of what ``_get_predictions`` gets, and label by its argmax."""
+    from mmpretrain.models.heads import LinearClsHead
+
+    from gbseg.losses import Pow3GBLoss
+
+    head, loss = LinearClsHead(4, 3), Pow3GBLoss()
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    plain = torch.stack([sample.pred_score for sample in head._get_predictions(logits, None)])
+    torch.testing.assert_close(plain, logits.softmax(1))
+    compat.score_by_link(head, loss.probabilities)
+    samples = head._get_predictions(logits, None)
+    torch.testing.assert_close(torch.stack([sample.pred_score for sample in samples]), loss.probabilities(logits))
+    assert [int(sample.pred_label) for sample in samples] == logits.argmax(1).tolist()
+    compat.score_by_link(nn.Linear(1, 1), loss.probabilities)
+
+
 def test_albu() -> None:
     """mmseg's transform keeps albumentations' pipeline as ``aug``."""
     pytest.importorskip("albumentations")
