@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, Registry
+from mmengine.registry import METRICS, MODELS, Registry
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -24,6 +24,7 @@ from gbseg.mm.compat import SET_UP, BuildStep, before_call_hook, build_steps
 __all__ = [
     "build_error",
     "config_errors",
+    "leave_out_arguments",
     "missing_packages",
     "wrong_arguments",
     "wrong_type",
@@ -50,6 +51,8 @@ _DICTS = (
     *("default_hooks", "custom_hooks", "env_cfg", "randomness", "log_processor", "visualizer", "visualizer.vis_backends"),
     *("prepare", "runs", "compare", "custom_imports", "tta_model", "data_preprocessor"),
 )
+# which MMSegmentation looks at after the whole validation
+_IOU_METRICS = ("mIoU", "mDice", "mFscore")
 _OWN = (ImportError, OSError, ValueError, RuntimeError)
 
 
@@ -171,7 +174,10 @@ def wrong_arguments(
         return f"{name} needs {' and '.join(missing)}." if missing and kind is not DataLoader else None
     text = f"{name} takes no {' and no '.join(extra)}"
     if config is not None and not any(_is_written(key, config) for key in extra):
-        text += f", which it inherits: write _delete_=True beside type={name!r}."
+        options = config.get("cfg_options") or {}
+        option = next((key for key, value in options.items() if key.endswith(".type") and value == settings.get("type")), None)
+        where = f"write _delete_=True beside type={name!r}." if option is None else f"add {option[:-4]}_delete_=True to them."
+        text += f", which it inherits{'' if option is None else ', and --cfg-options replaces the type alone'}: {where}"
     else:
         text += _guess(extra[0], {*parameters, "type"} - set(added))
     return f"{text} It takes {', '.join(key for key in parameters if key not in added) or 'none'}."
@@ -195,6 +201,31 @@ def _is_written(key: str, config: Config) -> bool:
         text = Path(config.filename).read_text(encoding="utf-8")
         return re.search(rf"\b{re.escape(key)}\b", " ".join([text, *(config.get("cfg_options") or {})])) is not None
     return True
+
+
+def leave_out_arguments(config: Config, place: str, settings: Any, given: Collection[str]) -> str | None:
+    """Take out of a metric's settings what its type, given by an option, does not take, and the type before it did.
+
+    Args:
+        config: the whole config.
+        place: the key of the metric.
+        settings: its part of the config, changed in place.
+        given: keys with dots that were given by options and stay.
+
+    Returns:
+        What was left out, in a sentence; None if nothing was.
+    """
+    if not isinstance(settings, dict):
+        return None
+    with METRICS.switch_scope_and_registry(config.get("default_scope")) as registry:
+        kind = _kind(registry, settings)
+    parameters, takes_any = _parameters(kind)
+    if kind is None or takes_any:
+        return None
+    extra = [key for key in settings if key not in {*parameters, "type", "_scope_"} and f"{place}.{key}" not in given]
+    for key in extra:
+        del settings[key]
+    return f"{place}.type={settings['type']} leaves out {', '.join(extra)}, which it does not take." if extra else None
 
 
 def missing_packages(config: Config) -> Iterator[tuple[str, str]]:
@@ -245,6 +276,17 @@ def wrong_values(config: Config) -> Iterator[tuple[str, str]]:
         parameters = inspect.signature(function).parameters
         for key in set(clip) - set(parameters) - {"type"}:
             yield f"optim_wrapper.clip_grad takes no {key}{_guess(key, parameters)}", f"It takes {', '.join(parameters)}."
+    for key, metrics in ((key, config.get(key)) for key in ("val_evaluator", "test_evaluator")):
+        for place, metric in _nodes(key, metrics):
+            kind = metric.get("type") if isinstance(metric, Mapping) else None
+            if str(getattr(kind, "__name__", kind)).rpartition(".")[2] == "IoUMetric" and "iou_metrics" in metric:
+                names = metric["iou_metrics"]
+                names = [names] if isinstance(names, str) else names
+                if not isinstance(names, list | tuple) or not names or not set(map(str, names)) <= set(_IOU_METRICS):
+                    yield (
+                        f"{place}.iou_metrics is {metric['iou_metrics']!r}.",
+                        f"A list of {', '.join(_IOU_METRICS)} is needed.",
+                    )
     scope = config.get("default_scope")
     if isinstance(scope, str) and scope not in MODELS.children and not (scope.isidentifier() and find_spec(scope)):
         yield f"default_scope is {scope!r}, and there is no such package.", "Write mmseg, mmpretrain, or where the types are."

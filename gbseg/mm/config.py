@@ -6,6 +6,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
@@ -13,6 +14,7 @@ from mmengine.runner import Runner
 from gbseg.config_files import ConfigError, config_folder, find_config, misspelt_names, near, read_sources
 from gbseg.data.images import MAX_PIXELS
 from gbseg.mm.compat import base_configs_by_prefix
+from gbseg.mm.component_errors import leave_out_arguments
 
 __all__ = [
     "KEYS",
@@ -114,8 +116,20 @@ def merge_options(config: Config, options: Mapping[str, object]) -> None:
     try:
         # a copy, because merging removes _delete_ from its argument
         config.merge_from_dict(copy.deepcopy(dict(options)))
+        for option in options:
+            if option.partition("_evaluator.")[0] in ("val", "test") and option.endswith(".type"):
+                _fit_metric(config, option.removesuffix(".type"), options)
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"--cfg-options {', '.join(options)} cannot be merged into the config: {error}.") from error
+
+
+def _fit_metric(config: Config, place: str, options: Mapping[str, object]) -> None:
+    """Leave out what a metric's new type does not take of what it inherits: who names another metric means that one."""
+    node: Any = config
+    for part in place.split("."):
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    if text := leave_out_arguments(config, place, node, options):
+        warnings.warn(f"--cfg-options {text}", stacklevel=4)
 
 
 def config_warnings(config: Config) -> Iterator[tuple[str, str]]:

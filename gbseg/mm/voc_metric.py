@@ -25,6 +25,12 @@ LISTED = 10  # images with impossible values that an error message names
 RESAMPLES = 2000  # of the bootstrap, with ci=True
 
 
+def class_numbers(prediction: Tensor) -> Tensor:
+    """A label map as integers: that of a decode head with one output, 0 or 1, has the dtype of the logits."""
+    whole = prediction.is_floating_point() and bool((prediction == prediction.trunc()).all())
+    return prediction.long() if whole else prediction
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The result of one epoch of `VOCMetric`, the same in every process.
@@ -138,7 +144,7 @@ class VOCMetric(BaseMetric):
         for sample in data_samples:
             name = image_name(sample, len(self._names) * world + rank)
             self._names.append(name)
-            prediction = sample["pred_sem_seg"]["data"].squeeze(0)
+            prediction = class_numbers(sample["pred_sem_seg"]["data"].squeeze(0))
             ranges = torch.zeros(6, dtype=torch.int64, device=prediction.device)
             if not self.format_only:
                 if "gt_sem_seg" not in sample:

@@ -12,6 +12,7 @@ from gbseg.mm.checkpoint_weights import require_weights, warn_of_mismatches
 from gbseg.mm.component_errors import config_errors
 from gbseg.mm.config import default_work_dir
 from gbseg.mm.models.link_tta import enable_tta
+from gbseg.mm.report_metric import add_voc_metric, voc_metrics
 from gbseg.mm.training import build_runner
 from gbseg.prediction.submission import prepare_submission
 
@@ -47,7 +48,7 @@ def test(
         launcher: as for mmengine's ``Runner``.
         report: write scores.json, confusion.png and report.html to ``work_dir/test_<stem of the checkpoint>``, followed by
             ``_tta`` with test-time augmentation (see `gbseg.mm.hooks.report_hook.ReportHook`), if the test evaluator is a
-            ``VOCMetric`` and the set has labels.
+            ``VOCMetric``, or an ``IoUMetric`` (see `gbseg.mm.report_metric.add_voc_metric`), and the set has labels.
         ci: number of bootstrap resamples for confidence intervals over images, True for 2,000.
         calibration: compute the expected calibration error, and draw its diagram in the report; without ``report``, only
             scores.json and reliability.png are written.
@@ -86,19 +87,23 @@ def test(
             enable_tta(config)
         if submit is not None:
             submission = prepare_submission(config, submit, submit_list, out, work_dir)
-        elif out is not None:
-            if not isinstance(config.test_evaluator, dict) or config.test_evaluator.get("type") != "VOCMetric":
-                raise ValueError("--out needs test_evaluator=dict(type='VOCMetric'): other metrics write no indexed PNGs.")
-            config.test_evaluator["out_dir"] = str(out)
+        added = add_voc_metric(config, out is not None) if report or ci or calibration or out is not None else None
+        metrics = voc_metrics(config)
+        if out is not None and submit is None:
+            if not metrics:
+                raise ValueError("--out needs a VOCMetric or IoUMetric as test_evaluator: others write no indexed PNGs.")
+            metrics[0]["out_dir"] = str(out)
         if show_dir is not None:
             config.custom_hooks = [*config.get("custom_hooks", []), dict(type="OverlayHook", out_dir=str(show_dir))]
         if amp:
             config.test_cfg.fp16 = True
         size = (model.get("test_cfg") or {}).get("input", "original") if model.type == "PixelNet" else None
-        evaluator = _voc_metric(config)
+        evaluator = next((metric for metric in metrics if not metric.get("format_only")), None)
         if ci or calibration:
             if evaluator is None:
-                raise ValueError("--ci and --calibration need test_evaluator=dict(type='VOCMetric') and a set with labels.")
+                raise ValueError(
+                    "--ci and --calibration need a VOCMetric or IoUMetric as test_evaluator, and a set with labels."
+                )
             if ci < 0:
                 raise ValueError(f"--ci is a number of bootstrap resamples, e.g. 2000, not {ci}.")
             evaluator.ci = ci
@@ -117,6 +122,8 @@ def test(
         training = ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler")
         config.update(dict.fromkeys((*training, "val_dataloader", "val_cfg", "val_evaluator")))
     runner = build_runner(config, work_dir, launcher=launcher, load_from=str(checkpoint), resume=False)
+    if added is not None:
+        runner.logger.info(added)
     # mmengine only warns of missing weights, and would score the network with random ones
     stored = read_checkpoint(checkpoint)
     if allow_mismatch or config.get("allow_mismatch"):
@@ -140,10 +147,3 @@ def test(
         page = f"The report is {report_dir / 'report.html'} (also scores.json and figures)"
         print(page if report else f"scores.json and reliability.png are in {report_dir}")
     return scores
-
-
-def _voc_metric(config: Config) -> Config | None:
-    """The config of the test evaluator that is a ``VOCMetric`` and computes scores, or None."""
-    evaluators = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
-    scoring = (config for config in evaluators if config.get("type") == "VOCMetric" and not config.get("format_only"))
-    return next(scoring, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 pytest.importorskip("mmseg")
 import mmengine.registry
 from mmengine.config import Config
-from mmengine.registry import DATA_SAMPLERS, HOOKS, MODELS, DefaultScope, Registry, init_default_scope
+from mmengine.registry import DATA_SAMPLERS, HOOKS, METRICS, MODELS, DefaultScope, Registry, init_default_scope
 
 import gbseg.mm  # noqa: F401  (registers everything)
 from gbseg.cli import main
@@ -231,6 +232,44 @@ def test_a_forgotten_delete(tmp_path: Path) -> None:
     assert type(MODELS.build(load_config(path).model).decode_head.loss_decode).__name__ == "ExpGBLoss"
 
 
+@pytest.mark.parametrize("place", ["val_evaluator", "test_evaluator", "val_evaluator.0", "test_evaluator.metrics.1"])
+def test_another_metric_by_an_option(place: str, tmp_path: Path) -> None:
+    """It need not take what the one before it did; what an option gives is not left out.
+
+    Without `leave_out_arguments`: "VOCMetric takes no iou_metrics, which it inherits".
+    """
+    path, iou = tmp_path / "config.py", "dict(type='IoUMetric', iou_metrics=['mIoU'], ignore_index=0, prefix='a')"
+    values = {"": iou, "0": f"[{iou}]", "metrics.1": f"dict(metrics=[dict(type='VOCMetric'), {iou}])"}
+    key, _, rest = place.partition(".")
+    path.write_text(f"default_scope = 'mmseg'\n{key} = {values[rest]}\n")
+    with pytest.warns(UserWarning, match=rf"{place}\.type=VOCMetric leaves out iou_metrics, which it does not take") as caught:
+        config = load_config(path, {f"{place}.type": "VOCMetric"})
+    assert len(caught) == 1
+    node = config[key] if not rest else config[key][0] if rest == "0" else config[key].metrics[1]
+    assert node == dict(type="VOCMetric", ignore_index=0, prefix="a")
+    assert METRICS.build(node).ignore_index == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        node = load_config(path, {f"{place}.type": "VOCMetric", f"{place}.iou_metrics": 5})[key]
+        assert "iou_metrics=5" in str(node).replace("'iou_metrics': 5", "iou_metrics=5"), "whoever gives it is told"
+        load_config(path, {f"{place}.type": "IoUMetric"})
+
+
+def test_a_type_by_an_option(tmp_path: Path) -> None:
+    """The cure that is named for an option is one for an option, and is one."""
+    path = tmp_path / "config.py"
+    path.write_text("_base_ = ['mmseg::fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py']\nmodel = dict(pretrained=None)\n")
+    options: dict[str, Any] = {"model.decode_head.loss_decode.type": "ExpGBLoss"}
+    config = load_config(path, options)
+    init_default_scope("mmseg")
+    cure = "model.decode_head.loss_decode._delete_=True"
+    expected = rf"takes no use_sigmoid, which it inherits, and --cfg-options replaces the type alone: add {cure} to them\. It"
+    with pytest.raises(ConfigError, match=expected), config_errors(config):
+        MODELS.build(config.model)
+    config = load_config(path, options | {cure.removesuffix("=True"): True})
+    assert type(MODELS.build(config.model).decode_head.loss_decode).__name__ == "ExpGBLoss"
+
+
 TINY = """
 _base_ = ["gbseg::demo_expgb.py"]
 prepare = None
@@ -285,6 +324,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("train_dataloader.dataset.pipeline.2.probb", 1, "train_dataloader.dataset.pipeline[2]: RandomFlip takes no probb; is pro"),
     ("val_evaluator.type", "VOCMetrc", "val_evaluator: there is no metric called VOCMetrc; is VOCMetric or IoUMetric meant?"),
     ("val_evaluator.outdir", "x", "val_evaluator: VOCMetric takes no outdir; is out_dir meant?"),
+    ("val_evaluator", dict(type="IoUMetric", iou_metrics=["mIou"]), "val_evaluator.iou_metrics is ['mIou']."),
+    ("test_evaluator", [dict(type="mmseg.IoUMetric", iou_metrics=[])], "test_evaluator[0].iou_metrics is []."),
     ("visualizer.type", "SegLocalVisual", "visualizer: there is no visualizer called SegLocalVisual; is SegLocalVisualizer me"),
     ("visualizer.vis_backends.0.type", "WandbVisBackend", "visualizer.vis_backends[0]: WandbVisBackend needs wandb, which is "),
     ("visualizer.vis_backends.0.type", "MLflowVisBackend", "MLflowVisBackend needs mlflow, which is not installed."),

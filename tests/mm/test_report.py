@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import torch
 from engine_tiny import SERVER
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
-from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS, MODELS, TRANSFORMS, init_default_scope
+from mmseg.evaluation import IoUMetric
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
@@ -21,6 +24,7 @@ from gbseg.data.scenes import write_scenes
 from gbseg.evaluation.calibration import Calibration
 from gbseg.losses.modules import Pow3GBLoss
 from gbseg.mm.config import load_config
+from gbseg.mm.report_metric import add_voc_metric
 from gbseg.palettes import VOC_CLASSES
 from gbseg.prediction.testing import test as evaluate
 
@@ -171,12 +175,100 @@ def test_calibration_goes_through_the_link(tested: tuple[Path, dict[str, float]]
     assert abs(metrics["ECE"] / 100 - soft.reliability().ece) > 0.01
 
 
+class ShareOfZero(BaseMetric):
+    """Whoever computes something of his own."""
+
+    def process(self, data_batch: Any, data_samples: list[dict]) -> None:
+        """Count one class."""
+        self.results += [float((sample["pred_sem_seg"]["data"] == 0).float().mean()) for sample in data_samples]
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Average it."""
+        return {"mIoU": sum(results) / len(results)}
+
+
+METRICS.register_module(module=ShareOfZero)
+# settings of an IoUMetric; whether VOCMetric takes its place; and the prefix of VOCMetric's scores beside it
+EVALUATORS: list[tuple[Any, bool, str]] = [
+    (dict(type="IoUMetric"), True, ""),
+    (dict(type="IoUMetric", iou_metrics=["mIoU"], prefix="val"), True, "val/"),
+    ([dict(type="mmseg.IoUMetric", iou_metrics="mIoU"), dict(type="ShareOfZero", prefix="own")], True, ""),
+    (dict(metrics=[dict(type="IoUMetric")]), True, ""),
+    (dict(type="IoUMetric", iou_metrics=["mIoU", "mDice", "mFscore"]), False, "gbseg/"),
+    (dict(type="IoUMetric", iou_metrics=["mDice", "mIoU"], prefix="val"), False, "val/gbseg/"),
+    (dict(type="IoUMetric", nan_to_num=0), False, "gbseg/"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("evaluator", "replaced", "prefix"), EVALUATORS, ids=range(len(EVALUATORS)))
+def test_the_report_of_an_iou_metric(
+    evaluator: Any, replaced: bool, prefix: str, tested: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    """`gbseg test` reports it as it does a `VOCMetric`, with the same scores as IoUMetric's own, which are rounded.
+
+    Without `add_voc_metric` there is no report, and ``--out`` and ``--ci`` are refused.
+    """
+    root, metrics = tested
+    config = _config(root)
+    config.test_evaluator = evaluator
+    plain = evaluate(config, root / "weights.pth", work_dir=tmp_path / "plain", report=False)
+    assert not list(tmp_path.glob("plain/test*"))
+    arguments: dict[str, Any] = dict(out=tmp_path / "out", ci=300, calibration=True)
+    reported = evaluate(config, root / "weights.pth", work_dir=tmp_path / "work", **arguments)
+    assert config.test_evaluator == evaluator, "the caller's config is left as it is"
+    folder = tmp_path / "work/test_weights"
+    assert {path.name for path in folder.iterdir()} == {"scores.json", "confusion.png", "reliability.png", "report.html"}
+    assert len(list((tmp_path / "out").glob("*.png"))) == IMAGES
+    (log,) = (tmp_path / "work").glob("*/*.log")
+    beside = f"VOCMetric stands beside IoUMetric for the report: its scores are {prefix}mIoU"
+    assert ("VOCMetric replaces IoUMetric" if replaced else beside) in log.read_text()
+    # as another metric computes it from the same predictions
+    for name in ("mIoU", "aAcc", "mAcc"):
+        own = prefix if replaced else prefix.removesuffix("gbseg/")
+        ours, theirs = reported[prefix + name], plain.get(own + name)
+        assert ours == pytest.approx(metrics[name], abs=1e-12)
+        if theirs is not None and (name == "aAcc" or "nan_to_num" not in str(evaluator)):
+            assert ours == pytest.approx(theirs, abs=0.0051), name
+        if not replaced:
+            assert reported[own + name] == theirs
+    assert reported.get("own/mIoU") == plain.get("own/mIoU")
+    assert reported[f"{prefix}mIoU/low"] == metrics["mIoU/low"]
+    assert reported["ECE"] == metrics["ECE"]
+
+
+def test_which_metric_is_reported() -> None:
+    """A `VOCMetric` that is there stays the only one; what computes something else, or only writes, gets none."""
+    for evaluator in (
+        [dict(type="IoUMetric"), dict(type="VOCMetric", prefix="own")],
+        dict(type="VOCMetric", ci=5),
+        dict(type="ShareOfZero"),
+        dict(type="Accuracy"),
+        dict(type="IoUMetric", format_only=True, output_dir="out"),
+    ):
+        config = Config(dict(test_evaluator=evaluator, default_scope="mmseg"))
+        assert add_voc_metric(config) is None
+        assert config.test_evaluator == evaluator
+    assert add_voc_metric(config, writes=True) is not None
+    assert config.test_evaluator[1] == dict(type="VOCMetric", format_only=True, prefix="gbseg")
+    config = Config(dict(test_evaluator=[dict(type="IoUMetric", ignore_index=0), dict(type="ShareOfZero")]))
+    assert add_voc_metric(config) is not None
+    assert config.test_evaluator[2] == dict(type="VOCMetric", ignore_index=0, prefix="gbseg"), "ShareOfZero may have its names"
+    # subclasses may compute anything, and what is a class or a metric already has no settings
+    other = type("IoUMetric", (IoUMetric,), {})
+    assert add_voc_metric(Config(dict(test_evaluator=[dict(type=other)]))) is None
+    config.test_evaluator = dict(type=IoUMetric)
+    assert add_voc_metric(config) is not None and config.test_evaluator[0].type == "VOCMetric"
+
+
 def test_what_cannot_be_reported(tested: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     root, _ = tested
     config = _config(root)
-    config.test_evaluator = dict(type="IoUMetric")
-    with pytest.raises(ValueError, match="--ci and --calibration need test_evaluator"):
+    config.test_evaluator = dict(type="ShareOfZero")
+    with pytest.raises(ValueError, match="--ci and --calibration need a VOCMetric or IoUMetric as test_evaluator"):
         evaluate(config, root / "weights.pth", work_dir=tmp_path, ci=True)
+    with pytest.raises(ValueError, match="--out needs a VOCMetric or IoUMetric as test_evaluator"):
+        evaluate(config, root / "weights.pth", work_dir=tmp_path, out=tmp_path / "out")
     with pytest.raises(ValueError, match=r"--ci is a number of bootstrap resamples, e\.g\. 2000, not -5"):
         evaluate(_config(root), root / "weights.pth", work_dir=tmp_path, ci=-5)
     metrics = evaluate(config, root / "weights.pth", work_dir=tmp_path)

@@ -70,6 +70,16 @@ def test_scores_against_mmseg() -> None:
     assert metrics["mIoU"] != round(metrics["mIoU"], 2)
 
 
+def test_a_head_with_one_output() -> None:
+    """MMSegmentation's label maps of it are floats. Without `class_numbers`: a TypeError; values between classes stay one."""
+    sample = _sample(0)
+    as_float = {**sample, "pred_sem_seg": {"data": sample["pred_sem_seg"]["data"].float()}}
+    np.testing.assert_equal(_evaluated([as_float]), _evaluated([sample]))
+    as_float["pred_sem_seg"]["data"] += 0.5
+    with pytest.raises(TypeError, match="prediction must hold integer class numbers"):
+        _evaluated([as_float])
+
+
 def test_headline_and_keys() -> None:
     """The headline is the mean over its classes that occur; all keys carry the prefix and hold plain floats."""
     metrics = _evaluated([_sample(i) for i in range(3)], headline=["class1", "class4", "class20"], prefix="val")

@@ -14,7 +14,7 @@ from gbseg.evaluation.calibration import Calibration, Reliability
 from gbseg.evaluation.confusion import count_bins, scores
 from gbseg.evaluation.faults import image_name
 from gbseg.evaluation.probabilities import probabilities_of
-from gbseg.mm.voc_metric import VOCMetric
+from gbseg.mm.voc_metric import VOCMetric, class_numbers
 from gbseg.palettes import VOC_PALETTE
 from gbseg.report.label_overlay import VOID
 from gbseg.report.page import TestReport
@@ -104,7 +104,7 @@ class ReportHook(Hook):
     def _rank(self, runner: Runner, sample: SegDataSample, position: int) -> None:
         metric = self._metric(runner)
         names = metric.class_names
-        prediction = sample.pred_sem_seg.data.squeeze(0)
+        prediction = class_numbers(sample.pred_sem_seg.data.squeeze(0))
         label = sample.gt_sem_seg.data.squeeze(0).to(prediction.device)
         bins = count_bins(prediction, label, len(names), metric.ignore_index)
         image_scores = scores(bins[: len(names), : len(names)], names)
@@ -152,6 +152,6 @@ class ReportHook(Hook):
     @staticmethod
     def _metric(runner: Runner) -> VOCMetric:
         for metric in runner.test_loop.evaluator.metrics:
-            if isinstance(metric, VOCMetric):
+            if isinstance(metric, VOCMetric) and not metric.format_only:
                 return metric
         raise ValueError("a report needs test_evaluator=dict(type='VOCMetric'), alone or in a list.")
