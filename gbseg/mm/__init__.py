@@ -28,6 +28,7 @@ from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.stop import StopHook, TrainingStopped
 from gbseg.mm.hooks.sync_divisor import SyncDivisorHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
+from gbseg.mm.hooks.validation_loss import ValidationLossHook
 from gbseg.mm.loops import ResumableEpochLoop, ResumableIterLoop
 from gbseg.mm.models.link_tta import LinkTTAModel
 from gbseg.mm.models.ohem_sampler import LinkOHEMPixelSampler
@@ -65,6 +66,7 @@ __all__ = [
     "SyncDivisorHook",
     "TrainingStopped",
     "VOCMetric",
+    "ValidationLossHook",
     "boost_config",
     "compare_runs",
     "enable_amp",

@@ -258,6 +258,8 @@ def wrong_values(config: Config) -> Iterator[tuple[str, str]]:
         # False leaves preparation or comparison out
         if isinstance(node, str | int | float) and node is not False:
             yield f"{key} is {node!r}.", "A dict, or a list of them, is needed there."
+    if not isinstance(config.get("val_loss", False), bool | None):
+        yield f"val_loss is {config.val_loss!r}.", "True or False is needed."
     hooks = {key: config.get(key) for key in ("default_hooks", "custom_hooks")}
     intervals = [(key, part) for name, hook in hooks.items() for key, part in _nodes(name, hook) if key.endswith(".interval")]
     loop = config.get("train_cfg")

@@ -33,7 +33,7 @@ __all__ = [
 _PIPELINE = "tta_pipeline"
 KEYS = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"} | {
     # of gbseg
-    *("prepare", "runs", "compare", "max_pixels", "allow_mismatch"),
+    *("prepare", "runs", "compare", "max_pixels", "allow_mismatch", "val_loss"),
     # read by MMEngine's runners beside their arguments, and by MMSegmentation's and MMPretrain's tools
     *("activation_checkpointing", "compile", "custom_imports", "efficient_conv_bn_eval", "find_unused_parameters"),
     *("model_wrapper_cfg", "runner_type", "strategy", "sync_bn", "tta_model", _PIPELINE),

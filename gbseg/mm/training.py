@@ -48,6 +48,7 @@ from gbseg.mm.hooks.sample_check import LabelledPixelsHook, SampleCheckHook
 from gbseg.mm.hooks.stop import StopHook
 from gbseg.mm.hooks.sync_divisor import SyncDivisorHook
 from gbseg.mm.hooks.train_test_overlap import OverlapHook
+from gbseg.mm.hooks.validation_loss import ValidationLossHook
 from gbseg.mm.process_group import lost_process_errors
 from gbseg.mm.resumable_parts import not_resumable, use_resumable_parts
 from gbseg.mm.run_comparison import compare_runs
@@ -200,6 +201,7 @@ def train(
 
     * ``prepare``: a registered function and its arguments, called first, e.g. ``dict(type='write_scenes', root=...)``;
     * ``runs``: several runs, one after the other, each in its own sub-folder (see `gbseg.mm.config.run_configs`);
+    * ``val_loss = True``: validations compute the loss as well (`gbseg.mm.hooks.validation_loss.ValidationLossHook`);
     * ``compare``: with ``runs``, the settings of `gbseg.mm.run_comparison.compare_runs`, called last.
 
     A folder is of one training at a time, and of one run: see `gbseg.mm.run_folder.lock_run_folders`. Without ``resume`` and
@@ -288,6 +290,8 @@ def _train(
         runner.register_hook(OverlapHook())
         runner.register_hook(stop)
         runner.register_hook(SyncDivisorHook())
+        if run_config.get("val_loss") and not any(isinstance(hook, ValidationLossHook) for hook in runner.hooks):
+            runner.register_hook(ValidationLossHook())
         runner.register_hook(BroadcastBuffersHook())
         if is_main_process():
             record = provenance(command, run_config.get("randomness", {}).get("seed"))
