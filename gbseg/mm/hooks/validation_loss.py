@@ -28,8 +28,8 @@ _HOW = "Leave out val_loss, and monitor a score such as mIoU."
 class ValidationLossHook(Hook):
     """Add ``loss`` to the scores of a validation: the training losses of the main head, on what it predicts.
 
-    Then ``save_best='loss'`` and ``EarlyStoppingHook(monitor='loss')`` work. In the log and in TensorBoard it is ``val_loss``, a
-    curve of its own beside the training's ``loss``; choosing by this name works too. ``gbseg train`` has this hook where a
+    Then ``save_best='loss'`` and ``EarlyStoppingHook(monitor='loss')`` work. In the log and in TensorBoard it is ``val_loss``,
+    a curve of its own beside the training's ``loss``; choosing by this name works too. ``gbseg train`` has this hook where a
     config says ``val_loss = True``.
 
     Of a segmentor, each loss in ``decode_head.loss_decode`` is computed on ``seg_logits``, which have the size of the label,
