@@ -1,8 +1,8 @@
 """Count the classes of a config's training masks, and write weights that make rare classes count more.
 
 Example:
-    gbseg class-weights CONFIG weights.json
-    gbseg train CONFIG --cfg-options model.decode_head.loss_decode.class_weight=weights.json
+    gbseg class-weights gbseg::pixelnet_expgb.py weights.json
+    gbseg train gbseg::pixelnet_expgb.py --cfg-options model.decode_head.loss_decode.class_weight=weights.json
 """
 
 import argparse

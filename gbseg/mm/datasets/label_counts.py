@@ -32,7 +32,8 @@ def load_labels(dataset: Any, idx: int) -> np.ndarray:
     if loader is None:
         with DefaultScope.overwrite_default_scope("mmseg"):
             loader = TRANSFORMS.build(dict(type="LoadAnnotations", imdecode_backend="pillow"))
-    labels: np.ndarray = loader.transform({**info, "seg_fields": []})["gt_seg_map"]
+    loaded: Any = loader.transform({**info, "seg_fields": []})
+    labels: np.ndarray = loaded["gt_seg_map"]
     return labels
 
 
