@@ -32,6 +32,7 @@ COMMANDS = (
     "prepare-imagenet",
     "doctor",
     "browse",
+    "class-weights",
     "boost",
     "train",
     "replay",

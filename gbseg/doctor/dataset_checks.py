@@ -139,6 +139,7 @@ def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Ite
         reduce_zero_label=bool(getattr(dataset, "reduce_zero_label", False)),
         palette=meta.get("palette") or (),
         backend=getattr(load_mask, "imdecode_backend", "?"),
+        takes_ignored=hasattr(dataset, "ignored"),
     )
     size_mismatches, unreadable = [], []
     for info in sample:

@@ -35,6 +35,7 @@ class Masks:
         reduce_zero_label: that of the data set.
         palette: (red, green, blue) of the classes.
         backend: ``imdecode_backend`` of the pipeline's ``LoadAnnotations``.
+        takes_ignored: whether the data set has the argument ``ignored``.
         count: how many were read.
         values: every value after the pipeline's ``LoadAnnotations``, and the first file that has it.
         stored: every value as stored in the files.
@@ -47,6 +48,7 @@ class Masks:
     reduce_zero_label: bool
     palette: Sequence[Sequence[int]]
     backend: str
+    takes_ignored: bool = False
     count: int = 0
     values: dict[int, str] = field(default_factory=dict)
     stored: set[int] = field(default_factory=set)
@@ -88,7 +90,11 @@ def _judge_values(masks: Masks) -> Finding:
     classes, num_classes, ignore_index = masks.classes, masks.num_classes, masks.ignore_index
     used = sorted(set(masks.values) - {ignore_index})
     invalid = [value for value in used if value >= num_classes]
+    # as the files have them; reducing makes them one less
+    void = ", ".join(str(value + masks.reduce_zero_label) for value in invalid) + ("," if len(invalid) == 1 else "")
+    where = "in every dataset of the config" if masks.takes_ignored else "in every dataset, of type FolderSegmentation"
     details = {
+        "ignoring": f"set ignored=({void}) {where}",
         "last_class": num_classes - 1,
         "one_more": num_classes + 1,
         "used": _listed(used),
@@ -118,7 +124,7 @@ def _diagnose(masks: Masks, used: set[int], invalid: Sequence[int]) -> str:
             return "palette stored as grey"
         if invalid != [num_classes]:
             return "no class"
-        return "off by one, with 0" if 0 in values or masks.reduce_zero_label else "off by one, without 0"
+        return "behind the last class" if 0 in values or masks.reduce_zero_label else "off by one, without 0"
     if masks.reduce_zero_label and 0 in stored and classes and classes[0].lower() in ("background", "bg"):
         return "background ignored"
     if values == stored == {0, 255} and num_classes > 2:

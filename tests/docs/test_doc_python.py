@@ -73,7 +73,8 @@ def test_configs_are_built(block: Block, tmp_path: Path) -> None:
         if "train_dataloader" in names:
             datasets = config.train_dataloader.dataset.get("datasets", [config.train_dataloader.dataset])
             for dataset in datasets:
-                assert DATASETS.get(dataset.type) is not None and dataset.pipeline
+                assert DATASETS.get(dataset.type) is not None
+                assert (dataset.dataset if "dataset" in dataset else dataset).pipeline
 
 
 @pytest.fixture(scope="module")

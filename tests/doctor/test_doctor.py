@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import struct
@@ -99,13 +100,13 @@ def values(*chosen: int) -> Callable[[int], np.ndarray]:
         (values(0, 255), {"classes": 2}, "error", "0/255 binary masks: .*ignore_index is 255.*never trained", r"mask // 255"),
         (values(0, 255), {"classes": 2, "ignore": 254}, "error", "0/255 binary masks: the foreground is 255", "mask // 255"),
         (values(1, 2, 3), {}, "error", r"off by one: they go 1\.\.3", "reduce_zero_label=True"),
-        (values(0, 1, 2, 3), {}, "error", "off by one: 3 occurs .*beside 0", "num_classes=4.*reduce_zero_label"),
+        (values(0, 1, 2, 3), {}, "error", "3 .*just behind the last", r"ignored=\(3,\) .*num_classes=4.*reduce_zero_label"),
         (values(0, 255), {}, "warning", r"all 6 masks hold 0 and 255 \(ignored\) only, of 3 classes: 0/255", "num_classes=2"),
         (values(1, 2), {}, "warning", r"0 \(background\) occurs in none of 6 masks, while 1, 2 do", "subtract one"),
         (values(1, 2, 3, 255), {"classes": 21}, "warning", r"0 \(background\) .* none of 6 masks, while 1\.\.3 do", "subtract"),
         (values(0), {}, "warning", r"0 \(background\) is the only class in all 6 masks, of 3 classes", "browse"),
         (values(1, 255), {"classes": 2}, "warning", r"1 \(thing\) is the only class in all 6 masks, of 2", "browse"),
-        (values(0, 7, 9), {}, "error", "labels 7, 9 .*are no class: 3 classes are 0..2, ignored is 255", "correct the masks"),
+        (values(0, 7, 9), {}, "error", "labels 7, 9 .*are no class: 3 classes are 0..2, ignored is 255", r"d=\(7, 9\)"),
         (grey_of_palette, {}, "error", "38, 75, 113 .*brightness of the palette's colours", "palette PNGs"),
         (values(255), {}, "error", "all pixels of all 6 masks are 255", "browse"),
         (values(0, 1, 2), {"reduce": True}, "warning", "reduce_zero_label=True ignores the label 0.*'background'", "False"),
@@ -128,6 +129,25 @@ def test_labels(mask: Any, options: dict, level: str, text: str, remedy: str, tm
     config.model.decode_head.num_classes = options.get("classes", 3)
     config.model.decode_head.ignore_index = options.get("ignore", 255)
     only(check_data(config, every=True), level, text, remedy)
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+@pytest.mark.parametrize("chosen", [(3,), (7, 9)])
+def test_the_remedy_of_labels_that_do_not_count(chosen: tuple[int, ...], reduce: bool, tmp_path: Path) -> None:
+    """As it is printed, in every data set: nothing is left to say. CamVid's 11 beside 0..10 is no "off by one"."""
+    shift = int(reduce)
+    config = custom(folder(tmp_path, values(*(value + shift for value in (0, 1, 2, *chosen)), *[0] * shift)))
+    for split in ("train", "val", "test"):
+        dataset = config[f"{split}_dataloader"].dataset
+        dataset.update(reduce_zero_label=reduce, metainfo=dict(classes=("disc", "square", "star"), palette=None))
+    findings = bad(check_data(config, every=True))
+    assert findings and "off by one" not in str(findings)
+    for finding in findings:
+        (remedy,) = re.findall(r"set ignored=(\([\d, ]+\)) in every dataset of the config", finding.remedy)
+        assert ast.literal_eval(remedy) == tuple(value + shift for value in chosen)
+    for split in ("train", "val", "test"):
+        config[f"{split}_dataloader"].dataset.ignored = ast.literal_eval(remedy)
+    assert not bad(check_data(config, every=True))
 
 
 def test_labels_that_start_at_one_are_fine_when_reduced(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch.utils.data import DataLoader
 
 import gbseg.mm.datasets.segmentation
+from gbseg.cli import main
+from gbseg.losses import ExpGBLoss
 from gbseg.mm.hooks.list_check import ListCheckHook
 from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
 
@@ -70,6 +73,77 @@ def test_labels_survive(root: Path) -> None:
         # JPEG keeps a constant colour up to a few levels
         blue, green, red = sample["inputs"].float().mean((1, 2)).tolist()
         assert (red, green, blue) == pytest.approx((40 * number, 0, 255), abs=4)
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+@pytest.mark.parametrize("ignored", [(20,), (0, 3, 255), 7])
+def test_ignored_labels_are_255_when_read(ignored: Any, reduce: bool, root: Path) -> None:
+    """As the files have them, also where 0 is reduced. Without it: the 20 of the files. So the classes of an image."""
+    dataset = _build(root, ignored=ignored, reduce_zero_label=reduce)
+    for number, sample in enumerate(dataset):
+        expected = _label(number)
+        expected[np.isin(expected, ignored)] = 255
+        if reduce:
+            expected = np.where((expected == 0) | (expected == 255), 255, expected - 1)
+        np.testing.assert_array_equal(sample["data_samples"].gt_sem_seg.data.numpy(), expected[None])
+        assert dataset.get_cat_ids(number) == sorted(set(expected.ravel().tolist()) - {255})
+
+
+@pytest.mark.parametrize("ignored", [(256,), (-1,), (True,), ("11",), (1.5,)])
+def test_what_is_no_label(ignored: Any, root: Path) -> None:
+    with pytest.raises(ValueError, match=r"ignored are labels of the masks that do not count, numbers in 0\.\.255 such as"):
+        _build(root, ignored=ignored)
+
+
+def test_class_balanced(root: Path) -> None:
+    """MMEngine's wrapper repeats the image of a rare class. Without ``get_cat_ids``: its AttributeError."""
+    path = root / "SegmentationClass" / f"{IDS[0]}.png"
+    with Image.open(path) as image:
+        rare = image.point(lambda label: 0 if label == 5 else label)
+        rare.putpalette(image.getpalette())
+    for name in IDS[1:]:
+        rare.resize((6, 4)).save(root / "SegmentationClass" / f"{name}.png")
+    settings = {"type": "VOCSegmentation", "ann_file": "ImageSets/Segmentation/val.txt", "data_prefix": FOLDERS}
+    settings |= {"pipeline": PIPELINE, "data_root": str(root)}
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        dataset = DATASETS.build({"type": "ClassBalancedDataset", "oversample_thr": 1.0, "dataset": settings})
+    # twice as often, rounded up: the square root of 1 / (1 / 3)
+    assert [Path(dataset.get_data_info(idx)["img_path"]).stem for idx in range(len(dataset))].count(IDS[0]) == 2
+    assert dataset.get_cat_ids(0) == list(range(21))
+    unlabelled = _build(root, data_prefix={"img_path": "JPEGImages"}, pipeline=[{"type": "LoadImageFromFile"}])
+    with pytest.raises(ValueError, match=r"2007_000033\.jpg has no mask, so its classes are unknown"):
+        unlabelled.get_cat_ids(0)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npy"])
+@pytest.mark.parametrize("weighting", ["inverse", "median"])
+def test_class_weights(weighting: str, suffix: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command writes what the losses take: by the formulas, in float64; a class that is absent has the weight 1."""
+    for number, name in enumerate(IDS):
+        label = np.resize([0, 0, 0, 255, *[1] * (1 + number), *[2] * (number == 1), 11], (10, 12)).astype(np.uint8)
+        Image.fromarray(label).save(root / f"SegmentationClass/{name}.png")
+        Image.new("RGB", (12, 10)).save(root / f"JPEGImages/{name}.jpg")
+    config, out = tmp_path / "config.py", tmp_path / f"weights{suffix}"
+    dataset = dict(type="FolderSegmentation", data_root=str(root), metainfo=dict(classes=("a", "b", "c", "d")), ignored=11)
+    dataset |= dict(data_prefix=FOLDERS, pipeline=PIPELINE)
+    loader = dict(dataset=dict(type="RepeatDataset", times=3, dataset=dataset))
+    config.write_text(f"default_scope = 'mmseg'\ntrain_dataloader = {loader}\n")
+    assert main(["class-weights", str(config), str(out), "--weighting", weighting]) == 0
+    weights = np.array(json.loads(out.read_text())) if suffix == ".json" else np.load(out)
+    masks = [np.asarray(Image.open(root / f"SegmentationClass/{name}.png")) for name in IDS]
+    counts = [[int((mask == label).sum()) for label in range(4)] for mask in masks]
+    total = [sum(row[c] for row in counts) for c in range(3)]
+    if weighting == "inverse":
+        expected = [sum(total) / 3 / n for n in total]
+    else:
+        shares = [n / sum(sum(row) for row in counts if row[c]) for c, n in enumerate(total)]
+        expected = [sorted(shares)[1] / share for share in shares]
+    np.testing.assert_allclose(weights, [*expected, 1], rtol=1e-12)
+    np.testing.assert_allclose(ExpGBLoss(class_weight=str(out)).class_weight.numpy(), weights, rtol=1e-6)
+    said = capsys.readouterr().out
+    assert "1 (absent)" in said and f"Weights of 3 masks are in {out}; give it to a loss as class_weight='{out}'." in said
+    assert main(["class-weights", str(config), str(tmp_path / "weights.pkl")]) == 1
+    assert "weights are written as .json or .npy" in capsys.readouterr().err
 
 
 def test_classes_and_palette(root: Path) -> None:

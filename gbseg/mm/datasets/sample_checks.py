@@ -230,7 +230,8 @@ class CheckedPipeline(Compose):
             ignored_values = ", ".join(map(str, sorted(ignored)))
             raise MaskError(
                 f"{path or 'a mask'} holds labels that are no class, as the pipeline gives them: {shown}; {count} classes are "
-                f"0..{count - 1}, ignored is {ignored_values}. Correct the mask, or the classes and num_classes"
+                f"0..{count - 1}, ignored is {ignored_values}. Correct the mask, or the classes and num_classes; "
+                "FolderSegmentation and VOCSegmentation take labels that do not count as ignored=(...)"
             )
 
 

@@ -5,11 +5,13 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 from mmengine.registry import DATASETS
 
 from gbseg.data.layout import read_lines
 from gbseg.files import is_dead_link, walk_files
 from gbseg.mm.compat import BaseSegDataset
+from gbseg.mm.datasets.label_counts import load_labels
 from gbseg.mm.datasets.list_faults import ListFault, masks_without_image, names_listed_twice, record_faults
 from gbseg.mm.datasets.sample_checks import check_samples
 from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
@@ -20,6 +22,7 @@ OTHER_DATA_ROOT = (
     "Data that lie elsewhere: link them there, or name them by --cfg-options train_dataloader.dataset.data_root=FOLDER "
     "val_dataloader.dataset.data_root=FOLDER test_dataloader.dataset.data_root=FOLDER."
 )
+IGNORED = 255
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -34,18 +37,25 @@ class VOCSegmentation(BaseSegDataset):
 
     Args:
         ann_file: the list of ids, below ``data_root``; None takes every image, in sub-folders and links to folders as well.
+        ignored: labels of the files that do not count, such as CamVid's ``(11,)``: 255 when they are read.
         settings: arguments of mmseg's ``BaseSegDataset``, such as ``img_suffix='.jpg'`` and ``seg_map_suffix='.png'``.
 
     Raises:
         FileNotFoundError: the list, a folder or a listed file is missing; the message names it and says how to get it.
-        ValueError: the list is no text, a link leads to a folder that holds it, or a fault of the list with ``test_mode=True``.
+        ValueError: the list is no text, a link leads to a folder that holds it, ``ignored`` are no labels, or a fault of the
+            list with ``test_mode=True``.
     """
 
     METAINFO: ClassVar[dict] = {"classes": VOC_CLASSES, "palette": [list(colour) for colour in VOC_PALETTE[: len(VOC_CLASSES)]]}
 
-    def __init__(self, ann_file: str | None = "", **settings: object) -> None:
+    def __init__(self, ann_file: str | None = "", ignored: int | Sequence[int] = (), **settings: object) -> None:
+        self.ignored = _label_numbers(ignored)
         super().__init__(ann_file=ann_file or "", **settings)
         check_samples(self)
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """The classes that occur in an image's mask, rising: what MMEngine's ``ClassBalancedDataset`` asks for."""
+        return _classes_in(self, idx)
 
     def load_data_list(self) -> list[dict]:
         """One dict of paths per image, in the order of the list."""
@@ -92,13 +102,15 @@ class FolderSegmentation(BaseSegDataset):
         data_prefix: the two folders below ``data_root``; without ``seg_map_path`` there are only images.
         ann_file: a list of names below ``data_root``, one per line, with or without the image's suffix; '' takes every image.
         img_suffix: one or several suffixes of the images, in any case.
+        ignored: labels of the files that do not count, such as CamVid's ``(11,)``: 255 when they are read.
         settings: arguments of mmseg's ``BaseSegDataset``; ``seg_map_suffix`` is what follows the image's name in the name of
             its mask: ``'.png'`` (the default), ``'_mask.png'``.
 
     Raises:
         FileNotFoundError: a folder, the list, an image or a mask is missing, or there is no image; the message names it.
-        ValueError: no classes, two images with the same name, a name that is listed twice, a list that is no text, a link that
-            leads to a folder that holds it, or masks without an image with ``test_mode=True``.
+        ValueError: no classes, ``ignored`` that are no labels, two images with the same name, a name that is listed twice, a
+            list that is no text, a link that leads to a folder that holds it, or masks without an image with
+            ``test_mode=True``.
     """
 
     def __init__(
@@ -108,8 +120,10 @@ class FolderSegmentation(BaseSegDataset):
         data_prefix: dict | None = None,
         ann_file: str | None = "",
         img_suffix: str | Sequence[str] = IMAGE_SUFFIXES,
+        ignored: int | Sequence[int] = (),
         **settings: object,
     ) -> None:
+        self.ignored = _label_numbers(ignored)
         classes = metainfo.get("classes")
         if not classes or isinstance(classes, str):
             raise ValueError(
@@ -126,6 +140,10 @@ class FolderSegmentation(BaseSegDataset):
             **settings,
         )
         check_samples(self)
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """The classes that occur in an image's mask, rising: what MMEngine's ``ClassBalancedDataset`` asks for."""
+        return _classes_in(self, idx)
 
     def load_data_list(self) -> list[dict]:
         """One dict of paths per image, sorted by name, or in the order of the list."""
@@ -171,6 +189,24 @@ class FolderSegmentation(BaseSegDataset):
         return names
 
 
+def _label_numbers(ignored: int | Sequence[int]) -> tuple[int, ...]:
+    """``ignored`` as a tuple."""
+    labels = (ignored,) if isinstance(ignored, int) else tuple(ignored)
+    if not all(isinstance(label, int) and not isinstance(label, bool) and 0 <= label <= 255 for label in labels):
+        raise ValueError(
+            f"ignored are labels of the masks that do not count, numbers in 0..255 such as (11,), not {ignored!r}."
+        )
+    return labels
+
+
+def _classes_in(dataset: BaseSegDataset, idx: int) -> list[int]:
+    """The classes in a mask; a wrapper asks for them twice, so they are kept."""
+    kept: dict[int, list[int]] = vars(dataset).setdefault("_cat_ids", {})
+    if idx not in kept:
+        kept[idx] = [int(label) for label in np.unique(load_labels(dataset, idx)) if label < len(dataset.metainfo["classes"])]
+    return kept[idx]
+
+
 def _read_names(file: str | Path) -> list[str]:
     """The names in a list, in its order; blank lines and a byte order mark mean nothing."""
     return [name for line in read_lines(file) if (name := line.removeprefix("\ufeff").strip())]
@@ -186,7 +222,12 @@ def _walk_images(folder: str, suffixes: Sequence[str]) -> Iterator[Path]:
 
 def _entry(dataset: BaseSegDataset, image: Path, name: str) -> dict:
     """What mmseg's pipelines start from."""
-    entry = dict(img_path=str(image), label_map=dataset.label_map, reduce_zero_label=dataset.reduce_zero_label, seg_fields=[])
+    label_map = dataset.label_map
+    if dataset.ignored:
+        # the loader reduces first; 0 is ignored then anyway
+        shift = int(dataset.reduce_zero_label)
+        label_map = (label_map or {}) | {label - shift: IGNORED for label in dataset.ignored if label >= shift}
+    entry = dict(img_path=str(image), label_map=label_map, reduce_zero_label=dataset.reduce_zero_label, seg_fields=[])
     if masks := dataset.data_prefix.get("seg_map_path"):
         entry["seg_map_path"] = str(Path(masks, name + dataset.seg_map_suffix))
     return entry
