@@ -9,6 +9,7 @@ from gbseg.mm.models.link_tta import LinkTTAModel
 from gbseg.mm.models.ohem_sampler import LinkOHEMPixelSampler
 from gbseg.mm.models.pixelnet_head import PixelNetHead
 from gbseg.mm.models.pixelnet_segmentor import PixelNet
+from gbseg.mm.models.timm_trunk import TimmTrunk
 from gbseg.mm.models.vgg16_trunk import VGG16Trunk
 from gbseg.pixelnet.sampling import BalancedPixelSampler, UniformPixelSampler
 
@@ -23,6 +24,7 @@ __all__ = [
     "PixelNet",
     "PixelNetHead",
     "SmallConvNet",
+    "TimmTrunk",
     "VGG16Trunk",
 ]
 

@@ -8,6 +8,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from gbseg.mm.models.pixelnet_head import PixelNetHead
+from gbseg.mm.models.timm_trunk import TimmTrunk
 from gbseg.pixelnet.adaptive import check_grid
 
 __all__ = ["PixelNet"]
@@ -55,6 +56,15 @@ class PixelNet(EncoderDecoder):
                 f"the trunk pads images by {padding} pixels and the head reads its maps at offset={offset}: "
                 "set decode_head.offset to backbone.image_padding, or every feature is read at the wrong place."
             )
+        if isinstance(self.backbone, TimmTrunk) and isinstance(self.decode_head, PixelNetHead) and not self.with_neck:
+            wanted = {"in_channels": self.backbone.channels, "strides": self.backbone.strides}
+            for name, values in wanted.items():
+                chosen = tuple(values[index] for index in self.decode_head.in_index if index < len(values))
+                if tuple(getattr(self.decode_head, name) or chosen) != chosen:
+                    raise ValueError(
+                        f"the maps of timm's {self.backbone.name} have the {name.removeprefix('in_')} {values}: set "
+                        f"decode_head.{name}={chosen}, which is {tuple(getattr(self.decode_head, name))}."
+                    )
 
     def inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Logits by ``test_cfg['mode']``: MMSegmentation's 'whole' and 'slide', and 'adaptive'."""
