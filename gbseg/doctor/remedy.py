@@ -57,9 +57,10 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
         before = old.get(key)
         if key in old and before == value:
             continue
-        if isinstance(before, Mapping) and isinstance(value, Mapping):
-            replaced = not set(before) <= set(value)
-            changed[key] = {"_delete_": True, **value} if replaced else _difference(before, value)
+        if key in old and isinstance(value, Mapping):
+            merges = isinstance(before, Mapping) and set(before) <= set(value)
+            # a dict does not merge with None either
+            changed[key] = _difference(before, value) if merges else {"_delete_": True, **value}
         else:
             changed[key] = value
     return changed

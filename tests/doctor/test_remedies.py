@@ -222,7 +222,8 @@ CASES = {
     "albu": Case("dataset_checks._check_albumentations_seed.1", "custom_imports = dict(imports=[])\n" + ALBU),
     "empty": Case(
         "dataset_checks._check_dataset.1",
-        "train_dataloader = dict(dataset=dict(_delete_=True, type='BaseSegDataset', metainfo=dict(classes=('a', 'b', 'c')), "
+        "train_dataloader = dict(dataset=dict(_delete_=True, type='BaseSegDataset', serialize_data=False, "
+        "metainfo=dict(classes=('a', 'b', 'c')), "
         "data_root='.', data_prefix=dict(img_path='none', seg_map_path='none'), pipeline=[]))",
         damage=lambda root: (root / "none").mkdir(),
         mend=again(
@@ -232,7 +233,7 @@ CASES = {
     ),
     "missing": Case(
         "dataset_checks._check_dataset.2",
-        all_data("type='BaseSegDataset'"),
+        all_data("type='BaseSegDataset', metainfo=dict(palette=[[0, 0, 0], [1, 1, 1], [2, 2, 2]])"),
         damage=lambda root: (root / "masks/train/3.png").rename(root / "3.png"),
         mend=lambda root: (root / "3.png").rename(root / "masks/train/3.png"),
     ),
@@ -243,7 +244,7 @@ CASES = {
     ),
     "size": Case("dataset_checks._check_dataset.4", damage=RESIZED, mend=RESIZED),
     "classes": Case("dataset_checks._check_dataset.5", "model = dict(decode_head=dict(num_classes=21))"),
-    "no model": Case("model_checks.check_model.1", "model = None"),
+    "no model": Case("model_checks.check_model.1", "_base_ = ['gbseg::_base_/voc.py', 'gbseg::_base_/runtime.py']\n"),
     "model": Case(
         "model_checks._build.1", "model = dict(decode_head=dict(typ=1))", mend=edit("typ=1", "num_classes=21"), foreign=True
     ),
@@ -266,7 +267,7 @@ CASES = {
         "model_checks._check_rates.3",
         IMPORT
         + GUARD
-        + "optim_wrapper = dict(optimizer=dict(lr=0.1), clip_grad=dict(max_norm=1.0))\n"
+        + "optim_wrapper = dict(optimizer=dict(lr=0.1), clip_grad=dict(_delete_=True, max_norm=1.0))\n"
         + heads("ExpGBLoss").replace(" / 16", ""),
         foreign=True,
     ),
@@ -488,6 +489,8 @@ def configured(root: Path, case: Case) -> Path:
             encoding="utf-8",
         )
         text = "_base_ = ['base.py']\n"
+    # in the folder, so that it is named without one
+    text = "" if case.text.startswith("_base_") else text
     (root / "bad.py").write_text(text + case.text, encoding="utf-8")
     if case.damage:
         case.damage(root)
@@ -518,6 +521,7 @@ class LoadGreyMask(LoadAnnotations):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_remedy_is_one(name: str, tmp_path: Path, sited: dict[str, set[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each alternative of it, alone: lines in a config that inherits the bad one, or what it says to do.
