@@ -84,8 +84,9 @@ def sites() -> dict[str, tuple[str, int, int] | list[str]]:
                     and isinstance(node.value, ast.Tuple)
                     and function.name in ("wrong_values", "config_warnings")
                 ):
-                    number += 1
-                    found[f"{module}.{function.name}.{number}"] = constants(*node.value.elts)
+                    # by its words: other yields come and go
+                    text, remedy = node.value.elts
+                    found[f"{function.name}: {'_'.join(constants(remedy))}"] = constants(text, remedy)
     found |= {f"label {name}": re.split(r"\{\w+\}", problem["text"]) for name, problem in PROBLEMS.items() if problem["remedy"]}
     return {name: place for name, place in found.items() if not any(skipped in name for skipped in HANDED_ON)}
 
@@ -351,7 +352,8 @@ CASES = {
     ),
     "listed twice": Case(
         "list_faults.names_listed_twice.1",
-        "train_dataloader = dict(dataset=dict(type='VOCSegmentation', ann_file='list.txt'))",
+        "train_dataloader = dict(dataset=dict(type='VOCSegmentation', ann_file='list.txt', "
+        "metainfo=dict(_delete_=True, classes=('background', 'aeroplane', 'bicycle'))))",
         damage=write("list.txt", "0\n1\n0\n"),
         mend=write("list.txt", "0\n1\n"),
     ),
@@ -361,25 +363,39 @@ CASES = {
         mend=lambda root: (root / "masks/train/3.png").unlink(),
     ),
     "misspelt": Case(
-        "config.config_warnings.1",
+        "config_warnings: write _, if that is meant.",
         "optim_wraper = dict(optimizer=dict(lr=0.002))",
         mend=edit("optim_wraper", "optim_wrapper"),
     ),
-    "no dict": Case("component_errors.wrong_values.1", "env_cfg = 5", mend=edit("env_cfg = 5", "env_cfg = dict()")),
+    "metric": Case(
+        "wrong_values: A list of _ is needed.",
+        "val_evaluator = dict(_delete_=True, type='IoUMetric', iou_metrics=['mIoI'])",
+        mend=edit("mIoI", "mIoU"),
+    ),
+    "no flag": Case("wrong_values: True or False is needed.", "val_loss = 5", mend=again("val_loss = False")),
+    "no dict": Case(
+        "wrong_values: A dict, or a list of them, is needed there.", "env_cfg = 5", mend=edit("env_cfg = 5", "env_cfg = dict()")
+    ),
     "length": Case(
-        "component_errors.wrong_values.2", "train_cfg = dict(val_interval=0)", mend=again("train_cfg = dict(val_interval=1)")
+        "wrong_values: A number from 1 is needed.",
+        "train_cfg = dict(val_interval=0)",
+        mend=again("train_cfg = dict(val_interval=1)"),
     ),
     "interval": Case(
-        "component_errors.wrong_values.3",
+        "wrong_values: A number is needed.",
         "default_hooks = dict(logger=dict(interval='5'))",
         mend=again("default_hooks = dict(logger=dict(interval=5))"),
     ),
     "clip": Case(
-        "component_errors.wrong_values.4",
+        "wrong_values: It takes _.",
         "optim_wrapper = dict(clip_grad=dict(max_nrm=5))",
         mend=edit("max_nrm", "max_norm"),
     ),
-    "scope": Case("component_errors.wrong_values.5", "default_scope = 'mmsegg'", mend=again("default_scope = 'mmseg'")),
+    "scope": Case(
+        "wrong_values: Write mmseg, mmpretrain, or where the types are.",
+        "default_scope = 'mmsegg'",
+        mend=again("default_scope = 'mmseg'"),
+    ),
     "palette as colours": Case("label palette read as colours", CV2, damage=encoded(lambda p, labels: write_mask(p, labels))),
     "colours": Case(
         "label stored as colours",
@@ -439,7 +455,7 @@ CASES = {
     "starts at 1, subtracted": Case("label starts at 1", masks=values(1, 2), mend=SUBTRACT, lines=False),
 }
 # an option of the command line, and no config
-OPTION = "config.config_warnings.2"
+OPTION = "config_warnings: give the keys that it computes from _, e.g. train_cfg.max_iters, or change the file."
 
 
 def test_every_remedy_has_a_case() -> None:
