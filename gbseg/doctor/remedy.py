@@ -58,9 +58,11 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
         if key in old and before == value:
             continue
         if key in old and isinstance(value, Mapping):
-            merges = isinstance(before, Mapping) and set(before) <= set(value)
             # a dict does not merge with None either
-            changed[key] = _difference(before, value) if merges else {"_delete_": True, **value}
+            if isinstance(before, Mapping) and set(before) <= set(value):
+                changed[key] = _difference(before, value)
+            else:
+                changed[key] = {"_delete_": True, **value}
         else:
             changed[key] = value
     return changed
