@@ -187,8 +187,8 @@ def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Ite
         changes = [(f"{key}.num_classes", len(classes)) for key in head_keys(config)]
         advice = "give the heads as many outputs (or name other classes in the data sets' metainfo)"
         yield remedied(config, ERROR, where, text, advice, *changes)
-    for finding, changes in judge(masks):
-        yield _with_lines(finding._replace(where=f"{where}, labels"), config, changes, masks)
+    for finding, alternatives in judge(masks):
+        yield _with_lines(finding._replace(where=f"{where}, labels"), config, alternatives, masks)
 
 
 def _with_lines(finding: Finding, config: Config, names: Sequence[str], masks: Masks) -> Finding:
@@ -203,6 +203,9 @@ def _with_lines(finding: Finding, config: Config, names: Sequence[str], masks: M
     several = len(names) > 1
     advice, changes = finding.remedy, finding.changes
     for number, name in enumerate(names):
+        # a background is a class, and is not to be ignored
+        if several and name == "reduce" and [str(one).lower() for one in masks.classes[:1]] in (["background"], ["bg"]):
+            continue
         alternative = _label_changes(name, config, masks)
         if lines := config_lines(config, alternative):
             changes = changes or alternative

@@ -99,7 +99,7 @@ def values(*chosen: int) -> Callable[[int], np.ndarray]:
         (values(0, 255), {"classes": 2}, "error", "0/255 binary masks: .*ignore_index is 255.*never trained", r"mask // 255"),
         (values(0, 255), {"classes": 2, "ignore": 254}, "error", "0/255 binary masks: the foreground is 255", "mask // 255"),
         (values(1, 2, 3), {}, "error", r"off by one: they go 1\.\.3", "reduce_zero_label=True"),
-        (values(0, 1, 2, 3), {}, "error", "off by one: 3 occurs .*beside 0", "reduce_zero_label=True.*num_classes=4"),
+        (values(0, 1, 2, 3), {}, "error", "off by one: 3 occurs .*beside 0", "num_classes=4"),
         (values(0, 255), {}, "warning", r"all 6 masks hold 0 and 255 \(ignored\) only, of 3 classes: 0/255", "num_classes=2"),
         (values(1, 2), {}, "warning", r"0 \(background\) occurs in none of 6 masks, while 1, 2 do", "subtract one"),
         (values(1, 2, 3, 255), {"classes": 21}, "warning", r"0 \(background\) .* none of 6 masks, while 1\.\.3 do", "subtract"),
@@ -388,7 +388,7 @@ def test_a_foreign_config_that_follows_the_readme_is_sound(tmp_path: Path) -> No
             EXPGB.format(", loss_weight=1 / 16", AUXILIARY) + "custom_hooks = [dict(type='NonFiniteGuardHook')]",
             "error",
             "ExpGBLoss, NonFiniteGuardHook would be unknown.*gbseg, gbseg.mm.hooks.nonfinite_guard",
-            r"imports=\['gbseg', 'gbseg.mm'\]",
+            r"imports=\['gbseg.mm'\]",
         ),
         # the paper's rate of exp-GB with cross-entropy
         (
