@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -13,6 +14,7 @@ from gbseg.doctor.dataset_checks import check_data, data_of
 from gbseg.doctor.finding import ERROR, LEVELS, Finding
 from gbseg.doctor.model_checks import check_model
 from gbseg.doctor.package_checks import check_packages
+from gbseg.doctor.remedy import base_name, config_lines
 from gbseg.doctor.schedule_checks import check_schedule
 from gbseg.doctor.setting_checks import check_settings
 from gbseg.mm.component_errors import build_error
@@ -31,7 +33,8 @@ def examine(config: Config, every: bool = False) -> Iterator[Finding]:
         every: read all images and masks, not only a sample.
     """
     yield from check_packages()
-    seen: set[Finding] = set()
+    # without the changes, which may hold dicts
+    seen: set[tuple] = set()
     checked_data: set[str] = set()
 
     def check_new_data(run_config: Config) -> Iterator[Finding]:
@@ -46,9 +49,10 @@ def examine(config: Config, every: bool = False) -> Iterator[Finding]:
         for where, check in checks.items():
             for finding in _complete(where, check, run_config):
                 # runs share most of their findings
-                if finding not in seen:
-                    seen.add(finding)
-                    yield finding._replace(where=f"{name}: {finding.where}") if name else finding
+                if finding[:4] not in seen:
+                    seen.add(finding[:4])
+                    # the lines are for the config of this run
+                    yield finding._replace(where=f"{name}: {finding.where}", changes=()) if name else finding
 
 
 def _complete(where: str, check: Callable[[Config], Iterator[Finding]], config: Config) -> Iterator[Finding]:
@@ -61,7 +65,7 @@ def _complete(where: str, check: Callable[[Config], Iterator[Finding]], config: 
 
 
 def report(config: Config, every: bool = False) -> int:
-    """Print the findings on a config as they come, and how many there are of each level.
+    """Print the findings on a config as they come, how many there are of each level, and the remedies as one config.
 
     Args:
         config: from `gbseg.mm.config.load_config`.
@@ -72,11 +76,19 @@ def report(config: Config, every: bool = False) -> int:
     """
     console = Console(highlight=False, soft_wrap=True)
     counts = dict.fromkeys(LEVELS, 0)
+    changes: list[tuple[str, Any]] = []
     for finding in examine(config, every):
         counts[finding.level] += 1
+        changes += finding.changes
         line = Text(f"{finding.level:>7}  ", _STYLES[finding.level])
         console.print(line.append(f"{finding.where}: {finding.text}", "default"))
         if finding.remedy:
-            console.print(Text(f"         -> {finding.remedy}", "dim"))
+            console.print(Text("         -> " + finding.remedy.replace("\n", "\n            "), "dim"))
     console.print(", ".join(f"{count} {level}{'s' * (level != 'ok' and count != 1)}" for level, count in counts.items()))
+    if changes:
+        console.print("\nRemedies are lines of a config that inherits this one. All of them, as a file for this folder:\n")
+        # a long line stays one: it is to be copied
+        console.print(Text(f"_base_ = [{base_name(config)!r}]\n{config_lines(config, changes)}"))
+        if any(".loss_decode" in key or key == "custom_hooks" for key, _ in changes):
+            console.print("\nOf a config made for a softmax, gbseg boost writes one in which losses, hooks and imports fit.")
     return int(counts[ERROR] > 0)

@@ -1,13 +1,13 @@
 """Checks of a config's data sets: lists, folders, images and masks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import UnidentifiedImageError
 
 from gbseg.data.images import ImageError, check_file, pillow_reads
@@ -15,6 +15,7 @@ from gbseg.data.lists import abbreviate
 from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
 from gbseg.doctor.label_checks import Masks, judge
 from gbseg.doctor.model_checks import sub_configs, types_in
+from gbseg.doctor.remedy import Changes, config_lines, head_keys, import_gbseg, inner_datasets_of, remedied
 from gbseg.errors import is_refusal
 from gbseg.mm.component_errors import build_error
 from gbseg.mm.config import max_pixels
@@ -94,14 +95,25 @@ def _check_albumentations_seed(config: Config) -> Iterator[Finding]:
     if "Albu" in types and not types & {"ResumableIterLoop", "SeededDataset"}:
         workers = loader.get("num_workers", 0)
         same = f"all {workers} workers of the data loader augment with the same numbers, and " if workers > 1 else ""
-        yield Finding(
-            WARNING,
-            "train data",
+        text = (
             "Albu draws from generators of albumentations' own, which no seed of the config reaches: "
-            f"{same}no run can be repeated.",
-            "write type='SeededAlbu' (and 'gbseg.mm.datasets.transforms' into custom_imports), or train with "
-            "train_cfg.type='ResumableIterLoop'.",
+            f"{same}no run can be repeated."
         )
+        changes = [(f"{key}.type", "SeededAlbu") for key in _albu_keys("train_dataloader", loader)]
+        advice = "write SeededAlbu, or train with train_cfg.type='ResumableIterLoop', which seeds it too"
+        yield remedied(config, WARNING, "train data", text, advice, *changes, *import_gbseg(config))
+
+
+def _albu_keys(key: str, node: Any) -> Iterator[str]:
+    """The keys of everything of the type Albu in a part of a config."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("type"), str) and node["type"].rpartition(".")[-1] == "Albu":
+            yield key
+        for name, value in node.items():
+            yield from _albu_keys(f"{key}.{name}", value)
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _albu_keys(f"{key}[{index}]", value)
 
 
 def _head(config: Config) -> Mapping[str, Any]:
@@ -173,10 +185,68 @@ def _check_dataset(dataset: Any, where: str, config: Config, every: bool) -> Ite
     if classes and len(classes) != masks.num_classes:
         names = abbreviate([str(name) for name in classes], 4)
         text = f"the data set has {len(classes)} classes ({names}), decode_head.num_classes is {masks.num_classes}."
-        remedy = f"set num_classes={len(classes)} in decode_head (and auxiliary_head), or the data set's metainfo.classes."
-        yield Finding(ERROR, where, text, remedy)
-    for finding in judge(masks):
-        yield finding._replace(where=f"{where}, labels")
+        changes = [(f"{key}.num_classes", len(classes)) for key in head_keys(config)]
+        advice = "give the heads as many outputs (or name other classes in the data sets' metainfo)"
+        yield remedied(config, ERROR, where, text, advice, *changes)
+    for finding, alternatives in judge(masks):
+        yield _with_lines(finding._replace(where=f"{where}, labels"), config, alternatives, masks)
+
+
+def _with_lines(finding: Finding, config: Config, names: Sequence[str], masks: Masks) -> Finding:
+    """A finding on labels with the lines of its remedy, one group for each alternative.
+
+    Args:
+        finding: what `gbseg.doctor.label_checks.judge` yields.
+        config: of the run.
+        names: the alternatives, as label_problems.toml has them.
+        masks: of the data set.
+    """
+    several = len(names) > 1
+    advice, changes = finding.remedy, finding.changes
+    for number, name in enumerate(names):
+        # a background is a class, and is not to be ignored
+        if several and name == "reduce" and [str(one).lower() for one in masks.classes[:1]] in (["background"], ["bg"]):
+            continue
+        alternative = _label_changes(name, config, masks)
+        if lines := config_lines(config, alternative):
+            changes = changes or alternative
+            advice += f"\n({'abc'[number]})" * several + f"\n{lines}"
+    return finding._replace(remedy=advice, changes=changes)
+
+
+def _label_changes(name: str, config: Config, masks: Masks) -> Changes:
+    """The changes of the config that one alternative of a remedy is, in every data set."""
+    data = inner_datasets_of(config)
+    if name == "pillow":
+        loaders = [loader for key, dataset in data for loader in _loaders(f"{key}.pipeline", dataset.get("pipeline") or ())]
+        return tuple((key, {**kept, "type": "LoadAnnotations", "imdecode_backend": "pillow"}) for key, kept in loaders)
+    if name == "ignore":
+        # as the files have them
+        found = sorted(
+            value + masks.reduce_zero_label for value in masks.values if masks.num_classes <= value != masks.ignore_index
+        )
+        return tuple((f"{key}.ignored", tuple(found)) for key, _ in data) if masks.takes_ignored else ()
+    if name in ("reduce", "not reduce"):
+        return tuple((f"{key}.reduce_zero_label", name == "reduce") for key, _ in data)
+    names = [str(one) for one in masks.classes]
+    names = names[:2] if name == "two classes" else [*names, f"class {len(names)}"]
+    heads = tuple((f"{key}.num_classes", len(names)) for key in head_keys(config))
+    return tuple((f"{key}.metainfo", dict(classes=tuple(names))) for key, _ in data) + heads
+
+
+def _loaders(key: str, steps: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Key and kept arguments of the transforms of a pipeline that load masks."""
+    for index, step in enumerate(steps):
+        if isinstance(step, Mapping):
+            kind = step.get("type")
+            kind = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
+            if isinstance(kind, type) and issubclass(kind, LoadAnnotations):
+                yield f"{key}[{index}]", {"reduce_zero_label": step["reduce_zero_label"]} if "reduce_zero_label" in step else {}
+            for name, value in step.items():
+                if isinstance(value, list | tuple):
+                    yield from _loaders(f"{key}[{index}].{name}", value)
+        elif isinstance(step, list | tuple):
+            yield from _loaders(f"{key}[{index}]", step)
 
 
 def _check(path: str, limit: int) -> tuple[int, int]:

@@ -72,21 +72,25 @@ class Masks:
             self.values.setdefault(int(value), path)
 
 
-def judge(masks: Masks) -> Iterator[Finding]:
-    """Findings on the labels of one data set: one sentence each, with the most likely cause."""
+def judge(masks: Masks) -> Iterator[tuple[Finding, Sequence[str]]]:
+    """Findings on the labels of one data set: one sentence each, with the most likely cause.
+
+    Yields:
+        The finding, and what of its remedy is a change of the config, as label_problems.toml has it.
+    """
     loader = f"LoadAnnotations(imdecode_backend='{masks.backend}')"
     findings = []
     for problem, finding in _PROBLEMS.items():
         if paths := masks.files.get(problem):
             text = f"{len(paths)} of {masks.count} masks (first {paths[0]}) {finding['text'].format(loader=loader)}."
-            findings.append(Finding(finding["level"], "labels", text, finding["remedy"]))
-    errors = [finding for finding in findings if finding.level == ERROR]
+            findings.append((Finding(finding["level"], "labels", text, finding["remedy"]), finding.get("changes", ())))
+    errors = [finding for finding in findings if finding[0].level == ERROR]
     yield from errors or findings
     if masks.values and not errors:
         yield _judge_values(masks)
 
 
-def _judge_values(masks: Masks) -> Finding:
+def _judge_values(masks: Masks) -> tuple[Finding, Sequence[str]]:
     classes, num_classes, ignore_index = masks.classes, masks.num_classes, masks.ignore_index
     used = sorted(set(masks.values) - {ignore_index})
     invalid = [value for value in used if value >= num_classes]
@@ -107,7 +111,7 @@ def _judge_values(masks: Masks) -> Finding:
     }
     finding = _PROBLEMS[_diagnose(masks, set(used), invalid)]
     text, remedy = (finding[key].format(**vars(masks), **details) for key in ("text", "remedy"))
-    return Finding(finding["level"], "labels", text, remedy)
+    return Finding(finding["level"], "labels", text, remedy), finding.get("changes", ())
 
 
 def _diagnose(masks: Masks, used: set[int], invalid: Sequence[int]) -> str:

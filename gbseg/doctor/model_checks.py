@@ -2,12 +2,13 @@
 
 import contextlib
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -17,7 +18,9 @@ from torch import nn
 from gbseg._moved import MODULES as MOVED
 from gbseg.boosting import CubicBoost, ExponentialBoost
 from gbseg.doctor.finding import ERROR, NOTE, OK, WARNING, Finding
+from gbseg.doctor.remedy import base_name, config_lines, head_keys, import_gbseg, remedied
 from gbseg.doctor.schedule_checks import check_optimizer
+from gbseg.losses import OhemLoss
 from gbseg.losses.modules import BoostedLoss
 from gbseg.mm.component_errors import build_error
 
@@ -30,13 +33,17 @@ __all__ = ["LOWEST", "STABLE", "STABLE_CLIPPED", "check_model", "sub_configs", "
 #   clipped:     exp-GB trains up to 4.8, pow3-GB up to 3; the softmax up to 3, at 10 it falls apart
 # and the smallest r of any setting that is known to work is 0.005 (the paper's pow3-GB).
 STABLE, STABLE_CLIPPED, LOWEST = 0.4, 5.0, 0.004
+# what a loss may keep when it becomes another
+_OPTIONS = ("class_weight", "class_weight_mode", "reduction", "ignore_index", "loss_name", "label_smoothing")
+_CROSS_ENTROPIES = ("CrossEntropyLoss", "OhemCrossEntropy", "LabelSmoothLoss", "SoftmaxLoss")
 
 
 def check_model(config: Config) -> Iterator[Finding]:
     """Check that the model builds, and that losses, rate, auxiliary heads, hooks, imports and weights fit together."""
     model = config.get("model")
     if not model:
-        yield Finding(ERROR, "model", "the config has no model.", "inherit one, e.g. _base_ = ['gbseg::_base_/pixelnet.py'].")
+        bases = f"_base_ = [{base_name(config)!r}, 'gbseg::_base_/pixelnet.py']" if config.filename else "_base_ = [...]"
+        yield Finding(ERROR, "model", "the config has no model.", f"inherit one, e.g. PixelNet:\n{bases}")
         return
     network, finding = _build(config)
     yield finding
@@ -48,10 +55,10 @@ def check_model(config: Config) -> Iterator[Finding]:
     heads = {**main_heads, **auxiliary_heads}
     losses = {name: loss for head_name, head in heads.items() for name, loss in _losses(head_name, head).items()}
     yield from _check_rates(config, losses)
-    yield from _check_auxiliary_losses(main_heads, auxiliary_heads)
-    yield from _check_heads(model, heads)
+    yield from _check_auxiliary_losses(config, main_heads, auxiliary_heads)
+    yield from _check_heads(config, heads)
     yield from _check_softmaxes(config, heads)
-    yield from _check_nonfinite_guard(config, any(isinstance(loss, BoostedLoss) for loss in losses.values()))
+    yield from _check_nonfinite_guard(config, any(_boosted(loss) is not None for loss in losses.values()))
     yield from _check_imports(config)
     yield from _check_weights(config)
 
@@ -101,83 +108,162 @@ def _lr_mult(wrapper: Mapping[str, Any], head: str) -> float:
     return matches[0] if matches else 1.0
 
 
+class _Step(NamedTuple):
+    """The strength of the SGD step that a loss makes.
+
+    Attributes:
+        r: ``rate * lr_mult * loss_weight * t_pos / (1 - momentum)``.
+        limit: the largest that is known to train.
+        unbounded: whether it is a boosted loss whose gradient has no bound by itself.
+        clipped: whether the gradient is clipped, or the error is bounded.
+        weight: the factor of the loss.
+        boosted_weight: the factor with which it is as strong as a cross-entropy, where it is stronger; else ``weight``.
+        formula: how ``r`` comes about.
+    """
+
+    r: float
+    limit: float
+    unbounded: bool
+    clipped: bool
+    weight: float
+    boosted_weight: float
+    formula: str
+
+
+def _strength(loss: BoostedLoss) -> float:
+    """How many times as strong as a cross-entropy a boosted loss is, as ``gbseg boost`` has it."""
+    t_neg, t_pos = loss.targets
+    return t_pos - t_neg
+
+
+def _step(wrapper: Mapping[str, Any], name: str, loss: nn.Module) -> _Step | None:
+    """The step of a loss; None where the optimizer scales it itself, or the loss is another."""
+    optimizer = wrapper.get("optimizer") or {}
+    rate = optimizer.get("lr")
+    boosted = _boosted(loss)
+    if optimizer.get("type") != "SGD" or rate is None or (boosted is None and type(loss).__name__ != "CrossEntropyLoss"):
+        return None
+    unbounded = boosted is not None and isinstance(boosted.boost, ExponentialBoost | CubicBoost)
+    t_pos = abs(boosted.targets[1]) if boosted is not None else 1.0
+    weight = float(getattr(boosted or loss, "loss_weight", 1.0))
+    lr_mult, momentum = _lr_mult(wrapper, name), optimizer.get("momentum", 0.0)
+    r = rate * lr_mult * weight * t_pos / (1 - momentum)
+    factors = [f"rate {rate:g}"] + [f"lr_mult {lr_mult:g}"] * (lr_mult != 1) + [f"loss_weight {weight:.4g}"]
+    factors += [f"t_pos {t_pos:g}"] * (boosted is not None)
+    formula = f"{' * '.join(factors)} / (1 - momentum {momentum:g}) = {r:.3g}"
+    clipped = bool(wrapper.get("clip_grad")) or (boosted is not None and boosted.max_delta is not None)
+    limit = STABLE_CLIPPED if clipped or not unbounded else STABLE
+    boosted_weight = weight
+    if boosted is not None and unbounded and r > limit and weight * _strength(boosted) > 1.001 and _strength(boosted) > 1:
+        boosted_weight = float(f"{weight / _strength(boosted):.6g}")
+    return _Step(r, limit, unbounded, clipped, weight, boosted_weight, formula)
+
+
 def _check_rates(config: Config, losses: Mapping[str, nn.Module]) -> Iterator[Finding]:
     wrapper = config.get("optim_wrapper") or {}
     optimizer = wrapper.get("optimizer")
     if not optimizer:
         if config.get("train_cfg"):
-            yield Finding(ERROR, "rate", "the config trains and has no optim_wrapper.optimizer.", "add one.")
+            text = "the config trains and has no optim_wrapper.optimizer."
+            change = ("optim_wrapper", dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=0.0001, weight_decay=0.01)))
+            yield remedied(config, ERROR, "rate", text, "add one, e.g.", change)
         return
-    rate = optimizer.get("lr")
+    steps = {name: _step(wrapper, name, loss) for name, loss in losses.items()}
+    # one rate for all losses: after their weights are changed, what is too strong comes down, else what is too weak goes up
+    factors = []
+    for step in steps.values():
+        if step is not None and step.r > 0:
+            r = step.r * step.boosted_weight / step.weight
+            wanted = (0.3 if step.unbounded else 1.0) if r > step.limit else max(0.005, LOWEST) if r < LOWEST else r
+            factors.append(wanted / r)
+    factor = min(factors, default=1.0)
+    factor = factor if factor < 1 else max(factors, default=1.0)
+    lower = ("optim_wrapper.optimizer.lr", float(f"{factor * (optimizer.get('lr') or 0):.2g}"))
     for name, loss in losses.items():
-        boosted = loss if isinstance(loss, BoostedLoss) else None
-        unbounded = boosted is not None and isinstance(boosted.boost, ExponentialBoost | CubicBoost)
-        kind = type(loss).__name__
-        if optimizer.get("type") != "SGD" or rate is None or (boosted is None and kind != "CrossEntropyLoss"):
-            if unbounded:
+        step, boosted = steps[name], _boosted(loss)
+        kind = type(boosted or loss).__name__
+        if step is None:
+            if boosted is not None and isinstance(boosted.boost, ExponentialBoost | CubicBoost):
                 text = f"{name}: {optimizer.get('type')} scales its steps itself; the rate of a softmax suits {kind} too."
                 yield Finding(OK, "rate", text)
             continue
-        t_pos = abs(boosted.targets[1]) if boosted is not None else 1.0
-        loss_weight = float(getattr(loss, "loss_weight", 1.0))
-        lr_mult, momentum = _lr_mult(wrapper, name), optimizer.get("momentum", 0.0)
-        r = rate * lr_mult * loss_weight * t_pos / (1 - momentum)
-        factors = [f"rate {rate:g}"] + [f"lr_mult {lr_mult:g}"] * (lr_mult != 1) + [f"loss_weight {loss_weight:.4g}"]
-        factors += [f"t_pos {t_pos:g}"] * (boosted is not None)
-        formula = f"{' * '.join(factors)} / (1 - momentum {momentum:g}) = {r:.3g}"
-        step = f"{name}: {kind} with a step of {formula}"
-        clipped = bool(wrapper.get("clip_grad")) or (boosted is not None and boosted.max_delta is not None)
-        limit = STABLE_CLIPPED if clipped or not unbounded else STABLE
-        if r > limit and not unbounded:
-            text = f"{step}; at 10 the softmax fell apart on the VOC subset."
-            remedy = f"lower optim_wrapper.optimizer.lr, e.g. to {rate * 1.0 / r:.2g}."
-        elif r > limit:
-            measured = "without clipping it trained at 0.3 and diverged at 0.48"
-            remedy = f"set loss_weight=1 / {t_pos:g} in the loss (rate, decay and clip norm then keep their meaning)"
-            if r / t_pos > limit:
-                remedy += f" and lower the rate to {0.3 / r * t_pos * rate:.2g}"
-            if clipped:
-                measured = "clipped, it was tried up to 4.8"
-            else:
-                remedy += f", or clip: optim_wrapper.clip_grad=dict(max_norm={5 * t_pos:g}) (5 times t_pos)"
-                remedy += ", or bound it by max_delta"
-            remedy += "; and start the output bias at init_bias='prior' where the head has it."
-            strength = f"{kind} is {t_pos:g} times as strong, so the step is {formula}"
+        said = f"{name}: {kind} with a step of {step.formula}"
+        if step.r > step.limit and not step.unbounded:
+            text = f"{said}; at 10 the softmax fell apart on the VOC subset."
+            yield remedied(config, WARNING, "rate", text, "lower the rate", lower)
+        elif step.r > step.limit and boosted is not None:
+            t_pos = abs(boosted.targets[1])
+            measured = (
+                "clipped, it was tried up to 4.8" if step.clipped else "without clipping it trained at 0.3 and diverged at 0.48"
+            )
+            strength = f"{kind} is {t_pos:g} times as strong, so the step is {step.formula}"
             text = f"{name}: a rate that is meant for a softmax? {strength}; {measured}."
-        elif r < LOWEST:
+            changes, advice = [], "lower the rate"
+            if step.boosted_weight != step.weight:
+                changes = [(f"model.{_of_boosted(name, loss)}.loss_weight", step.boosted_weight)]
+                advice = f"divide the loss by {_strength(boosted):g} (rate, decay and clip norm then keep their meaning)"
+            if not changes or factor < 1:
+                changes.append(lower)
+                advice += " and lower the rate" if len(changes) > 1 else ""
+            finding = remedied(config, WARNING, "rate", text, advice, *changes)
+            if not step.clipped and step.r <= STABLE_CLIPPED:
+                clip = config_lines(config, [("optim_wrapper.clip_grad", dict(max_norm=5 * t_pos))])
+                finding = finding._replace(remedy=f"{finding.remedy}\nor clip the gradient (at 5 times t_pos):\n{clip}")
+            yield finding
+        elif step.r < LOWEST:
             guess = ": a rate as it is given for exp-GB, whose loss is t_pos times as strong?"
             if boosted is not None:
                 guess = ". Perhaps the rate was divided by t_pos and the loss was weighted by 1 / t_pos as well."
-            text = f"{step}; the smallest that is known to learn is 0.005{guess}"
-            remedy = f"raise optim_wrapper.optimizer.lr: {max(0.005, LOWEST) / r * rate:.2g} would be at that limit."
+            text = f"{said}; the smallest that is known to learn is 0.005{guess}"
+            yield remedied(config, WARNING, "rate", text, "raise the rate, to that limit at least", lower)
         else:
-            yield Finding(OK, "rate", f"{step}, {'clipped' if clipped else 'not clipped'}.")
-            continue
-        yield Finding(WARNING, "rate", text, remedy)
+            yield Finding(OK, "rate", f"{said}, {'clipped' if step.clipped else 'not clipped'}.")
 
 
-def _check_auxiliary_losses(main: Mapping[str, Any], auxiliary: Mapping[str, Any]) -> Iterator[Finding]:
+def _boosted(loss: nn.Module) -> BoostedLoss | None:
+    """The boosted loss that a loss is, or whose hard pixels it takes."""
+    loss = loss.loss if isinstance(loss, OhemLoss) else loss
+    return loss if isinstance(loss, BoostedLoss) else None
+
+
+def _of_boosted(name: str, loss: nn.Module) -> str:
+    return f"{name}.loss" if isinstance(loss, OhemLoss) else name
+
+
+def _check_auxiliary_losses(config: Config, main: Mapping[str, Any], auxiliary: Mapping[str, Any]) -> Iterator[Finding]:
     """Whether auxiliary heads have losses of the same family as the main head; all of them train the same backbone."""
-    main_losses = [loss for name, head in main.items() for loss in _losses(name, head).values()]
-    boosted = next((loss for loss in main_losses if isinstance(loss, BoostedLoss)), None)
+    settings = {f"{name}.{key}": loss for name, head in main.items() for key, loss in sub_configs(head, "loss_decode").items()}
+    main_losses = {key: loss for name, head in main.items() for key, loss in _losses(name, head).items()}
+    boosted = {key: loss for key, loss in main_losses.items() if _boosted(loss) is not None}
     for name, head in auxiliary.items():
-        differing = [loss for loss in _losses(name, head).values() if isinstance(loss, BoostedLoss) != (boosted is not None)]
+        losses = _losses(name, head)
+        differing = {key: loss for key, loss in losses.items() if (_boosted(loss) is None) == bool(boosted)}
+        if boosted and len(differing) < len(losses):
+            # beside a boosted loss, what is no choice between classes may stay
+            differing = {key: loss for key, loss in differing.items() if type(loss).__name__ in _CROSS_ENTROPIES}
         if not differing:
             continue
-        kind = type(differing[0]).__name__
-        if boosted is None:
-            kinds = ", ".join(type(loss).__name__ for loss in main_losses) or "no known loss"
+        kind = type(next(iter(differing.values()))).__name__
+        chosen: dict[str, Any] = {"type": "CrossEntropyLoss"}
+        factor = 1.0
+        if boosted:
+            key, loss = next(iter(boosted.items()))
+            text = f"{name} is left on {kind} while decode_head has {type(loss).__name__}: both train the same backbone."
+            chosen = dict(settings[key]["loss"] if isinstance(loss, OhemLoss) else settings[key])
+            # with the weight that the decode head has when its own remedy is followed
+            step = _step(config.get("optim_wrapper") or {}, key, loss)
+            factor = step.boosted_weight if step is not None else float(getattr(_boosted(loss), "loss_weight", 1.0))
+        else:
+            kinds = ", ".join(type(loss).__name__ for loss in main_losses.values()) or "no known loss"
             text = f"{name} has {kind} while decode_head has {kinds}."
-            yield Finding(WARNING, "auxiliary", text, "give both heads losses of one family.")
-            continue
-        configs = [config for head in main.values() for config in sub_configs(head, "loss_decode").values()]
-        config = next(config for config in configs if _is_boosted(config))
-        settings = {key: value for key, value in config.items() if key not in ("type", "loss_weight", "_delete_")}
-        args = "".join(f", {key}={value!r}" for key, value in settings.items())
-        weight = float(getattr(differing[0], "loss_weight", 1.0)) * boosted.loss_weight
-        loss_decode = f"dict(_delete_=True, type='{config['type']}'{args}, loss_weight={weight:g})"
-        text = f"{name} is left on {kind} while decode_head has {type(boosted).__name__}: both train the same backbone."
-        yield Finding(WARNING, "auxiliary", text, f"convert it: {name}=dict(loss_decode={loss_decode}).")
+            chosen = next((dict(settings[key]) for key in main_losses), chosen)
+        changes = []
+        for key, old in differing.items():
+            old_boosted = _boosted(old)
+            weight = getattr(old_boosted or old, "loss_weight", 1.0) * (1.0 if old_boosted is None else _strength(old_boosted))
+            changes.append((f"model.{key}", {**chosen, "loss_weight": float(f"{weight * factor:.6g}")}))
+        advice = "give it the decode head's loss, with the weight that it has (gbseg boost converts all heads at once)"
+        yield remedied(config, WARNING, "auxiliary", text, advice, *changes)
 
 
 def _is_boosted(config: Mapping[str, Any]) -> bool:
@@ -185,22 +271,35 @@ def _is_boosted(config: Mapping[str, Any]) -> bool:
     return isinstance(kind, type) and issubclass(kind, BoostedLoss)
 
 
-def _check_heads(model: Mapping[str, Any], heads: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+def _check_heads(config: Config, heads: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     """Whether padding is ignored, and all heads have the same classes."""
-    padding = (model.get("data_preprocessor") or {}).get("seg_pad_val", 255)
+    preprocessor = config.model.get("data_preprocessor") or {}
+    padding = preprocessor.get("seg_pad_val", 255)
+    main = next(iter(heads.values()), {})
+    # without a preprocessor there is nothing to set but the heads
+    wanted = main.get("ignore_index", 255) if preprocessor else padding
     for name, head in heads.items():
         ignore_index = head.get("ignore_index", 255)
         if padding != ignore_index:
             text = f"what a batch is padded with gets the label {padding} (data_preprocessor.seg_pad_val)"
             text += f", which {name} does not ignore (ignore_index={ignore_index})."
-            yield Finding(ERROR, "labels", text, f"set model.data_preprocessor.seg_pad_val={ignore_index}.")
+            changes: list[tuple[str, Any]] = [("model.data_preprocessor.seg_pad_val", wanted)] if preprocessor else []
+            changes += [(f"{key}.ignore_index", wanted) for key in head_keys(config)]
+            yield remedied(config, ERROR, "labels", text, "ignore the same label everywhere", *changes)
         if head.get("out_channels") == 1 and any(_is_boosted(loss) for loss in sub_configs(head, "loss_decode").values()):
             text = f"{name}.out_channels=1 is a sigmoid head, and a boosted loss takes an output for each class."
-            yield Finding(ERROR, "loss", text, f"set {name}.out_channels={head.get('num_classes')} and threshold=None.")
+            key, count = f"model.{name}", head.get("num_classes")
+            changes = [(f"{key}.out_channels", count), (f"{key}.threshold", None)]
+            yield remedied(config, ERROR, "loss", text, "give it an output for each class", *changes)
     counts = {name: head.get("num_classes") for name, head in heads.items()}
     if len(set(counts.values())) > 1:
         text = ", ".join(f"{name} {count}" for name, count in counts.items())
-        yield Finding(ERROR, "model", f"the heads have different num_classes: {text}.", "set the same in all of them.")
+        count = next(
+            (head.get("num_classes") for name, head in reversed(heads.items()) if name.startswith("decode_head")), None
+        )
+        changes = [(f"{key}.num_classes", count) for key in head_keys(config)]
+        text = f"the heads have different num_classes: {text}."
+        yield remedied(config, ERROR, "model", text, "set the same in all of them, e.g. that of decode_head", *changes)
 
 
 def _link_differs(loss: nn.Module) -> bool:
@@ -219,12 +318,13 @@ def _check_softmaxes(config: Config, heads: Mapping[str, Mapping[str, Any]]) -> 
         thresh = sampler.get("thresh") if sampler.get("type") in ("OHEMPixelSampler", "mmseg.OHEMPixelSampler") else None
         if losses and thresh is not None:
             text = f"{head_name}.sampler compares thresh={thresh:g} with a softmax, no probability after {_kinds(losses)}."
-            remedy = "set sampler=dict(type='LinkOHEMPixelSampler', ...), with 'gbseg.mm' in custom_imports."
-            yield Finding(WARNING, "softmax", text, remedy)
+            chosen = {**sampler, "type": "LinkOHEMPixelSampler"}
+            changes = [(f"model.{head_name}.sampler", chosen), *import_gbseg(config)]
+            yield remedied(config, WARNING, "softmax", text, "take the sampler that asks the loss", *changes)
         if losses and head_name.startswith("decode_head") and tta in ("SegTTAModel", "mmseg.SegTTAModel"):
             text = f"tta_model is {tta}, which averages softmaxes, not the probabilities of {_kinds(losses)}"
-            remedy = "gbseg replaces it; for other tools set tta_model=dict(type='LinkTTAModel')."
-            yield Finding(NOTE, "softmax", f"{text}.", remedy)
+            changes = [("tta_model.type", "LinkTTAModel"), *import_gbseg(config)]
+            yield remedied(config, NOTE, "softmax", f"{text}.", "gbseg's commands replace it; for other tools", *changes)
         queries = _losses(head_name, head, "loss_cls")
         differing = {name: loss for name, loss in queries.items() if _link_differs(loss)}
         if str(head.get("type")).endswith("SideAdapterCLIPHead"):
@@ -233,14 +333,23 @@ def _check_softmaxes(config: Config, heads: Mapping[str, Mapping[str, Any]]) -> 
             text = (
                 f"{head_name}: {head.get('type')} predicts by a softmax over the classes of a query, which {_kinds(differing)}"
             )
-            remedy = "take ExpGBLoss with targets=(0, t_pos) there, whose link is the softmax."
-            yield Finding(WARNING, "softmax", f"{text} does not train.", remedy)
+            changes = []
+            for name, loss in differing.items():
+                old: Any = config.model
+                for part in re.findall(r"[^.\[\]]+", name):
+                    old = old[int(part) if isinstance(old, list) else part]
+                weight = old.get("loss_weight", 1.0) * (_strength(loss) if isinstance(loss, BoostedLoss) else 1.0)
+                kept = {key: old[key] for key in _OPTIONS if key in old}
+                new = dict(type="ExpGBLoss", targets=(0, 16), loss_weight=float(f"{weight / 16:.6g}"), **kept)
+                changes.append((f"model.{name}", new))
+            yield remedied(config, WARNING, "softmax", f"{text} does not train.", "take exp-GB, whose link it is", *changes)
         for name, loss in queries.items():
             if isinstance(loss, BoostedLoss) and loss.class_weight is not None and loss.class_weight_mode == "outputs":
                 text = (
                     f"{name}: {head.get('type')} divides by the weights of its labels, while class_weight multiplies outputs."
                 )
-                yield Finding(WARNING, "softmax", text, f"set class_weight_mode='labels' in {name}.")
+                change = (f"model.{name}.class_weight_mode", "labels")
+                yield remedied(config, WARNING, "softmax", text, "weight the labels", change)
 
 
 def _kinds(losses: Mapping[str, nn.Module]) -> str:
@@ -253,8 +362,9 @@ def _check_nonfinite_guard(config: Config, boosted: bool) -> Iterator[Finding]:
         yield Finding(OK, "guard", "NonFiniteGuardHook stops before a loss that is not finite reaches weights or checkpoint.")
     elif boosted:
         text = "boosted gradients are unbounded, and a run that diverges would write NaN into its checkpoints."
-        remedy = "add custom_hooks = [dict(type='NonFiniteGuardHook')] and 'gbseg.mm' to custom_imports."
-        yield Finding(WARNING, "guard", f"there is no NonFiniteGuardHook: {text}", remedy)
+        custom = [*(config.get("custom_hooks") or []), dict(type="NonFiniteGuardHook")]
+        changes = [("custom_hooks", custom), *import_gbseg(config)]
+        yield remedied(config, WARNING, "guard", f"there is no NonFiniteGuardHook: {text}", "add it", *changes)
 
 
 def _check_imports(config: Config) -> Iterator[Finding]:
@@ -276,8 +386,8 @@ def _check_imports(config: Config) -> Iterator[Finding]:
     if missing:
         required = sorted({"gbseg" if module_of[n].startswith("gbseg.losses") else module_of[n] for n in missing})
         text = f"{', '.join(missing)} would be unknown to MMSegmentation's own tools"
-        remedy = f"custom_imports = dict(imports={sorted({*imports, *required})!r})"
-        yield Finding(ERROR, "imports", f"{text}: custom_imports does not name {', '.join(required)}.", remedy)
+        text = f"{text}: custom_imports does not name {', '.join(required)}."
+        yield remedied(config, ERROR, "imports", text, "import all of gbseg's parts", *import_gbseg(config))
     elif named:
         yield Finding(OK, "imports", f"custom_imports brings all {len(named)} parts of gbseg that the config names.")
 

@@ -11,6 +11,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
 from gbseg.doctor.finding import ERROR, OK, WARNING, Finding
+from gbseg.doctor.remedy import remedied
 from gbseg.mm.component_errors import build_error
 
 __all__ = ["check_optimizer", "check_schedule"]
@@ -72,7 +73,16 @@ def check_schedule(config: Config) -> Iterator[Finding]:
         return
     if end > length:
         text = f"the last scheduler ends at {unit} {end:,}, training at {length:,}: the rate does not fall as it is meant to."
-        remedy = f"set param_scheduler[-1].end={length} (a variable that a base config computed it from is not read again)."
-        yield Finding(WARNING, "schedule", text, remedy)
+        changed = [dict(scheduler) for scheduler in schedulers]
+        # one that begins after the training's end shrinks with all that are before it
+        shrink = length / end if last.get("begin", 0) >= length else 1.0
+        for scheduler in changed:
+            for key in ("begin", "end"):
+                if isinstance(scheduler.get(key), int):
+                    scheduler[key] = int(scheduler[key] * shrink)
+            if isinstance(scheduler.get("end"), int):
+                scheduler["end"] = min(max(scheduler["end"], scheduler.get("begin", 0) + 1), length)
+        advice = "let it end with the training (a variable that a base config computed it from is not read again)"
+        yield remedied(config, WARNING, "schedule", text, advice, ("param_scheduler", changed))
     else:
         yield Finding(OK, "schedule", f"the rate's schedule ends at {unit} {end:,} of {length:,}.")

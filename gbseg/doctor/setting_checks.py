@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DATA_SAMPLERS, HOOKS, LOG_PROCESSORS, LOOPS, METRICS, VISBACKENDS, VISUALIZERS, Registry
 
 from gbseg.doctor.finding import ERROR, WARNING, Finding
+from gbseg.doctor.remedy import remedied
 from gbseg.mm.component_errors import missing_packages, wrong_arguments, wrong_type, wrong_values
 from gbseg.mm.config import config_warnings
 
@@ -21,8 +22,16 @@ def check_settings(config: Config) -> Iterator[Finding]:
     """
     for text, remedy in config_warnings(config):
         yield Finding(WARNING, "config", text, remedy)
-    for text, remedy in (*wrong_values(config), *missing_packages(config)):
+    for text, remedy in wrong_values(config):
         yield Finding(ERROR, "config", text, remedy)
+    missing = list(missing_packages(config))
+    # what is said begins with the backend's key
+    absent = [text.partition(":")[0] for text, _ in missing]
+    for text, remedy in missing:
+        backends = config.visualizer.vis_backends
+        left = [backend for index, backend in enumerate(backends) if f"visualizer.vis_backends[{index}]" not in absent]
+        change = ("visualizer.vis_backends", left)
+        yield remedied(config, ERROR, "config", text, remedy.removesuffix("."), change)
     for key, registry, settings, added in _components(config):
         scope = _keyed(settings).get("_scope_")
         with nullcontext() if registry is None else registry.switch_scope_and_registry(scope) as scoped:

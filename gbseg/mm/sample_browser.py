@@ -23,6 +23,7 @@ from gbseg.mm.datasets.sample_checks import check_samples
 from gbseg.mm.models.pixelnet_head import PixelNetHead
 from gbseg.mm.resumable_sampler import SampleIndex, SeededDataset
 from gbseg.mm.training import prepare
+from gbseg.palettes import default_palette
 from gbseg.report.label_overlay import VOID
 from gbseg.report.sheet import OTHERS, Cell, contact_sheet
 
@@ -71,7 +72,7 @@ def browse(
     folder = Path(out) if out is not None else default_work_dir(config) / "browse"
     dataset, samples = _open(config, split, image, seed or 0)
     classes = dataset.metainfo.get("classes") or ()
-    palette = dataset.metainfo.get("palette") or ()
+    palette = dataset.metainfo.get("palette") or default_palette(classes)
     sheets = [folder / f"{split}_{page + 1:02d}.png" for page in range(-(-number // per_page))]
     listed = _listed_sheets(folder)
     for sheet in sheets:

@@ -16,6 +16,7 @@ from gbseg.files import write_atomically
 from gbseg.palettes import VOC_PALETTE
 from gbseg.prediction.jobs import Job, find_images, plan_outputs
 from gbseg.prediction.segmenter import Segmenter
+from gbseg.report.sheet import legend_below
 
 __all__ = ["Job", "find_images", "plan_outputs", "predict_images"]
 
@@ -46,7 +47,9 @@ def predict_images(segmenter: Segmenter, jobs: Sequence[Job]) -> list[tuple[Path
             write_mask(job.labels, result.labels, palette)
             if job.overlay is not None:
                 buffer = io.BytesIO()
-                Image.fromarray(result.overlay()).save(buffer, format="PNG")
+                labels = np.unique(result.labels).tolist()
+                picture = legend_below(result.overlay()[..., ::-1], labels, result.palette, result.class_names)
+                Image.fromarray(np.ascontiguousarray(picture[..., ::-1])).save(buffer, format="PNG")
                 write_atomically(buffer.getbuffer(), job.overlay)
             if job.probabilities is not None:
                 buffer = io.BytesIO()

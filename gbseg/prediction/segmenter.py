@@ -27,7 +27,7 @@ from gbseg.mm.component_errors import config_errors
 from gbseg.mm.config import inner_test_dataset, load_config, max_pixels, merge_options, without_annotations
 from gbseg.mm.models.link_tta import SCALES, LinkTTAModel
 from gbseg.mm.models.pixelnet_segmentor import PixelNet
-from gbseg.palettes import VOC_PALETTE
+from gbseg.palettes import default_palette
 from gbseg.prediction.tiles import Axis, Span, spans
 
 __all__ = ["Segmentation", "Segmenter"]
@@ -309,7 +309,7 @@ class Segmenter:
 
 
 def _names_and_colours(metas: Sequence[Any], num_classes: int) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Those of the first source with as many classes as the network; otherwise numbers and VOC's colours.
+    """Those of the first source with as many classes as the network; otherwise numbers and `default_palette`.
 
     The sources are of checkpoints and configs of anybody: what is no list of names or colours counts as absent.
     """
@@ -321,9 +321,9 @@ def _names_and_colours(metas: Sequence[Any], num_classes: int) -> tuple[tuple[st
             if isinstance(values, list | tuple) and len(values) == num_classes and all(map(is_usable, values)):
                 yield list(values)
 
-    names = next(usable("classes", lambda name: isinstance(name, str | int)), range(num_classes))
-    colours = next(usable("palette", _is_colour), [VOC_PALETTE[label % 255] for label in range(num_classes)])
-    return tuple(map(str, names)), tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
+    names = list(map(str, next(usable("classes", lambda name: isinstance(name, str | int)), range(num_classes))))
+    colours = next(usable("palette", _is_colour), default_palette(names))
+    return tuple(names), tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
 
 
 def _is_colour(value: Any) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gbseg.files import write_atomically
 from gbseg.report.label_overlay import VOID, VOID_COLOUR, overlay
 
-__all__ = ["NO_CLASS_COLOUR", "OTHERS", "Cell", "contact_sheet", "mark_points"]
+__all__ = ["NO_CLASS_COLOUR", "OTHERS", "Cell", "contact_sheet", "legend_below", "mark_points"]
 
 NO_CLASS_COLOUR = (255, 0, 255)
 # stands for every label that is not a class and does not fit into a byte beside the ignored one, 255
@@ -100,7 +100,7 @@ def contact_sheet(
     cell_width = max(map(len, rows_of_panels)) * (widest * scale + GAP) - GAP
     columns = max(1, min(len(cells), (width - 2 * MARGIN + 3 * GAP) // (cell_width + 3 * GAP)))
     legend = sorted({int(value) for cell in cells if cell.label is not None for value in np.unique(cell.label)})
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), TEXT)
+    font = _font()
     sheet_width = 2 * MARGIN + columns * (cell_width + 3 * GAP) - 3 * GAP
 
     positions, top = [], MARGIN + 2 * LINE
@@ -120,13 +120,55 @@ def contact_sheet(
         for number, text in enumerate(cell.caption):
             position = (left, upper + cell.image.shape[0] * scale + GAP + number * LINE)
             draw.text(position, _fit(text, font, cell_width), FAINT if number else INK, font)
-    for (x, y, name), value in zip(entries, legend, strict=True):
-        draw.rectangle((x, top + y, x + TEXT, top + y + TEXT), tuple(colours[value].tolist()), FAINT)
-        draw.text((x + TEXT + GAP, top + y - 1), name, INK, font)
+    _draw_legend(draw, entries, legend, colours, top)
     content = BytesIO()
     sheet.save(content, "PNG")
     write_atomically(content.getvalue(), path)
     return positions
+
+
+def legend_below(
+    image: np.ndarray, labels: Sequence[int], palette: Sequence[Sequence[int]], class_names: Sequence[str]
+) -> np.ndarray:
+    """An image with the legend of the labels that occur in it below: colour and name of each.
+
+    Args:
+        image: (H, W, 3) uint8, blue first; it is made wider where a name is.
+        labels: numbers of classes, and 255 for ignored pixels.
+        palette: (red, green, blue) of the classes.
+        class_names: one a class.
+
+    Returns:
+        (H + legend, W or more, 3) uint8, blue first.
+    """
+    font, values = _font(), sorted({*labels})
+    colours = np.full((256, 3), NO_CLASS_COLOUR, np.uint8)
+    colours[: len(palette)] = np.array(palette, np.uint8)[:256]
+    colours[VOID] = VOID_COLOUR
+    widest = max((int(font.getlength(_label_name(value, class_names))) for value in values), default=0)
+    width = max(image.shape[1], widest + 2 * MARGIN + TEXT + GAP)
+    entries, height = _legend(values, class_names, font, width)
+    page = Image.new("RGB", (width, image.shape[0] + height + GAP), PAPER)
+    page.paste(Image.fromarray(np.ascontiguousarray(image[..., ::-1])), (0, 0))
+    _draw_legend(ImageDraw.Draw(page), entries, values, colours, image.shape[0])
+    return np.asarray(page)[..., ::-1]
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), TEXT)
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw, entries: Sequence[tuple[int, int, str]], values: Sequence[int], colours: np.ndarray, top: int
+) -> None:
+    for (x, y, name), value in zip(entries, values, strict=True):
+        draw.rectangle((x, top + y, x + TEXT, top + y + TEXT), tuple(colours[value].tolist()), FAINT)
+        draw.text((x + TEXT + GAP, top + y - 1), name, INK, font=_font())
+
+
+def _label_name(value: int, class_names: Sequence[str]) -> str:
+    number = "254, 255 or no byte" if value == OTHERS else value
+    return "ignored" if value == VOID else class_names[value] if value < len(class_names) else f"{number}: no class"
 
 
 def _panels(cell: Cell, colours: np.ndarray) -> list[np.ndarray]:
@@ -144,8 +186,7 @@ def _legend(
     """Left, top and name of every entry below the cells, and the height of the legend."""
     entries, x, y = [], MARGIN, GAP
     for value in values:
-        number = "254, 255 or no byte" if value == OTHERS else value
-        name = "ignored" if value == VOID else class_names[value] if value < len(class_names) else f"{number}: no class"
+        name = _label_name(value, class_names)
         entry_width = TEXT + GAP + int(font.getlength(name)) + 3 * GAP
         if x > MARGIN and x + entry_width > width - MARGIN:
             x, y = MARGIN, y + LINE + GAP

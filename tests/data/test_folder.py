@@ -19,7 +19,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 import gbseg.mm.datasets.segmentation
 from gbseg.cli import main
-from gbseg.palettes import VOC_PALETTE
+from gbseg.palettes import default_palette
 
 ROOT = Path(__file__).parents[2]
 CLASSES = dict(classes=("sky", "road"))
@@ -54,7 +54,7 @@ def test_every_image_gets_the_mask_of_its_name(masks: str, tmp_path: Path) -> No
     assert [Path(s.img_path).name for s in samples] == ["a.jpg", "b.PNG", "d.v2.jpeg", "c.tif"]
     assert [int(s.gt_sem_seg.data.unique()) for s in samples] == [0, 1, 3, 2]
     assert dataset.metainfo["classes"] == metainfo["classes"]
-    assert dataset.metainfo["palette"] == [list(colour) for colour in VOC_PALETTE[:4]]
+    assert dataset.metainfo["palette"] == default_palette(dataset.metainfo["classes"])
 
 
 def test_a_list_chooses_and_orders(tmp_path: Path) -> None:

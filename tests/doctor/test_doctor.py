@@ -70,7 +70,7 @@ def only(findings: Any, level: str, pattern: str, remedy: str = "") -> None:
     for finding in problems:
         assert finding.level == level
         assert re.search(pattern, finding.text), finding.text
-        assert re.search(remedy, finding.remedy), finding.remedy
+        assert re.search(remedy, finding.remedy, re.DOTALL | re.MULTILINE), finding.remedy
 
 
 def test_a_sound_folder_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +100,7 @@ def values(*chosen: int) -> Callable[[int], np.ndarray]:
         (values(0, 255), {"classes": 2}, "error", "0/255 binary masks: .*ignore_index is 255.*never trained", r"mask // 255"),
         (values(0, 255), {"classes": 2, "ignore": 254}, "error", "0/255 binary masks: the foreground is 255", "mask // 255"),
         (values(1, 2, 3), {}, "error", r"off by one: they go 1\.\.3", "reduce_zero_label=True"),
-        (values(0, 1, 2, 3), {}, "error", "3 .*just behind the last", r"ignored=\(3,\) .*num_classes=4.*reduce_zero_label"),
+        (values(0, 1, 2, 3), {}, "error", "3 .*just behind the last", r"(?s)ignored=\(3,\) .*num_classes=4"),
         (values(0, 255), {}, "warning", r"all 6 masks hold 0 and 255 \(ignored\) only, of 3 classes: 0/255", "num_classes=2"),
         (values(1, 2), {}, "warning", r"0 \(background\) occurs in none of 6 masks, while 1, 2 do", "subtract one"),
         (values(1, 2, 3, 255), {"classes": 21}, "warning", r"0 \(background\) .* none of 6 masks, while 1\.\.3 do", "subtract"),
@@ -390,13 +390,13 @@ def test_a_foreign_config_that_follows_the_readme_is_sound(tmp_path: Path) -> No
             EXPGB.format("", AUXILIARY) + GUARD,
             "warning",
             "16 times as strong.* = 1.6; .*diverged at 0.48",
-            "loss_weight=1 / 16.*=80",
+            r"loss_weight=0\.0625\).*=80",
         ),
         (
             EXPGB.format(", loss_weight=1 / 16", "") + GUARD,
             "warning",
             "auxiliary_head is left on CrossEntropyLoss while decode_head has ExpGBLoss",
-            r"auxiliary_head=dict\(loss_decode=dict\(_delete_=True, type='ExpGBLoss', loss_weight=0.025\)\)",
+            r"^model = dict\(auxiliary_head=dict\(loss_decode=dict\(_delete_=True, type='ExpGBLoss', loss_weight=0\.025\)\)\)$",
         ),
         (
             EXPGB.format(", loss_weight=1 / 16", AUXILIARY) + "custom_imports = dict(imports=['gbseg'])",
@@ -408,7 +408,7 @@ def test_a_foreign_config_that_follows_the_readme_is_sound(tmp_path: Path) -> No
             EXPGB.format(", loss_weight=1 / 16", AUXILIARY) + "custom_hooks = [dict(type='NonFiniteGuardHook')]",
             "error",
             "ExpGBLoss, NonFiniteGuardHook would be unknown.*gbseg, gbseg.mm.hooks.nonfinite_guard",
-            r"imports=\['gbseg', 'gbseg.mm.hooks.nonfinite_guard'\]",
+            r"imports=\['gbseg.mm'\]",
         ),
         # the paper's rate of exp-GB with cross-entropy
         (
@@ -447,7 +447,7 @@ def test_a_foreign_config_that_follows_the_readme_is_sound(tmp_path: Path) -> No
             POW3.format(", out_channels=1, num_classes=2, threshold=0.3", ", num_classes=2"),
             "error",
             "decode_head.out_channels=1 is a sigmoid head",
-            "decode_head.out_channels=2",
+            "decode_head=dict.*out_channels=2",
         ),
     ],
     ids=[
@@ -497,7 +497,7 @@ def test_heads_of_queries(tmp_path: Path) -> None:
     assert finding.level == "warning" and "by a softmax over the classes of a query, which LinearLoss does not" in finding.text
     (finding,) = found("type='ExpGBLoss', class_weight=[1.0] * 21 + [0.1]")
     assert "divides by the weights of its labels, while class_weight multiplies outputs" in finding.text
-    assert finding.remedy == "set class_weight_mode='labels' in decode_head.loss_cls."
+    assert "loss_cls=dict(class_weight_mode='labels')" in finding.remedy
     assert not found("type='ExpGBLoss', class_weight=[1.0] * 21 + [0.1], class_weight_mode='labels'")
 
 
@@ -533,8 +533,8 @@ def test_the_remedy_of_a_high_rate_is_accepted(tmp_path: Path) -> None:
     """Whoever follows the advice gets no second warning."""
     config = foreign(tmp_path, EXPGB.format("", AUXILIARY) + GUARD)
     (finding,) = bad(check_model(config))
-    weight, norm = re.search(r"loss_weight=1 / (\d+)", finding.remedy)[1], re.search(r"max_norm=(\d+)", finding.remedy)[1]
-    weighted = foreign(tmp_path, EXPGB.format(f", loss_weight=1 / {weight}", AUXILIARY) + GUARD)
+    weight, norm = re.search(r"loss_weight=([\d.]+)", finding.remedy)[1], re.search(r"max_norm=(\d+)", finding.remedy)[1]
+    weighted = foreign(tmp_path, EXPGB.format(f", loss_weight={weight}", AUXILIARY) + GUARD)
     assert not bad(check_model(weighted))
     config.optim_wrapper.clip_grad = dict(max_norm=float(norm))
     assert not bad(check_model(config))
@@ -669,7 +669,7 @@ def test_a_schedule_longer_than_the_training(end: int, level: str) -> None:
     schedule = [dict(type="LinearLR", begin=0, end=5, by_epoch=False), dict(type="PolyLR", begin=5, end=end, by_epoch=False)]
     (finding,) = check_schedule(Config(dict(param_scheduler=schedule, train_cfg=dict(max_iters=40))))
     assert finding.level == level and f"iteration {end}" in finding.text
-    assert ("param_scheduler[-1].end=40" in finding.remedy) == (level == "warning")
+    assert ("begin=5, end=40, " in finding.remedy) == (level == "warning")
     epochs = Config(dict(param_scheduler=dict(type="MultiStepLR", end=end), train_cfg=dict(max_epochs=40)))
     assert [finding.level for finding in check_schedule(epochs)] == [level]
     assert not list(check_schedule(Config(dict(param_scheduler=schedule[:0], train_cfg=None))))

@@ -19,7 +19,7 @@ from gbseg.data.images import ImageError
 from gbseg.data.masks import read_mask
 from gbseg.data.scenes import write_scenes
 from gbseg.mm.config import load_config
-from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
+from gbseg.palettes import VOC_CLASSES, VOC_PALETTE, default_palette
 from gbseg.prediction.segmenter import Segmentation, Segmenter
 from gbseg.prediction.testing import test as evaluate
 from gbseg.report.label_overlay import overlay
@@ -321,7 +321,7 @@ def test_names_of_a_checkpoint_without_them(tmp_path: Path) -> None:
     metainfo = {"test_dataloader.dataset.metainfo": dict(classes=["a", "b"], palette=[[0, 0, 0], [1, 1, 1]])}
     segmenter = Segmenter(config, checkpoint, "cpu", cfg_options=metainfo)
     assert segmenter.class_names == tuple(map(str, range(21)))
-    assert segmenter.palette == VOC_PALETTE[:21]
+    assert segmenter.palette == tuple(map(tuple, default_palette(segmenter.class_names)))
 
 
 def test_unusable_names_of_a_checkpoint(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from gbseg.mm.compat import BaseSegDataset
 from gbseg.mm.datasets.label_counts import load_labels
 from gbseg.mm.datasets.list_faults import ListFault, masks_without_image, names_listed_twice, record_faults
 from gbseg.mm.datasets.sample_checks import check_samples
-from gbseg.palettes import VOC_CLASSES, VOC_PALETTE
+from gbseg.palettes import VOC_CLASSES, VOC_PALETTE, default_palette
 
 __all__ = ["FolderSegmentation", "VOCSegmentation"]
 
@@ -97,7 +97,8 @@ class FolderSegmentation(BaseSegDataset):
     it is evaluated on (``test_mode=True``, or `gbseg.mm.hooks.list_check.ListCheckHook`).
 
     Args:
-        metainfo: ``dict(classes=(...), palette=[...])``; without a palette the classes get VOC's colours.
+        metainfo: ``dict(classes=(...), palette=[...])``; without a palette they get
+            `gbseg.palettes.default_palette`.
         data_root: folder that contains the two folders.
         data_prefix: the two folders below ``data_root``; without ``seg_map_path`` there are only images.
         ann_file: a list of names below ``data_root``, one per line, with or without the image's suffix; '' takes every image.
@@ -130,7 +131,7 @@ class FolderSegmentation(BaseSegDataset):
                 f"FolderSegmentation: metainfo=dict(classes=('background', ...)) names every class, got {classes!r}."
             )
         if not metainfo.get("palette"):
-            metainfo = {**metainfo, "palette": [list(colour) for colour in VOC_PALETTE[: len(classes)]]}
+            metainfo = {**metainfo, "palette": default_palette(classes)}
         self.img_suffixes = tuple(s.lower() for s in ([img_suffix] if isinstance(img_suffix, str) else img_suffix))
         super().__init__(
             metainfo=metainfo,

@@ -15,7 +15,7 @@ from gbseg.evaluation.confusion import count_bins, scores
 from gbseg.evaluation.faults import image_name
 from gbseg.evaluation.probabilities import probabilities_of
 from gbseg.mm.voc_metric import VOCMetric, class_numbers
-from gbseg.palettes import VOC_PALETTE
+from gbseg.palettes import default_palette
 from gbseg.report.label_overlay import VOID
 from gbseg.report.page import TestReport
 from gbseg.report.pictures import Picture, Ranking
@@ -132,14 +132,14 @@ class ReportHook(Hook):
         ranking = Ranking(self.pictures)
         ranking.add(*(picture for part in parts for picture in part))
         colours = runner.test_dataloader.dataset.metainfo.get("palette") or ()
-        count = len(evaluation.scores.class_names)
+        defaults = default_palette(evaluation.scores.class_names)
         report = TestReport(
             name=self.name,
             images=evaluation.images,
             metrics=dict(metrics),
             scores=evaluation.scores,
             matrix=evaluation.matrix.numpy(),
-            palette=[*map(list, colours), *(list(VOC_PALETTE[i % 255]) for i in range(len(colours), count))],
+            palette=[*map(list, colours), *defaults[len(colours) :]],
             intervals=evaluation.intervals,
             reliability=reliability,
             worst=ranking.worst,
