@@ -47,6 +47,7 @@ test_dataloader = val_dataloader
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 val_evaluator = dict(_delete_=True, type="VOCMetric")
 test_evaluator = val_evaluator
+tta_pipeline = None
 tta_model = dict(_delete_=True, type="LinkTTAModel", scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True)
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1500),
