@@ -295,7 +295,7 @@ def _check_heads(config: Config, heads: Mapping[str, Mapping[str, Any]]) -> Iter
     if len(set(counts.values())) > 1:
         text = ", ".join(f"{name} {count}" for name, count in counts.items())
         count = next(
-            (head.get("num_classes") for name, head in reversed(heads.items()) if name.startswith("decode_head")), None
+            (head.get("num_classes") for name, head in reversed(list(heads.items())) if name.startswith("decode_head")), None
         )
         changes = [(f"{key}.num_classes", count) for key in head_keys(config)]
         text = f"the heads have different num_classes: {text}."

@@ -87,7 +87,8 @@ def sites() -> dict[str, tuple[str, int, int] | list[str]]:
                     # by its words: other yields come and go
                     text, remedy = node.value.elts
                     found[f"{function.name}: {'_'.join(constants(remedy))}"] = constants(text, remedy)
-    found |= {f"label {name}": re.split(r"\{\w+\}", problem["text"]) for name, problem in PROBLEMS.items() if problem["remedy"]}
+    problems = {name: problem["text"] for name, problem in PROBLEMS.items() if problem["remedy"]}
+    found |= {f"label {name}": re.split(r"\{[^}]*\}", text) for name, text in problems.items()}
     return {name: place for name, place in found.items() if not any(skipped in name for skipped in HANDED_ON)}
 
 
