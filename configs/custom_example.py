@@ -11,7 +11,6 @@ _base_ = ["_base_/runtime.py", "_base_/pixelnet.py"]
 
 data_root = "data/my_dataset"
 classes = ("background", "disc", "square")
-ignored = ()  # labels that do not count, besides 255: (11,) if the masks have 11 where nobody could tell
 palette = None  # or one (red, green, blue) a class, for the pictures
 size = (224, 224)  # height and width at which the network sees an image
 max_iters = 2000
@@ -55,7 +54,7 @@ train_dataloader = dict(
         type="FolderSegmentation",
         data_root=data_root,
         metainfo=metainfo,
-        ignored=ignored,
+        # ignored=(11,),  # in each data set: labels that do not count, besides 255, where nobody could tell the class
         data_prefix=dict(img_path="images/train", seg_map_path="masks/train"),
         pipeline=train_pipeline,
     ),
@@ -70,7 +69,6 @@ val_dataloader = dict(
         type="FolderSegmentation",
         data_root=data_root,
         metainfo=metainfo,
-        ignored=ignored,
         data_prefix=dict(img_path="images/val", seg_map_path="masks/val"),
         pipeline=test_pipeline,
     ),

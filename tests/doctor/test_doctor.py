@@ -286,7 +286,6 @@ def test_files_that_are_missing_damaged_or_lossy(tmp_path: Path) -> None:
     # mmseg's own data set has no message of gbseg's
     config = custom(root)
     config.val_dataloader.dataset.update(type="BaseSegDataset", ann_file="none.txt")
-    config.val_dataloader.dataset.pop("ignored")
     config.val_dataloader.dataset.metainfo = dict(classes=("a", "b", "c"))
     problems = [f for f in bad(check_data(config)) if f.where == "val data"]
     assert "none.txt" in problems[0].text

@@ -443,7 +443,7 @@ CASES = {
     "grey palette": Case("label palette stored as grey", masks=grey_of_palette, mend=sound),
     "no class": Case(
         "label no class",
-        masks=values(0, 7, 9),
+        masks=values(0, 1, 7, 9),
         mend=relabel(lambda labels: np.where(labels > 2, 255, labels).astype(np.uint8)),
     ),
     "1..C": Case("label off by one, without 0", masks=values(1, 2, 3)),
