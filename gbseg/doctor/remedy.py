@@ -1,7 +1,6 @@
 """Remedies as lines of a config: in a config that inherits the one that was checked, they are all that is to do."""
 
 import copy
-import keyword
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -12,6 +11,7 @@ from mmengine.config import Config
 
 from gbseg.config_files import config_folder
 from gbseg.doctor.finding import Finding
+from gbseg.mm.config_lines import file_lines, inherited_difference
 
 __all__ = ["Changes", "base_name", "config_lines", "head_keys", "import_gbseg", "inner_data", "inner_datasets_of", "remedied"]
 
@@ -47,37 +47,7 @@ def config_lines(config: Config, changes: Iterable[tuple[str, Any]]) -> str:
             node[place] = child
             node = child
         node[int(last) if isinstance(node, list) else last] = copy.deepcopy(value)
-    return "\n".join(f"{key} = {_text(value)}" for key, value in _difference(old, new).items())
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config that inherits ``old`` writes to be ``new``."""
-    changed: dict[str, Any] = {}
-    for key, value in new.items():
-        before = old.get(key)
-        if key in old and before == value:
-            continue
-        if key in old and isinstance(value, Mapping):
-            # a dict does not merge with None either
-            if isinstance(before, Mapping) and set(before) <= set(value):
-                changed[key] = _difference(before, value)
-            else:
-                changed[key] = {"_delete_": True, **value}
-        else:
-            changed[key] = value
-    return changed
-
-
-def _text(value: Any) -> str:
-    """A value as a config writes it."""
-    if isinstance(value, Mapping):
-        if all(isinstance(key, str) and key.isidentifier() and not keyword.iskeyword(key) for key in value):
-            return f"dict({', '.join(f'{key}={_text(item)}' for key, item in value.items())})"
-        return f"{{{', '.join(f'{key!r}: {_text(item)}' for key, item in value.items())}}}"
-    if isinstance(value, list | tuple):
-        items = ", ".join(map(_text, value))
-        return f"[{items}]" if isinstance(value, list) else f"({items}{',' if len(value) == 1 else ''})"
-    return repr(value)
+    return file_lines(inherited_difference(old, new))
 
 
 def base_name(config: Config) -> str:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
@@ -22,6 +23,7 @@ from gbseg.config_files import ConfigError
 from gbseg.losses import BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss, SoftmaxLoss
 from gbseg.mm.compat import BaseDecodeHead, ClsHead
 from gbseg.mm.config import load_config
+from gbseg.mm.config_lines import inherited_difference, value_text
 
 __all__ = ["BOOSTS", "BoostedConfig", "ConfigChange", "LeftAlone", "boost_config", "boosted", "write_config"]
 
@@ -48,8 +50,8 @@ class ConfigChange(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        old = [] if self.old is None else [f"  - {_text(self.old)}"]
-        return "\n".join([self.key, *old, f"  + {_text(self.new)}", f"    {self.reason}"])
+        old = [] if self.old is None else [f"  - {value_text(self.old)}"]
+        return "\n".join([self.key, *old, f"  + {value_text(self.new)}", f"    {self.reason}"])
 
 
 class LeftAlone(NamedTuple):
@@ -496,34 +498,11 @@ def write_config(result: BoostedConfig, source: str | Path, path: Path) -> None:
     if "::" not in base:
         base = os.path.relpath(base, path.parent or ".")
     original = load_config(source)
-    delta = _difference(original.to_dict(), result.config.to_dict())
+    delta = inherited_difference(original.to_dict(), result.config.to_dict())
     delta.pop("cfg_options", None)
-    reasons = "\n".join(f"# {line}" for change in result.changes for line in (f"{change.key}: {change.reason}",))
-    text = f"{reasons}\n_base_ = [{base!r}]\n{Config(delta).pretty_text}"
+    reasons = [
+        fill(f"{change.key}: {change.reason}", 110, initial_indent="# ", subsequent_indent="#   ") for change in result.changes
+    ]
+    text = "\n".join([*reasons, f"_base_ = [{base!r}]", Config(delta).pretty_text])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """What to write into a config that inherits ``old``, so that it is ``new``."""
-    delta: dict[str, Any] = {}
-    for key, value in new.items():
-        before = old.get(key)
-        if key in old and before == value:
-            continue
-        if isinstance(before, Mapping) and isinstance(value, Mapping):
-            gone = set(before) - set(value)
-            delta[key] = {"_delete_": True, **value} if gone else _difference(before, value)
-        else:
-            delta[key] = value
-    return delta
-
-
-def _text(value: Any) -> str:
-    """A value as a config writes it."""
-    if isinstance(value, Mapping):
-        return f"dict({', '.join(f'{key}={_text(item)}' for key, item in value.items())})"
-    if isinstance(value, list | tuple):
-        items = ", ".join(map(_text, value))
-        return f"[{items}]" if isinstance(value, list) else f"({items}{',' if len(value) == 1 else ''})"
-    return repr(value)
