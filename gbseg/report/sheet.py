@@ -163,7 +163,7 @@ def _draw_legend(
 ) -> None:
     for (x, y, name), value in zip(entries, values, strict=True):
         draw.rectangle((x, top + y, x + TEXT, top + y + TEXT), tuple(colours[value].tolist()), FAINT)
-        draw.text((x + TEXT + GAP, top + y - 1), name, INK, font=_font())
+        draw.text((x + TEXT + GAP, top + y - 1), name, INK, _font())
 
 
 def _label_name(value: int, class_names: Sequence[str]) -> str:

@@ -622,6 +622,14 @@ def test_a_deliberately_strong_loss_keeps_its_heads_apart(tmp_path: Path) -> Non
     assert "type='ExpGBLoss', loss_weight=0.4)" in finding.remedy
 
 
+def test_the_users_own_imports_stay(tmp_path: Path) -> None:
+    """Without them in the printed list, what they register would be unknown."""
+    bad = tmp_path / "bad.py"
+    bad.write_text(f"_base_ = ['{MMSEG}']\n{CASES['imports'].text}", encoding="utf-8")
+    (finding,) = [f for f in model_checks.check_model(load_config(bad)) if f.where == "imports"]
+    assert "imports=['json', 'gbseg', 'gbseg.mm']" in finding.remedy
+
+
 def test_lines_of_any_value() -> None:
     """Keys that are no names, tuples, lists of dicts: the lines are Python, and what they say."""
     from gbseg.doctor.remedy import config_lines
