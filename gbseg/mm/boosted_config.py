@@ -157,10 +157,10 @@ def boosted(
       config keep their meaning. Class weights become ``class_weight_mode='labels'``, label smoothing and ignored labels stay.
     * Where the boost's probabilities are no softmax, whatever takes one itself is replaced: the sampler of hard pixels, the
       model for test-time augmentation, the scores of MMPretrain's heads (`gbseg.mm.hooks.link_scores`).
-    * ``custom_imports`` and `NonFiniteGuardHook` are added.
+    * ``custom_imports`` and ``NonFiniteGuardHook`` are added.
 
-    ``max_delta='auto'`` bounds the error of exp-GB by ``t_pos`` and leaves the others unbounded; docs/mmsegmentation.md has
-    what was measured.
+    ``max_delta='auto'`` bounds the error of exp-GB by ``t_pos``, since its curvature has no bound, and leaves the others
+    unbounded.
 
     The arguments and what is raised are those of `boost_config`.
     """
