@@ -197,9 +197,8 @@ def _settings(boost: str, alpha: float | None, targets: Any, max_delta: float | 
         raise ValueError(f"boost is one of {', '.join(BOOSTS)}, not {boost!r}.")
     given = {"alpha": alpha, "targets": None if targets is None else tuple(targets)}
     if boost == "softmax":
-        if names := [name for name, value in given.items() if value is not None] + ["max_delta"] * (
-            max_delta not in ("auto", None)
-        ):
+        bounded = {"max_delta": None if max_delta == "auto" else max_delta}
+        if names := [name for name, value in (given | bounded).items() if value is not None]:
             raise ValueError(f"the softmax has no {', '.join(names)}.")
         return _Settings(boost, {}, 1.0, True, "gbseg's cross-entropy, whose mean is over the labelled pixels")
     if boost == "linear" and alpha is not None:
@@ -316,34 +315,30 @@ def _convert(
     """Convert the losses of one component, in place."""
     given = {key: value for key, value in owner.items() if _is_loss(key, value)}
     for key, value in {**_default_losses(kind, owner), **given}.items():
-        losses = list(value) if isinstance(value, list | tuple) else [value]
+        is_list = isinstance(value, list | tuple)
+        old_losses = list(value) if is_list else [value]
+        losses = list(old_losses)
         single_channel = key == "loss_decode" and owner.get("out_channels") == 1 and _is_plain_head(kind)
         if single_channel and all(_name(loss) == "CrossEntropyLoss" and loss.get("use_sigmoid") for loss in losses):
             losses = [{**loss, "use_sigmoid": False} for loss in losses]
-            for name, new in (("out_channels", owner.get("num_classes")), ("threshold", None)):
-                old = owner.get(name)
-                owner[name] = new
+            for name, new_value in (("out_channels", owner.get("num_classes")), ("threshold", None)):
                 reason = "one output with a sigmoid becomes one for each class"
-                changes.append(ConfigChange(f"{place}.{name}", old, new, reason))
-        for index, loss in enumerate(losses):
-            key_of_loss = f"{place}.{key}" + (f"[{index}]" if isinstance(value, list | tuple) else "")
+                changes.append(ConfigChange(f"{place}.{name}", owner.get(name), new_value, reason))
+                owner[name] = new_value
+        for index, (old, loss) in enumerate(zip(old_losses, losses, strict=True)):
+            key_of_loss = f"{place}.{key}[{index}]" if is_list else f"{place}.{key}"
             try:
                 new, reason = _converted(loss, owner, kind, key, settings)
             except _Refused as refused:
                 if key in given or _name(loss) in _CROSS_ENTROPY:
                     left.append(LeftAlone(key_of_loss, _name(loss), str(refused)))
                 continue
-            if new == loss:
-                continue
-            losses[index] = ConfigDict(new)
-            old = value[index] if isinstance(value, list | tuple) else value
-            changes.append(ConfigChange(key_of_loss, dict(old) if key in given else None, new, reason))
-            if key not in given:
-                changes[-1] = changes[-1]._replace(
-                    old=dict(old), reason=f"{reason}; the old one is the default of {_name(owner)}"
-                )
-        if any(old is not new for old, new in zip(losses, value if isinstance(value, list | tuple) else [value], strict=True)):
-            owner[key] = losses if isinstance(value, list | tuple) else losses[0]
+            if new != loss:
+                losses[index] = ConfigDict(new)
+                reason += "" if key in given else f"; the old one is the default of {_name(owner)}"
+                changes.append(ConfigChange(key_of_loss, dict(old), new, reason))
+        if losses != old_losses:
+            owner[key] = losses if is_list else losses[0]
 
 
 def _is_plain_head(kind: Any) -> bool:

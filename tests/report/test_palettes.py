@@ -46,7 +46,7 @@ def _deficient(colours: np.ndarray, kind: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["protanopia", "deuteranopia"])
 def test_the_colour_blind_tell_the_first_nine_apart(kind: str) -> None:
-    """With nine colours of matplotlib's tab20 the smallest distance is below 5."""
+    """With the first nine colours of matplotlib's tab20 the smallest distance is 4.6 or 7.2."""
     seen = rgb2lab(_deficient(np.array(default_palette(list("abcdefghi"))) / 255, kind)[None])[0]
     distances = np.linalg.norm(seen[:, None] - seen, axis=-1) + 1000 * np.eye(9)
     assert distances.min() > 8
