@@ -40,7 +40,7 @@ def shown_commands() -> list[object]:
         cases += [(page, *case) for script in scripts for case in gbseg_commands(script)]
     for config in sorted((ROOT / "configs").rglob("*.py")):
         header = re.match(r"(?:#.*\n)*", config.read_text(encoding="utf-8"))
-        lines = re.findall(r"^#   +((?:python|uv run|torchrun|gbseg) .*(?:\\\n#.*)*)$", header[0], re.MULTILINE)
+        lines = re.findall(r"^#   +((?:python|uv run|torchrun|gbseg) [^\\\n]*(?:\\\n#[^\\\n]*)*)$", header[0], re.MULTILINE)
         script = "\n".join(lines).replace("\\\n#", "\\\n")
         cases += [(config, *case) for case in gbseg_commands(script)]
     verdict = (ROOT / "docs/verdict.md").read_text(encoding="utf-8")
