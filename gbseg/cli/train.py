@@ -5,6 +5,7 @@ Example:
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,9 +49,12 @@ def _run(a: argparse.Namespace) -> None:
     if a.boost is not None:
         result = boosted(config, **boost_arguments(a))
         file = Path(a.work_dir or default_work_dir(config)) / Path(config.filename).name
-        print(
+        text = (
             f"--boost {a.boost} changes the config:\n{result}\nThe whole config goes to {file}: test and predict with that.\n"
         )
+        # of several processes, which do not know each other yet, the first one alone
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            print(text)
         config = result.config
     elif given := [f"--{name.replace('_', '-')}" for name, value in boost_arguments(a).items() if value not in (None, "auto")]:
         raise ValueError(f"{', '.join(given)}: of a loss that --boost puts in; give --boost exp, or leave it out.")
