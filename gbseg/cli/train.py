@@ -56,7 +56,11 @@ def _run(a: argparse.Namespace) -> None:
         if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             print(text)
         config = result.config
-    elif given := [f"--{name.replace('_', '-')}" for name, value in boost_arguments(a).items() if value not in (None, "auto")]:
+    elif given := [
+        f"--{name.replace('_', '-')}"
+        for name, value in boost_arguments(a).items()
+        if value != ("auto" if name == "max_delta" else None)
+    ]:
         raise ValueError(f"{', '.join(given)}: of a loss that --boost puts in; give --boost exp, or leave it out.")
     options = {"seed": a.seed, "deterministic": a.deterministic, "auto_scale_lr": a.auto_scale_lr}
     try:

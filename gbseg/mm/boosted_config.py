@@ -8,6 +8,7 @@ where a head's class has it as its default. What cannot be converted stays, and 
 import copy
 import inspect
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 
 from gbseg.config_files import ConfigError
+from gbseg.files import write_atomically
 from gbseg.losses import BoostedLoss, ExpGBLoss, LinearLoss, Pow3GBLoss, SoftmaxLoss
 from gbseg.mm.compat import BaseDecodeHead, ClsHead
 from gbseg.mm.config import load_config
@@ -170,7 +172,6 @@ def boosted(
         raise ConfigError(f"{config.filename} has no model: there is nothing to boost.")
     settings = _settings(boost, alpha, targets, max_delta)
     new = copy.deepcopy(config)
-    # a list of changes would be another value with every key that is set
     changes: list[ConfigChange] = []
     left: list[LeftAlone] = []
     with DefaultScope.overwrite_default_scope(config.get("default_scope") or "mmseg"):
@@ -208,11 +209,13 @@ def _settings(boost: str, alpha: float | None, targets: Any, max_delta: float | 
     t_neg, t_pos = plain.targets
     strength = t_pos - t_neg
     arguments: dict[str, Any] = {} if boost == "linear" else {"alpha": plain.boost.alpha}
-    arguments["targets"] = tuple(int(value) if value == int(value) else value for value in plain.targets)
+    arguments["targets"] = tuple(map(_short, plain.targets))
     bound = (t_pos if boost == "exp" else None) if max_delta == "auto" else max_delta
     if bound is not None:
+        if math.isinf(bound):
+            raise ValueError(f"max_delta is a finite number, or none for no bound, not {bound}.")
         kind(max_delta=bound)
-        arguments["max_delta"] = int(bound) if bound == int(bound) else bound
+        arguments["max_delta"] = _short(bound)
     is_softmax = boost == "exp" and t_neg == 0
     reason = f"1 / {strength:g} of the weight, since its gradient is {strength:g} times as strong"
     if boost == "exp":
@@ -221,6 +224,11 @@ def _settings(boost: str, alpha: float | None, targets: Any, max_delta: float | 
         reason += f"; max_delta={arguments['max_delta']} bounds the error of an output"
         reason += "" if max_delta != "auto" else " (--max-delta none leaves it unbounded, as the paper does)"
     return _Settings(boost, arguments, strength, is_softmax, reason)
+
+
+def _short(value: float) -> float:
+    """The number as people write it: 16 for 16.0."""
+    return int(value) if float(value).is_integer() else value
 
 
 def _owners(node: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
@@ -486,9 +494,13 @@ def write_config(result: BoostedConfig, source: str | Path, path: Path) -> None:
 
     Raises:
         FileExistsError: there is something.
+        FileWriteError: the file cannot be written.
+        ValueError: its name does not end in ``.py``.
     """
     if path.exists():
         raise FileExistsError(f"{path} exists: name another file, or remove it.")
+    if path.suffix != ".py":
+        raise ValueError(f"{path} is to be a config: let its name end in .py.")
     base = str(source)
     if "::" not in base:
         base = os.path.relpath(base, path.parent or ".")
@@ -499,5 +511,4 @@ def write_config(result: BoostedConfig, source: str | Path, path: Path) -> None:
         fill(f"{change.key}: {change.reason}", 110, initial_indent="# ", subsequent_indent="#   ") for change in result.changes
     ]
     text = "\n".join([*reasons, f"_base_ = [{base!r}]", Config(delta).pretty_text])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_atomically(text.encode(), path)

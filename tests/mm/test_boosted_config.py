@@ -266,6 +266,9 @@ def test_the_written_config_gives_the_same(tmp_path: Path, capsys: pytest.Captur
         write_config(boosted(load_config(own)), own, tmp_path / f"folder/own{number}.py")
         assert "'../own.py'" in (tmp_path / f"folder/own{number}.py").read_text()
         load_config(tmp_path / f"folder/own{number}.py")
+    for wrong, reason in ((tmp_path / "out.txt", "let its name end in .py"), (Path("/proc/x.py"), "could not be written")):
+        assert main(["boost", PSPNET, "-o", str(wrong)]) == 1
+        assert reason in capsys.readouterr().err and not wrong.exists()
     assert main(["boost", PSPNET, "-o", str(out)]) == 1
     assert "exists: name another file, or remove it." in capsys.readouterr().err
 
@@ -278,8 +281,11 @@ def _without_scopes(node: Any) -> Any:
 
 def test_train_with_one_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Options of a loss without ``--boost`` are refused; a config without a softmax is as well."""
-    assert main(["train", PSPNET, "--alpha", "0.2", "--work-dir", str(tmp_path / "a")]) == 1
-    assert "--alpha: of a loss that --boost puts in" in capsys.readouterr().err
+    for option, value in (("--alpha", "0.2"), ("--max-delta", "none")):
+        assert main(["train", PSPNET, option, value, "--work-dir", str(tmp_path / "a")]) == 1
+        assert f"{option}: of a loss that --boost puts in" in capsys.readouterr().err
+    assert main(["boost", PSPNET, "--max-delta", "inf"]) == 1
+    assert "max_delta is a finite number, or none for no bound, not inf." in capsys.readouterr().err
     (tmp_path / "runs.py").write_text("runs = dict(a=dict())\nmodel = dict(type='EncoderDecoder')\n")
     assert main(["boost", str(tmp_path / "runs.py")]) == 1
     assert "lists the runs a: boost the config of one of them" in capsys.readouterr().err
