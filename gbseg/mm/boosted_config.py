@@ -210,10 +210,13 @@ def _settings(boost: str, alpha: float | None, targets: Any, max_delta: float | 
     strength = t_pos - t_neg
     arguments: dict[str, Any] = {} if boost == "linear" else {"alpha": plain.boost.alpha}
     arguments["targets"] = tuple(map(_short, plain.targets))
-    bound = (t_pos if boost == "exp" else None) if max_delta == "auto" else max_delta
+    if max_delta == "auto":
+        bound = t_pos if boost == "exp" else None
+    elif isinstance(max_delta, str) or (max_delta is not None and math.isinf(max_delta)):
+        raise ValueError(f"max_delta is a finite number, or none for no bound, not {max_delta}.")
+    else:
+        bound = max_delta
     if bound is not None:
-        if math.isinf(bound):
-            raise ValueError(f"max_delta is a finite number, or none for no bound, not {bound}.")
         kind(max_delta=bound)
         arguments["max_delta"] = _short(bound)
     is_softmax = boost == "exp" and t_neg == 0
